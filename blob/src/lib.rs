@@ -1,0 +1,147 @@
+//! The blob store: payloads too large to travel with their records. Scheduler and worker both read and write it.
+//!
+//! A blob is durable before its reference is handed out, and its checksum is part of the reference.
+
+use bytes::Bytes;
+use capstan_common::{
+    id::CallId,
+    input::{Blob, Payload},
+};
+use futures_util::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
+use std::{path::PathBuf, sync::Arc};
+
+/// What can go wrong with a blob.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The disk has no room.
+    #[error("the blob store has no room")]
+    Full(#[source] std::io::Error),
+    /// The bytes are not those that were written.
+    #[error("blob {0} is damaged: its checksum does not match")]
+    Damaged(Arc<str>),
+    /// The store refused.
+    #[error("the blob store failed")]
+    Store(#[source] object_store::Error),
+    /// The disk refused.
+    #[error("the blob folder failed")]
+    Disk(#[source] std::io::Error),
+}
+
+/// A folder of blobs; a clone is another handle.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    store: Arc<LocalFileSystem>,
+    folder: Arc<PathBuf>,
+    threshold: usize,
+}
+
+impl Blobs {
+    /// Opens (and makes) a folder. Payloads of more than `threshold` bytes go there.
+    pub fn open(folder: PathBuf, threshold: usize) -> Result<Self, BlobError> {
+        std::fs::create_dir_all(&folder).map_err(disk)?;
+        let store = LocalFileSystem::new_with_prefix(&folder).map_err(store)?;
+        Ok(Self { store: Arc::new(store), folder: Arc::new(folder), threshold })
+    }
+
+    /// Whether these bytes belong here.
+    pub fn wants(&self, bytes: &Bytes) -> bool {
+        bytes.len() > self.threshold
+    }
+
+    /// A payload for these bytes: inline, or durable here under the call and a name that is unique within it.
+    pub async fn keep(&self, call: CallId, name: &str, bytes: Bytes) -> Result<Payload, BlobError> {
+        if !self.wants(&bytes) {
+            return Ok(Payload::Inline(bytes));
+        }
+        let path = format!("{call}/{name}");
+        let blob = Blob { name: path.as_str().into(), len: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+        let location = Path::from(path.as_str());
+        self.store.put(&location, PutPayload::from(bytes)).await.map_err(store)?;
+        self.sync(&path)?;
+        Ok(Payload::Blob(blob))
+    }
+
+    /// The store's own put leaves the page cache to the kernel; a reference must not outlive a power cut.
+    fn sync(&self, path: &str) -> Result<(), BlobError> {
+        let file = self.folder.join(path);
+        std::fs::File::open(&file).and_then(|f| f.sync_data()).map_err(disk)?;
+        let parent = file.parent().unwrap_or(&self.folder);
+        std::fs::File::open(parent).and_then(|f| f.sync_all()).map_err(disk)
+    }
+
+    /// The bytes of a payload.
+    pub async fn fetch(&self, payload: &Payload) -> Result<Bytes, BlobError> {
+        let blob = match payload {
+            Payload::Inline(bytes) => return Ok(bytes.clone()),
+            Payload::Blob(blob) => blob,
+        };
+        let got = self.store.get(&Path::from(&*blob.name)).await.map_err(store)?;
+        let bytes = got.bytes().await.map_err(store)?;
+        if bytes.len() as u64 != blob.len || crc32c::crc32c(&bytes) != blob.crc32c {
+            return Err(BlobError::Damaged(blob.name.clone()));
+        }
+        Ok(bytes)
+    }
+
+    /// Deletes all blobs of a call; none is fine.
+    pub async fn forget(&self, call: CallId) -> Result<(), BlobError> {
+        let prefix = Path::from(call.to_string());
+        let mut listed = self.store.list(Some(&prefix));
+        let mut any = false;
+        while let Some(found) = listed.try_next().await.map_err(store)? {
+            any = true;
+            self.store.delete(&found.location).await.map_err(store)?;
+        }
+        if any {
+            // A folder is only a leftover of the local store; failing to remove it loses nothing.
+            let _ = std::fs::remove_dir(self.folder.join(call.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Calls that have blobs here.
+    pub fn calls(&self) -> Result<Vec<CallId>, BlobError> {
+        let entries = std::fs::read_dir(&*self.folder).map_err(disk)?;
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
+}
+
+fn disk(error: std::io::Error) -> BlobError {
+    if error.kind() == std::io::ErrorKind::StorageFull { BlobError::Full(error) } else { BlobError::Disk(error) }
+}
+
+fn store(error: object_store::Error) -> BlobError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(io) = current.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::StorageFull
+        {
+            return BlobError::Full(std::io::Error::from(io.kind()));
+        }
+        cause = current.source();
+    }
+    BlobError::Store(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn large_payloads_come_back_and_a_flipped_bit_is_found() {
+        // RELIABILITY I10, F26
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path().into(), 8).unwrap();
+        let call = CallId(7);
+        let small = blobs.keep(call, "in-0", Bytes::from_static(b"12345678")).await.unwrap();
+        assert_eq!(small, Payload::Inline(Bytes::from_static(b"12345678")));
+        let large = blobs.keep(call, "in-1", Bytes::from_static(b"123456789")).await.unwrap();
+        assert_eq!(blobs.fetch(&large).await.unwrap(), Bytes::from_static(b"123456789"));
+        std::fs::write(folder.path().join(call.to_string()).join("in-1"), b"12345678x").unwrap();
+        assert!(matches!(blobs.fetch(&large).await, Err(BlobError::Damaged(_))));
+        assert_eq!(blobs.calls().unwrap(), [call]);
+        blobs.forget(call).await.unwrap();
+        assert!(blobs.calls().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,194 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Capstan: serverless functions on your own machines.
+#[derive(Parser)]
+#[command(version, about, long_about = None, propagate_version = true, after_help = "\
+Examples:
+  capstan demo                                     everything at work, on this machine
+  capstan up                                       a scheduler and worker on http://127.0.0.1:7070
+  capstan deploy examples/functions.yaml           deploy what a manifest holds
+  capstan invoke examples.count '\"/etc/hosts\"'     one input, and its output
+  ls | jq -R . | capstan map examples.count        many inputs from standard input
+  capstan explain examples.count                   why there are as many containers as there are")]
+pub struct Cli {
+    /// Where the scheduler is.
+    #[arg(long, global = true, env = "CAPSTAN_URL", default_value = "http://127.0.0.1:7070")]
+    pub url: String,
+    /// The token that it wants, if any.
+    #[arg(long, global = true, env = "CAPSTAN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The namespace.
+    #[arg(long, short, global = true, env = "CAPSTAN_NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Print what the scheduler answered, as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a scheduler and a worker in one process.
+    Up(UpArgs),
+    /// Show everything at work: deploy the examples, map them over files, watch containers rise and fall.
+    Demo(DemoArgs),
+    /// Deploy the functions of manifests (YAML or TOML).
+    #[command(
+        after_help = "Example manifest:\n  name: hello\n  runtime: {process: {command: [\"cat\"]}}\n  protocol: exec"
+    )]
+    Deploy {
+        /// Manifests: one function each, or a list under `functions:`.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// List functions.
+    Functions,
+    /// Remove a function; its pending inputs end as cancelled.
+    Remove { function: String },
+    /// Send one input and wait for its output.
+    #[command(after_help = "Example:\n  capstan invoke examples.count '\"/etc/hosts\"'")]
+    Invoke {
+        function: String,
+        /// The input, as JSON; `-` reads it from standard input.
+        #[arg(default_value = "null")]
+        input: String,
+    },
+    /// Send many inputs (NDJSON) and print their outputs while they come.
+    #[command(after_help = "Example:\n  seq 1000 | capstan map square --collect > squares.ndjson")]
+    Map {
+        function: String,
+        /// Lines of JSON; standard input without it.
+        file: Option<PathBuf>,
+        /// Print outputs as they end, not in the order of the inputs.
+        #[arg(long)]
+        unordered: bool,
+        /// Go on after an error; errors are printed among the outputs.
+        #[arg(long)]
+        collect: bool,
+        /// Discard outputs; print only how many succeeded and failed.
+        #[arg(long)]
+        no_outputs: bool,
+    },
+    /// Send inputs and do not wait; prints the call's id.
+    #[command(
+        after_help = "Examples:\n  capstan spawn examples.count '\"/etc/hosts\"'\n  seq 1000000 | capstan spawn square --file -"
+    )]
+    Spawn {
+        function: String,
+        /// One input, as JSON.
+        #[arg(conflicts_with = "file")]
+        input: Option<String>,
+        /// Many inputs: lines of JSON in a file, `-` for standard input.
+        #[arg(long, short)]
+        file: Option<PathBuf>,
+        /// Sent again with the same key, it makes no second call.
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// List calls, newest first.
+    Calls {
+        #[arg(long)]
+        function: Option<String>,
+        /// pending, running, succeeded, failed or cancelled.
+        #[arg(long)]
+        state: Option<String>,
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Show a call.
+    Call { id: String },
+    /// Print a call's results.
+    Results {
+        id: String,
+        /// In the order of their ends.
+        #[arg(long)]
+        unordered: bool,
+        /// Wait until the call has ended.
+        #[arg(long, short)]
+        wait: bool,
+    },
+    /// Cancel a call.
+    Cancel { id: String },
+    /// Show or change a function's autoscaler settings.
+    #[command(
+        after_help = "Examples:\n  capstan autoscaler f --min 2 --max 10\n  capstan autoscaler f --reset max_containers"
+    )]
+    Autoscaler {
+        function: String,
+        #[arg(long)]
+        min: Option<u32>,
+        #[arg(long)]
+        max: Option<u32>,
+        #[arg(long)]
+        buffer: Option<u32>,
+        /// Seconds a container may idle.
+        #[arg(long)]
+        window: Option<u32>,
+        /// Drop an override: min_containers, max_containers, buffer_containers or scaledown_window.
+        #[arg(long)]
+        reset: Vec<String>,
+    },
+    /// Say why: a function's scale decisions, or the life of one input of a call.
+    Explain {
+        /// A function, or a call's id.
+        what: String,
+        /// The input's index, for a call.
+        index: Option<u64>,
+    },
+    /// Print what a function's containers write.
+    Logs {
+        function: String,
+        /// Go on as more comes.
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Watch functions and containers live.
+    Top,
+    /// List workers.
+    Workers,
+    /// List containers.
+    Containers {
+        #[arg(long)]
+        function: Option<String>,
+    },
+    /// Print the effective configuration of `up`, and where each value came from.
+    Config(UpArgs),
+    /// Print a completion script for a shell.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// How to run.
+#[derive(Args, Clone, Default)]
+pub struct UpArgs {
+    /// Where REST is served; port 0 picks a free one.
+    #[arg(long)]
+    pub listen: Option<String>,
+    /// Where everything durable lies.
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// A TOML file with the sections [scheduler] and [worker].
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Any one setting, for example --set scheduler.limits.map_running=100; may be given more than once.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// What to show.
+#[derive(Args, Clone)]
+pub struct DemoArgs {
+    /// The folder whose files are the inputs.
+    #[arg(long, default_value = "/usr/share/doc")]
+    pub inputs: PathBuf,
+    /// Go on serving afterwards.
+    #[arg(long)]
+    pub keep: bool,
+    /// The folder with the example functions.
+    #[arg(long, default_value = "examples")]
+    pub examples: PathBuf,
+}

@@ -1,0 +1,197 @@
+//! The REST interface, from the client's side.
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use reqwest::{Client as Http, Method, RequestBuilder, Response};
+use serde_json::Value;
+use std::path::Path;
+
+/// Why a command failed, for its exit code.
+#[derive(Debug)]
+pub enum Failed {
+    /// The function or call failed.
+    Function(String),
+    /// Capstan refused.
+    Refused(String),
+    /// There is no connection.
+    NoConnection(String),
+    /// The command line is wrong.
+    Usage(String),
+}
+
+impl Failed {
+    /// 1 the function failed, 2 wrong usage, 3 refused, 4 no connection.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Function(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Refused(_) => 3,
+            Self::NoConnection(_) => 4,
+        }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Function(text) | Self::Refused(text) | Self::NoConnection(text) | Self::Usage(text) => {
+                f.write_str(text)
+            }
+        }
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// A scheduler, by its address.
+#[derive(Clone)]
+pub struct Client {
+    http: Http,
+    url: String,
+    token: Option<String>,
+    /// The namespace of all calls.
+    pub namespace: String,
+}
+
+impl Client {
+    /// A client of the scheduler at `url`.
+    pub fn new(url: &str, token: Option<String>, namespace: &str) -> Self {
+        Self { http: Http::new(), url: url.trim_end_matches('/').into(), token, namespace: namespace.into() }
+    }
+
+    /// The scheduler's address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The path of a function, and what of it.
+    pub fn function(&self, name: &str, what: &str) -> String {
+        let slash = if what.is_empty() { "" } else { "/" };
+        format!("/v1/namespaces/{}/functions/{name}{slash}{what}", self.namespace)
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.url));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn answer(&self, request: RequestBuilder) -> Result<Response, Failed> {
+        let response = request.send().await.map_err(|error| {
+            let url = &self.url;
+            Failed::NoConnection(format!("no connection to {url}: {}; is `capstan up` running there?", root(&error)))
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let text = response.text().await.unwrap_or_default();
+        let problem: Value = serde_json::from_str(&text).unwrap_or_default();
+        let detail = problem["detail"].as_str().unwrap_or(&text);
+        let code = problem["code"].as_str().unwrap_or_default();
+        let traceback =
+            problem["error"]["traceback"].as_str().map(|t| format!("\n{}", t.trim_end())).unwrap_or_default();
+        let told = format!("{detail}{traceback} ({code}, {})", status.as_u16());
+        Err(match code {
+            "function_failed" | "function_timeout" => Failed::Function(told),
+            _ => Failed::Refused(told),
+        })
+    }
+
+    /// GET as JSON.
+    pub async fn get(&self, path: &str) -> Result<Value, Failed> {
+        json(self.answer(self.request(Method::GET, path)).await?).await
+    }
+
+    /// A method with a JSON body, answered by JSON or nothing.
+    pub async fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, Failed> {
+        json(self.answer(self.request(method, path).json(body)).await?).await
+    }
+
+    /// POST of bytes that are JSON.
+    pub async fn post(&self, path: &str, body: Bytes, key: Option<&str>) -> Result<Value, Failed> {
+        let mut request = self.request(Method::POST, path).header("Content-Type", "application/json").body(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        json(self.answer(request).await?).await
+    }
+
+    /// POST of a stream; the answer streams too.
+    pub async fn stream(&self, path: &str, body: reqwest::Body, key: Option<&str>) -> Result<Response, Failed> {
+        let mut request = self.request(Method::POST, path).header("Content-Type", "application/x-ndjson").body(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        self.answer(request).await
+    }
+
+    /// GET whose answer streams.
+    pub async fn follow(&self, path: &str) -> Result<Response, Failed> {
+        self.answer(self.request(Method::GET, path)).await
+    }
+}
+
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+async fn json(response: Response) -> Result<Value, Failed> {
+    let text = response.text().await.map_err(broken)?;
+    if text.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(&text).map_err(|error| Failed::NoConnection(format!("the answer is not JSON: {error}")))
+}
+
+/// An answer that broke off.
+pub fn broken(error: reqwest::Error) -> Failed {
+    Failed::NoConnection(format!("the connection broke: {}", root(&error)))
+}
+
+/// Lines of a streaming answer.
+pub fn lines(response: Response) -> impl Stream<Item = Result<Bytes, Failed>> + Unpin {
+    let mut rest = bytes::BytesMut::new();
+    let chunks = response.bytes_stream().map(Some).chain(futures_util::stream::iter([None]));
+    Box::pin(chunks.flat_map(move |chunk| {
+        let mut found = Vec::new();
+        match chunk {
+            Some(Ok(chunk)) => {
+                rest.extend_from_slice(&chunk);
+                while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                    found.push(Ok(rest.split_to(end + 1).freeze()));
+                }
+            }
+            Some(Err(error)) => found.push(Err(broken(error))),
+            None if !rest.is_empty() => found.push(Ok(rest.split().freeze())),
+            None => {}
+        }
+        futures_util::stream::iter(found)
+    }))
+}
+
+/// A file, or standard input for `-` or nothing, as a body; `seen` is told of its bytes.
+pub async fn body_of(
+    file: Option<&Path>,
+    seen: impl Fn(&[u8]) + Send + Sync + 'static,
+) -> Result<reqwest::Body, Failed> {
+    let reader: Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin> = match file.filter(|f| *f != Path::new("-")) {
+        Some(path) => {
+            let opened = tokio::fs::File::open(path).await;
+            Box::new(opened.map_err(|e| Failed::Usage(format!("{} cannot be read: {e}", path.display())))?)
+        }
+        None => Box::new(tokio::io::stdin()),
+    };
+    let chunks = tokio_util::io::ReaderStream::with_capacity(reader, 64 << 10);
+    Ok(reqwest::Body::wrap_stream(chunks.inspect(move |chunk| {
+        if let Ok(bytes) = chunk {
+            seen(bytes);
+        }
+    })))
+}

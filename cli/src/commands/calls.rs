@@ -1,0 +1,143 @@
+//! Calls from the command line.
+
+use super::print_list;
+use crate::{
+    client::{Client, Failed, body_of, lines},
+    output,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+fn input_of(text: String) -> Result<Bytes, Failed> {
+    let text = if text == "-" {
+        let mut read = String::new();
+        let got = std::io::stdin().read_to_string(&mut read);
+        got.map_err(|e| Failed::Usage(format!("standard input cannot be read: {e}")))?;
+        read
+    } else {
+        text
+    };
+    serde_json::from_str::<Value>(&text)
+        .map_err(|e| Failed::Usage(format!("the input is not JSON: {e}; write a text as '\"text\"'")))?;
+    Ok(text.into())
+}
+
+/// One input, and its output.
+pub async fn invoke(client: &Client, function: &str, input: String) -> anyhow::Result<()> {
+    let output = client.post(&client.function(function, "invoke"), input_of(input)?, None).await?;
+    output::print(serde_json::to_string(&output)?)
+}
+
+/// One input, or a file of them, without waiting.
+pub async fn spawn(
+    client: &Client,
+    function: &str,
+    input: Option<String>,
+    file: Option<&Path>,
+    key: Option<&str>,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let answer = match file {
+        Some(file) => {
+            let body = body_of(Some(file), |_| {}).await?;
+            let response = client.stream(&client.function(function, "spawn_map"), body, key).await?;
+            response.json().await.map_err(crate::client::broken)?
+        }
+        None => {
+            let input = input_of(input.unwrap_or_else(|| "null".into()))?;
+            client.post(&client.function(function, "spawn"), input, key).await?
+        }
+    };
+    if as_json {
+        return output::print_json(&answer);
+    }
+    output::print(output::text(&answer["call_id"]))
+}
+
+/// Lists calls.
+pub async fn list(
+    client: &Client,
+    function: Option<&str>,
+    state: Option<&str>,
+    limit: usize,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let mut path = format!("/v1/calls?namespace={}&limit={limit}", client.namespace);
+    for (name, value) in [("function", function), ("state", state)] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={value}"));
+        }
+    }
+    let page = client.get(&path).await?;
+    if as_json {
+        return output::print_json(&page);
+    }
+    let fields = [
+        ("call", "/id"),
+        ("function", "/function"),
+        ("state", "/state"),
+        ("inputs", "/inputs/total"),
+        ("succeeded", "/inputs/succeeded"),
+        ("failed", "/inputs/failed"),
+        ("created", "/created_at"),
+    ];
+    print_list(page["calls"].as_array().map_or(&[], Vec::as_slice), &fields)
+}
+
+/// Shows a call; a failed one ends with exit code 1.
+pub async fn show(client: &Client, id: &str, as_json: bool) -> anyhow::Result<ExitCode> {
+    let call = client.get(&format!("/v1/calls/{id}")).await?;
+    if as_json {
+        output::print_json(&call)?;
+    } else {
+        let flat = ["state", "namespace", "function", "created_at", "finished_at", "expires_at"];
+        let rows = flat.iter().map(|name| vec![(*name).to_owned(), output::text(&call[*name])]);
+        let counts = call["inputs"].as_object().into_iter().flatten();
+        let counts = counts.map(|(name, n)| vec![format!("inputs {name}"), output::text(n)]);
+        output::print(output::table(&["call", id], rows.chain(counts)))?;
+    }
+    Ok(if call["state"] == "failed" { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// Prints results, page by page.
+pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> anyhow::Result<()> {
+    let mut after = String::new();
+    loop {
+        let wait_s = if wait { 30 } else { 0 };
+        let path = format!("/v1/calls/{id}/results?ordered={ordered}&limit=1000&wait_s={wait_s}{after}");
+        let mut page = lines(client.follow(&path).await?);
+        let mut last = None;
+        while let Some(line) = page.next().await {
+            let line = line?;
+            let value: Value = serde_json::from_slice(&line)?;
+            last = value["cursor"].as_str().map(str::to_owned);
+            std::io::stdout().lock().write_all(&line)?;
+        }
+        match last {
+            Some(cursor) => after = format!("&after={cursor}"),
+            None if wait && !ended(client, id).await? => {}
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn ended(client: &Client, id: &str) -> Result<bool, Failed> {
+    let call = client.get(&format!("/v1/calls/{id}")).await?;
+    Ok(!call["finished_at"].is_null())
+}
+
+/// Cancels a call.
+pub async fn cancel(client: &Client, id: &str, as_json: bool) -> anyhow::Result<()> {
+    let call = client.send(Method::POST, &format!("/v1/calls/{id}/cancel"), &json!({})).await?;
+    if as_json {
+        return output::print_json(&call);
+    }
+    output::print(format!("{id}: {}", output::text(&call["state"])))
+}

@@ -1,0 +1,113 @@
+//! Functions from the command line.
+
+use super::print_list;
+use crate::{
+    client::{Client, Failed},
+    manifest, output,
+};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+
+const SETTINGS: [&str; 4] = ["min_containers", "max_containers", "buffer_containers", "scaledown_window"];
+
+/// Deploys every function of every manifest; nothing is deployed if one of them cannot be read.
+pub async fn deploy(client: &Client, files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
+    let mut entries = Vec::new();
+    for file in files {
+        entries.extend(manifest::read(file)?);
+    }
+    let mut answers = Vec::new();
+    for entry in entries {
+        let mut there = client.clone();
+        if let Some(namespace) = entry.namespace {
+            there.namespace = namespace;
+        }
+        let answer = there.send(Method::PUT, &there.function(&entry.name, ""), &entry.spec).await;
+        let answer = answer.map_err(|e| match e {
+            Failed::Refused(text) => Failed::Refused(format!("{}: {text}", entry.name)),
+            other => other,
+        })?;
+        if !as_json {
+            output::print(format!("deployed {} revision {}", entry.name, output::text(&answer["revision"])))?;
+        }
+        answers.push(answer);
+    }
+    if as_json {
+        output::print_json(&Value::Array(answers))?;
+    }
+    Ok(())
+}
+
+/// Lists functions.
+pub async fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let base = format!("/v1/namespaces/{}/functions?limit=1000", client.namespace);
+    let mut path = base.clone();
+    let mut all = Vec::new();
+    loop {
+        let mut page = client.get(&path).await?;
+        if let Value::Array(functions) = page["functions"].take() {
+            all.extend(functions);
+        }
+        match page["next"].as_str() {
+            Some(next) => path = format!("{base}&after={next}"),
+            None => break,
+        }
+    }
+    if as_json {
+        return output::print_json(&json!({"functions": all}));
+    }
+    print_list(
+        &all,
+        &[
+            ("function", "/name"),
+            ("revision", "/revision"),
+            ("backlog", "/stats/backlog"),
+            ("running", "/stats/running"),
+            ("starting", "/stats/containers/starting"),
+            ("idle", "/stats/containers/idle"),
+            ("busy", "/stats/containers/busy"),
+            ("desired", "/stats/desired"),
+        ],
+    )
+}
+
+/// Removes a function.
+pub async fn remove(client: &Client, function: &str) -> anyhow::Result<()> {
+    client.send(Method::DELETE, &client.function(function, ""), &Value::Null).await?;
+    output::print(format!("removed {function}"))
+}
+
+/// Shows settings, or changes and shows them.
+pub async fn autoscaler(
+    client: &Client,
+    function: &str,
+    values: [Option<u32>; 4],
+    reset: &[String],
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let mut patch = Map::new();
+    for (name, value) in SETTINGS.iter().zip(values) {
+        patch.extend(value.map(|v| ((*name).to_owned(), json!(v))));
+    }
+    for name in reset {
+        if !SETTINGS.contains(&name.as_str()) {
+            return Err(Failed::Usage(format!("--reset {name}: must be one of {}", SETTINGS.join(", "))).into());
+        }
+        patch.insert(name.clone(), Value::Null);
+    }
+    let path = client.function(function, "autoscaler");
+    let settings = if patch.is_empty() {
+        client.get(&path).await?
+    } else {
+        client.send(Method::PATCH, &path, &Value::Object(patch)).await?
+    };
+    if as_json {
+        return output::print_json(&settings);
+    }
+    let rows = SETTINGS.iter().map(|name| {
+        let cell = |of: &str| output::text(&settings[of][*name]);
+        vec![(*name).to_owned(), cell("deployed"), cell("overrides"), cell("effective")]
+    });
+    output::print(output::table(&["setting", "deployed", "override", "effective"], rows))
+}

@@ -1,0 +1,176 @@
+//! What is, and why, from the command line.
+
+use super::print_list;
+use crate::{
+    cli::UpArgs,
+    client::{Client, Failed},
+    config, output,
+};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, io::Write, time::Duration};
+
+/// The effective configuration.
+pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
+    let loaded = config::load(args)?;
+    let shown = |key: &str, value: &toml::Value| {
+        if key.ends_with("tokens") {
+            format!("{} hidden", value.as_array().map_or(0, Vec::len))
+        } else {
+            value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+        }
+    };
+    if as_json {
+        let all: serde_json::Map<_, _> = loaded
+            .origins
+            .iter()
+            .map(|(key, (value, origin))| (key.clone(), json!({"value": shown(key, value), "origin": origin})))
+            .collect();
+        return output::print_json(&Value::Object(all));
+    }
+    let rows = loaded.origins.iter().map(|(key, (value, origin))| vec![key.clone(), shown(key, value), origin.clone()]);
+    output::print(output::table(&["setting", "value", "from"], rows))
+}
+
+/// A function's decisions, or one input's life.
+pub async fn explain(client: &Client, what: &str, index: Option<u64>, as_json: bool) -> anyhow::Result<()> {
+    if what.starts_with("ca-") {
+        let Some(index) = index else {
+            return Err(Failed::Usage("which input? write: capstan explain CALL INDEX".into()).into());
+        };
+        let life = client.get(&format!("/v1/calls/{what}/inputs/{index}/explain")).await?;
+        return if as_json { output::print_json(&life) } else { print_life(&life) };
+    }
+    let told = client.get(&client.function(what, "explain")).await?;
+    if as_json {
+        return output::print_json(&told);
+    }
+    let decisions = told["decisions"].as_array().map_or(&[][..], Vec::as_slice);
+    let fields = [
+        ("at", "/at"),
+        ("from", "/from"),
+        ("to", "/to"),
+        ("reason", "/reason"),
+        ("pending", "/facts/pending"),
+        ("running", "/facts/running"),
+        ("slots", "/facts/slots"),
+        ("min", "/facts/min"),
+        ("max", "/facts/max"),
+        ("buffer", "/facts/buffer"),
+        ("live", "/facts/live"),
+    ];
+    print_list(decisions, &fields)?;
+    if !told["waiting"].is_null() {
+        let (code, detail) = (output::text(&told["waiting"]["code"]), output::text(&told["waiting"]["detail"]));
+        output::print(format!("inputs wait: {code}: {detail}"))?;
+    }
+    Ok(())
+}
+
+fn print_life(life: &Value) -> anyhow::Result<()> {
+    let steps = life["history"].as_array().map_or(&[][..], Vec::as_slice);
+    print_list(steps, &[("state", "/state"), ("at", "/at")])?;
+    for name in ["attempts", "container", "worker", "run_ms"] {
+        if !life[name].is_null() {
+            output::print(format!("{name}: {}", output::text(&life[name])))?;
+        }
+    }
+    if !life["waiting"].is_null() {
+        output::print(format!("waits: {}", output::text(&life["waiting"]["detail"])))?;
+    }
+    if !life["error"].is_null() {
+        output::print(format!(
+            "error: {}: {}",
+            output::text(&life["error"]["type"]),
+            output::text(&life["error"]["message"])
+        ))?;
+    }
+    Ok(())
+}
+
+/// Output of a function's containers, each line with its container.
+pub async fn logs(client: &Client, function: &str, follow: bool) -> anyhow::Result<()> {
+    client.get(&client.function(function, "")).await?;
+    let mut known = BTreeSet::new();
+    let (lines, mut printed) = tokio::sync::mpsc::channel::<Vec<u8>>(64);
+    let (there, name) = (client.clone(), function.to_owned());
+    actix_rt::spawn(async move {
+        loop {
+            for id in container_ids(&there, &name).await {
+                if known.insert(id.clone()) {
+                    let (there, lines) = (there.clone(), lines.clone());
+                    actix_rt::spawn(async move { follow_one(&there, &id, follow, lines).await });
+                }
+            }
+            if !follow {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    while let Some(line) = printed.recv().await {
+        std::io::stdout().lock().write_all(&line)?;
+    }
+    Ok(())
+}
+
+async fn container_ids(client: &Client, function: &str) -> Vec<String> {
+    let path = format!("/v1/containers?namespace={}&function={function}", client.namespace);
+    let listed = client.get(&path).await.unwrap_or_default();
+    let containers = listed["containers"].as_array().cloned().unwrap_or_default();
+    containers.iter().filter_map(|c| c["id"].as_str().map(str::to_owned)).collect()
+}
+
+async fn follow_one(client: &Client, id: &str, follow: bool, out: tokio::sync::mpsc::Sender<Vec<u8>>) {
+    let path = format!("/v1/containers/{id}/logs?follow={follow}");
+    let Ok(response) = client.follow(&path).await else { return };
+    let mut lines = crate::client::lines(response);
+    while let Some(Ok(line)) = lines.next().await {
+        let mut text = format!("{id} ").into_bytes();
+        text.extend_from_slice(&line);
+        if out.send(text).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lists workers.
+pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let answer = client.get("/v1/workers").await?;
+    if as_json {
+        return output::print_json(&answer);
+    }
+    let fields = [
+        ("worker", "/name"),
+        ("state", "/state"),
+        ("cpu", "/capacity/cpu"),
+        ("free", "/free/cpu"),
+        ("MiB", "/capacity/memory_mib"),
+        ("free", "/free/memory_mib"),
+        ("containers", "/containers"),
+        ("limits", "/limits"),
+    ];
+    print_list(answer["workers"].as_array().map_or(&[], Vec::as_slice), &fields)
+}
+
+/// Lists containers.
+pub async fn containers(client: &Client, function: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+    let mut path = format!("/v1/containers?namespace={}", client.namespace);
+    if let Some(function) = function {
+        path.push_str(&format!("&function={function}"));
+    }
+    let answer = client.get(&path).await?;
+    if as_json {
+        return output::print_json(&answer);
+    }
+    let fields = [
+        ("container", "/id"),
+        ("function", "/function"),
+        ("revision", "/revision"),
+        ("worker", "/worker"),
+        ("state", "/state"),
+        ("inputs", "/inputs"),
+        ("since", "/started_at"),
+    ];
+    print_list(answer["containers"].as_array().map_or(&[], Vec::as_slice), &fields)
+}

@@ -1,0 +1,88 @@
+//! Map from the command line: inputs in, outputs out, progress on the terminal.
+
+use crate::client::{Client, Failed, body_of, lines};
+use futures_util::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// How to map.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    /// Outputs in the order of the inputs.
+    pub ordered: bool,
+    /// Go on after an error.
+    pub collect: bool,
+    /// Outputs are wanted.
+    pub outputs: bool,
+}
+
+impl Terms {
+    /// The path that asks for them.
+    pub fn path(self, client: &Client, function: &str) -> String {
+        let on_error = if self.collect { "collect" } else { "raise" };
+        let what = format!("map?ordered={}&on_error={on_error}&outputs={}", self.ordered, self.outputs);
+        client.function(function, &what)
+    }
+}
+
+/// A bar on the terminal; hidden where standard error is none.
+pub fn bar(total: Option<u64>) -> ProgressBar {
+    let bar = match total {
+        Some(total) => ProgressBar::new(total),
+        None => ProgressBar::no_length(),
+    };
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let template = match total {
+        Some(_) => "{prefix:16} {bar:32} {pos}/{len}  {per_sec}  eta {eta}  {msg}",
+        None => "{prefix:16} {spinner} {pos} done  {per_sec}  {msg}",
+    };
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Maps; exits with 1 if an input failed.
+pub async fn map(client: &Client, function: &str, file: Option<&Path>, terms: Terms) -> anyhow::Result<ExitCode> {
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = sent.clone();
+    let body = body_of(file, move |bytes| {
+        counted.fetch_add(bytes.iter().filter(|b| **b == b'\n').count() as u64, Ordering::Relaxed);
+    })
+    .await?;
+    let bar = bar(None).with_prefix(function.to_owned());
+    let mut answer = lines(client.stream(&terms.path(client, function), body, None).await?);
+    let (mut failed, mut refused) = (false, None);
+    while let Some(line) = answer.next().await {
+        let line = line?;
+        // Outputs can be large: only the head of a line is looked at.
+        let head = &line[..line.len().min(64)];
+        let wrong = head.windows(8).any(|w| w == b"\"error\":");
+        if wrong {
+            failed = true;
+            let value: Value = serde_json::from_slice(&line)?;
+            if value["index"].is_null() {
+                refused = value["error"]["message"].as_str().map(str::to_owned);
+                break;
+            }
+        } else if !terms.outputs {
+            failed |= serde_json::from_slice::<Value>(&line)?["failed"].as_u64().unwrap_or(0) > 0;
+        }
+        bar.inc(1);
+        bar.set_message(format!("{} sent", sent.load(Ordering::Relaxed)));
+        std::io::stdout().lock().write_all(&line)?;
+    }
+    bar.finish_and_clear();
+    if let Some(message) = refused {
+        return Err(Failed::Refused(message).into());
+    }
+    Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,83 @@
+//! What each command does.
+
+mod calls;
+mod functions;
+mod look;
+pub mod map;
+
+use crate::{
+    cli::{Cli, Command},
+    client::Client,
+    config, demo, output, top, up,
+};
+use clap::CommandFactory;
+use std::{io::IsTerminal, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// Structured logs on standard error; `RUST_LOG` says how much.
+fn log(default: &str) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{default},h2=off,tonic=off,tower=off,hyper=off")));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        lines.init();
+    } else {
+        lines.json().init();
+    }
+}
+
+/// Runs a command line.
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&cli.url, cli.token.clone(), &cli.namespace);
+    let json = cli.json;
+    match cli.command {
+        Command::Up(args) => {
+            log("info");
+            up::up(config::load(&args)?.settings).await?;
+        }
+        Command::Demo(args) => {
+            log("error");
+            return demo::demo(args).await;
+        }
+        Command::Config(args) => look::config(&args, json)?,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut std::io::stdout());
+        }
+        Command::Top => top::top(&client).await?,
+        Command::Deploy { files } => functions::deploy(&client, &files, json).await?,
+        Command::Functions => functions::list(&client, json).await?,
+        Command::Remove { function } => functions::remove(&client, &function).await?,
+        Command::Autoscaler { function, min, max, buffer, window, reset } => {
+            functions::autoscaler(&client, &function, [min, max, buffer, window], &reset, json).await?;
+        }
+        Command::Invoke { function, input } => calls::invoke(&client, &function, input).await?,
+        Command::Spawn { function, input, file, key } => {
+            calls::spawn(&client, &function, input, file.as_deref(), key.as_deref(), json).await?;
+        }
+        Command::Map { function, file, unordered, collect, no_outputs } => {
+            let terms = map::Terms { ordered: !unordered, collect, outputs: !no_outputs };
+            return map::map(&client, &function, file.as_deref(), terms).await;
+        }
+        Command::Calls { function, state, limit } => {
+            calls::list(&client, function.as_deref(), state.as_deref(), limit, json).await?;
+        }
+        Command::Call { id } => return calls::show(&client, &id, json).await,
+        Command::Results { id, unordered, wait } => calls::results(&client, &id, !unordered, wait).await?,
+        Command::Cancel { id } => calls::cancel(&client, &id, json).await?,
+        Command::Explain { what, index } => look::explain(&client, &what, index, json).await?,
+        Command::Logs { function, follow } => look::logs(&client, &function, follow).await?,
+        Command::Workers => look::workers(&client, json).await?,
+        Command::Containers { function } => look::containers(&client, function.as_deref(), json).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a list: as JSON, or as a table of the named fields.
+fn print_list(listed: &[serde_json::Value], fields: &[(&str, &str)]) -> anyhow::Result<()> {
+    let head: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    let rows = listed.iter().map(|item| {
+        let cell = |pointer: &str| output::text(item.pointer(pointer).unwrap_or(&serde_json::Value::Null));
+        fields.iter().map(|(_, pointer)| cell(pointer)).collect()
+    });
+    output::print(output::table(&head, rows))
+}

@@ -1,0 +1,112 @@
+//! Manifests: one function, or a list under `functions:`, in YAML or TOML.
+
+use crate::client::Failed;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// One function to deploy.
+#[derive(Debug, PartialEq)]
+pub struct Entry {
+    /// Its namespace, if the manifest names one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// Its spec.
+    pub spec: Value,
+}
+
+fn usage(path: &Path, what: impl std::fmt::Display) -> Failed {
+    Failed::Usage(format!("{}: {what}", path.display()))
+}
+
+/// Reads a manifest. Relative working folders are taken from the manifest's own folder.
+pub fn read(path: &Path) -> Result<Vec<Entry>, Failed> {
+    let text = std::fs::read_to_string(path).map_err(|e| usage(path, format!("cannot be read: {e}")))?;
+    let value: Value = match path.extension().and_then(|e| e.to_str()) {
+        Some("toml") => toml::from_str(&text).map_err(|e| usage(path, e))?,
+        Some("json") => serde_json::from_str(&text).map_err(|e| usage(path, e))?,
+        _ => serde_saphyr::from_str(&text).map_err(|e| usage(path, e))?,
+    };
+    let folder = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();
+    let Value::Object(mut root) = value else {
+        return Err(usage(path, "must hold one function (with `name:`), or a list under `functions:`"));
+    };
+    let listed = match root.remove("functions") {
+        None => vec![Value::Object(root)],
+        Some(_) if !root.is_empty() => {
+            let other = root.keys().next().cloned().unwrap_or_default();
+            return Err(usage(path, format!("`{other}` cannot stand beside `functions`")));
+        }
+        Some(Value::Array(listed)) => listed,
+        Some(_) => return Err(usage(path, "`functions` must be a list")),
+    };
+    listed.into_iter().enumerate().map(|(position, value)| entry(path, &folder, position, value)).collect()
+}
+
+fn entry(path: &Path, folder: &Path, position: usize, value: Value) -> Result<Entry, Failed> {
+    let Value::Object(mut spec) = value else {
+        return Err(usage(path, format!("functions[{position}] must be a function's spec")));
+    };
+    let mut text = |field: &str| match spec.remove(field) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(usage(path, format!("functions[{position}].{field} must be a text, is {other}"))),
+    };
+    let namespace = text("namespace")?;
+    let name = text("name")?.ok_or_else(|| usage(path, format!("functions[{position}] has no `name`")))?;
+    place(&mut spec, folder);
+    let spec = Value::Object(spec);
+    // The scheduler checks again; here the file's name can be told.
+    serde_json::from_value::<capstan_common::function::FunctionSpec>(spec.clone())
+        .map_err(|e| usage(path, format!("{name}: {e}")))?;
+    Ok(Entry { namespace, name, spec })
+}
+
+fn place(spec: &mut Map<String, Value>, folder: &Path) {
+    let process = spec.get_mut("runtime").and_then(|r| r.get_mut("process"));
+    if let Some(Value::String(text)) = process.and_then(|p| p.get_mut("working_dir"))
+        && Path::new(text).is_relative()
+    {
+        *text = folder.join(&*text).display().to_string();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(name: &str, text: &str) -> Result<Vec<Entry>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        read(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn yaml_and_toml_hold_one_function_or_a_list() {
+        let yaml = read_text("f.yaml", "name: f\nruntime: {process: {command: [cat]}}\n").unwrap();
+        let toml = read_text("f.toml", "name = 'f'\n[runtime.process]\ncommand = ['cat']\n").unwrap();
+        assert_eq!(yaml, toml);
+        let listed = read_text(
+            "l.yaml",
+            "functions:\n- {name: a, runtime: {process: {command: [cat]}}}\n- {name: b, namespace: n, runtime: {process: {command: [cat]}}}\n",
+        );
+        assert_eq!(listed.unwrap()[1].namespace.as_deref(), Some("n"));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_file_and_field() {
+        for (text, said) in [
+            ("runtime: {process: {command: [cat]}}", "no `name`"),
+            ("name: f\nruntime: {process: {comand: [cat]}}", "comand"),
+            ("name: f\nruntime: {process: {command: [cat]}}\ntimeout: 3", "timeout"),
+            ("functions: 3", "must be a list"),
+            ("functions: []\nname: x", "cannot stand beside"),
+            ("- 1", "must hold one function"),
+            ("name: [", "f.yaml"),
+        ] {
+            let error = read_text("f.yaml", text).unwrap_err();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

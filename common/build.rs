@@ -1,0 +1,7 @@
+//! Compiles the link protocol without an installed `protoc`.
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto/link.proto");
+    let descriptors = protox::compile(["proto/link.proto"], ["proto"])?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

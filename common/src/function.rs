@@ -1,0 +1,445 @@
+//! A function's spec: what may be run, and how it scales.
+
+use crate::{
+    resource::{Amount, Cpu},
+    time::Seconds,
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
+
+/// One deployed version's spec, as in the REST contract; absent fields take the documented defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionSpec {
+    /// What is started.
+    pub runtime: Runtime,
+    /// How inputs reach it.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// What one container asks of its worker.
+    #[serde(default)]
+    pub resources: Resources,
+    /// How many containers there are.
+    #[serde(default)]
+    pub autoscaler: AutoscalerSettings,
+    /// How many inputs a container takes at once.
+    #[serde(default)]
+    pub concurrency: Concurrency,
+    /// Inputs collected into batches.
+    #[serde(default)]
+    pub batching: Option<Batching>,
+    /// What follows a failed attempt.
+    #[serde(default, deserialize_with = "retries_or_count")]
+    pub retries: Retries,
+    /// The longest one attempt may run; waiting does not count.
+    #[serde(default = "five_minutes")]
+    pub timeout_s: Seconds,
+    /// The longest a container may take to become ready.
+    #[serde(default = "five_minutes")]
+    pub startup_timeout_s: Seconds,
+    /// A container takes one input and ends.
+    #[serde(default)]
+    pub single_use_containers: bool,
+    /// Runs at set times.
+    #[serde(default)]
+    pub schedule: Option<serde_json::Value>,
+    /// Start from a warmed template where a worker can.
+    #[serde(default)]
+    pub snapshot: bool,
+    /// The model that the function serves.
+    #[serde(default)]
+    pub model_id: Option<String>,
+    /// Free names and values.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Names of secrets put into the environment.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+}
+
+fn five_minutes() -> Seconds {
+    Seconds::whole(300)
+}
+
+impl FunctionSpec {
+    /// Inputs that the autoscaler aims to give one container: target, else max, else the batch size, else 1 (SPEC §2.2).
+    pub fn slots(&self) -> u64 {
+        let concurrency = &self.concurrency;
+        let slots = match (concurrency.target_inputs, &self.batching) {
+            (Some(target), _) => target,
+            (None, Some(batching)) if concurrency.max_inputs == 1 => batching.max_batch_size,
+            (None, _) => concurrency.max_inputs,
+        };
+        u64::from(slots.max(1))
+    }
+
+    /// Groups of inputs (one input, or one batch) that a container works on at once.
+    pub fn groups_at_once(&self) -> u32 {
+        if self.single_use_containers { 1 } else { self.concurrency.max_inputs }
+    }
+
+    /// Inputs in a full group.
+    pub fn group_size(&self) -> u32 {
+        self.batching.as_ref().map_or(1, |b| b.max_batch_size)
+    }
+
+    /// What one container takes from its worker.
+    pub fn amount(&self) -> Amount {
+        Amount { cpu_milli: u64::from(self.resources.cpu.milli), memory_mib: u64::from(self.resources.memory_mib) }
+    }
+}
+
+/// What is started for a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Runtime {
+    /// A child process on the worker.
+    Process(Process),
+    /// A container image.
+    Container(Image),
+}
+
+/// A child process on the worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Program and arguments; the program is looked up in `PATH`.
+    pub command: Vec<String>,
+    /// Where it runs; by default the worker's scratch folder for the container.
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    /// Added to a minimal environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// A container image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// The image's name.
+    pub image: String,
+    /// Program and arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Its environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Folders of the worker that it sees.
+    #[serde(default)]
+    pub mounts: Vec<serde_json::Value>,
+}
+
+/// How inputs reach a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// A long-lived server on `PORT`; each input is a `POST /`.
+    #[default]
+    Http,
+    /// One process an input: JSON on standard input, the output on standard output.
+    Exec,
+}
+
+/// What one container asks of its worker.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Resources {
+    /// Cores requested; counted against the worker.
+    pub cpu: Cpu,
+    /// Cores that it may never pass, where the worker can enforce it. Equal to `cpu` where only that was written, none where neither was.
+    pub cpu_limit: Option<Cpu>,
+    /// Memory requested, and the limit where the worker can enforce it.
+    pub memory_mib: u32,
+    /// GPUs by preference.
+    pub gpu: Vec<String>,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu: Cpu { milli: 125 }, cpu_limit: None, memory_mib: 128, gpu: Vec::new() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename = "Resources")]
+struct WrittenResources {
+    cpu: Option<Cpu>,
+    #[serde(default, deserialize_with = "present")]
+    cpu_limit: Option<Option<Cpu>>,
+    memory_mib: Option<u32>,
+    #[serde(default)]
+    gpu: Vec<String>,
+}
+
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(d).map(Some)
+}
+
+impl<'de> Deserialize<'de> for Resources {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let written = WrittenResources::deserialize(d)?;
+        let defaults = Self::default();
+        Ok(Self {
+            cpu_limit: written.cpu_limit.unwrap_or(written.cpu),
+            cpu: written.cpu.unwrap_or(defaults.cpu),
+            memory_mib: written.memory_mib.unwrap_or(defaults.memory_mib),
+            gpu: written.gpu,
+        })
+    }
+}
+
+/// How many containers a function has (SPEC B).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AutoscalerSettings {
+    /// Kept warm, even when the function is inactive.
+    #[serde(default)]
+    pub min_containers: u32,
+    /// Never more than this; unset: the cluster's own cap.
+    #[serde(default)]
+    pub max_containers: Option<u32>,
+    /// Idle containers kept beyond need while the function is active.
+    #[serde(default)]
+    pub buffer_containers: u32,
+    /// Seconds that a container may idle before it is stopped.
+    #[serde(default = "sixty")]
+    pub scaledown_window: u32,
+}
+
+fn sixty() -> u32 {
+    60
+}
+
+impl Default for AutoscalerSettings {
+    fn default() -> Self {
+        Self { min_containers: 0, max_containers: None, buffer_containers: 0, scaledown_window: 60 }
+    }
+}
+
+/// Dynamic settings laid over the deployed ones; an absent field is not overridden.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Overrides {
+    /// Replaces `min_containers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_containers: Option<u32>,
+    /// Replaces `max_containers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_containers: Option<u32>,
+    /// Replaces `buffer_containers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_containers: Option<u32>,
+    /// Replaces `scaledown_window`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaledown_window: Option<u32>,
+}
+
+impl Overrides {
+    /// The deployed settings with these laid over them.
+    pub fn over(&self, deployed: &AutoscalerSettings) -> AutoscalerSettings {
+        AutoscalerSettings {
+            min_containers: self.min_containers.unwrap_or(deployed.min_containers),
+            max_containers: self.max_containers.or(deployed.max_containers),
+            buffer_containers: self.buffer_containers.unwrap_or(deployed.buffer_containers),
+            scaledown_window: self.scaledown_window.unwrap_or(deployed.scaledown_window),
+        }
+    }
+}
+
+/// A JSON merge patch of overrides: absent keeps, `null` drops, a value sets (SPEC D07, D08).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct OverridesPatch {
+    #[serde(default, deserialize_with = "present")]
+    min_containers: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    max_containers: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    buffer_containers: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    scaledown_window: Option<Option<u32>>,
+}
+
+impl OverridesPatch {
+    /// The overrides after this patch.
+    pub fn apply(&self, before: &Overrides) -> Overrides {
+        Overrides {
+            min_containers: self.min_containers.unwrap_or(before.min_containers),
+            max_containers: self.max_containers.unwrap_or(before.max_containers),
+            buffer_containers: self.buffer_containers.unwrap_or(before.buffer_containers),
+            scaledown_window: self.scaledown_window.unwrap_or(before.scaledown_window),
+        }
+    }
+}
+
+/// How many inputs a container takes at once (SPEC I).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Concurrency {
+    /// Never more at once than this.
+    #[serde(default = "one")]
+    pub max_inputs: u32,
+    /// What the autoscaler aims at; a container may still take `max_inputs`.
+    #[serde(default)]
+    pub target_inputs: Option<u32>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self { max_inputs: 1, target_inputs: None }
+    }
+}
+
+/// Inputs collected into batches (SPEC J).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    /// A batch with this many leaves at once.
+    pub max_batch_size: u32,
+    /// A batch leaves when its oldest input has waited this long.
+    pub wait_ms: u64,
+}
+
+/// What follows a failed attempt (SPEC §2.3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retries {
+    /// Further attempts after a failure.
+    #[serde(default)]
+    pub max_retries: u32,
+    /// The pause before the first retry.
+    #[serde(default = "one_second")]
+    pub initial_delay_ms: u64,
+    /// What each further pause is multiplied by; 1 is a fixed pause.
+    #[serde(default = "two")]
+    pub backoff_coefficient: f64,
+    /// No pause is longer.
+    #[serde(default = "one_minute")]
+    pub max_delay_ms: u64,
+}
+
+fn one_second() -> u64 {
+    1000
+}
+fn two() -> f64 {
+    2.0
+}
+fn one_minute() -> u64 {
+    60_000
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { max_retries: 0, initial_delay_ms: one_second(), backoff_coefficient: two(), max_delay_ms: one_minute() }
+    }
+}
+
+impl Retries {
+    /// The pause before retry `n` (from 1): initial · coefficient^(n−1), not under `floor_ms`, not over the maximum (SPEC §2.3).
+    pub fn delay_ms(&self, n: u32, floor_ms: u64) -> u64 {
+        let exponent = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
+        let grown = self.initial_delay_ms as f64 * self.backoff_coefficient.powi(exponent);
+        let capped = grown.min(self.max_delay_ms as f64) as u64;
+        capped.max(floor_ms)
+    }
+}
+
+/// `"retries": 2` is short for two retries a fixed second apart.
+fn retries_or_count<'de, D: Deserializer<'de>>(d: D) -> Result<Retries, D::Error> {
+    struct Either;
+    impl<'de> serde::de::Visitor<'de> for Either {
+        type Value = Retries;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a number of retries or an object")
+        }
+        fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Retries, E> {
+            let max_retries = u32::try_from(n).map_err(|_| E::custom("too many retries"))?;
+            Ok(Retries { max_retries, backoff_coefficient: 1.0, ..Retries::default() })
+        }
+        fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Retries, E> {
+            match u64::try_from(n) {
+                Ok(n) => self.visit_u64(n),
+                Err(_) => Err(E::custom("retries cannot be negative")),
+            }
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Retries, A::Error> {
+            Retries::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+        }
+    }
+    d.deserialize_any(Either)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> FunctionSpec {
+        serde_json::from_str(json).expect("a spec")
+    }
+
+    #[test]
+    fn a_spec_with_only_a_command_has_the_documented_defaults() {
+        // SPEC A02 B02 B05 B07 B11 I01
+        let spec = spec(r#"{"runtime":{"process":{"command":["true"]}}}"#);
+        assert_eq!(spec.autoscaler, AutoscalerSettings::default());
+        assert_eq!(spec.autoscaler.scaledown_window, 60);
+        assert_eq!(spec.concurrency.max_inputs, 1);
+        assert_eq!(spec.timeout_s, Seconds::whole(300));
+        assert_eq!(spec.resources.cpu_limit, None);
+        assert_eq!(spec.slots(), 1);
+    }
+
+    #[test]
+    fn a_written_cpu_request_is_also_the_limit_unless_null_says_otherwise() {
+        let limit = |resources: &str| {
+            spec(&format!(r#"{{"runtime":{{"process":{{"command":["true"]}}}},"resources":{resources}}}"#))
+                .resources
+                .cpu_limit
+        };
+        assert_eq!(limit(r#"{"cpu":0.5}"#), Some(Cpu { milli: 500 }));
+        assert_eq!(limit(r#"{"cpu":0.5,"cpu_limit":null}"#), None);
+        assert_eq!(limit(r#"{"cpu":0.5,"cpu_limit":2}"#), Some(Cpu { milli: 2000 }));
+        assert_eq!(limit(r#"{"memory_mib":64}"#), None);
+    }
+
+    #[test]
+    fn a_patch_keeps_what_it_does_not_name_and_null_drops() {
+        // SPEC D03 D04 D07 D08
+        let patch = |json: &str| serde_json::from_str::<OverridesPatch>(json).expect("a patch");
+        let first = patch(r#"{"min_containers":2,"max_containers":10}"#).apply(&Overrides::default());
+        let second = patch(r#"{"min_containers":4}"#).apply(&first);
+        assert_eq!((second.min_containers, second.max_containers), (Some(4), Some(10)));
+        let third = patch(r#"{"max_containers":null}"#).apply(&second);
+        assert_eq!((third.min_containers, third.max_containers), (Some(4), None));
+    }
+
+    #[test]
+    fn retry_pauses_grow_to_the_cap_and_a_bare_count_is_a_fixed_second() {
+        // SPEC G11
+        let grown = Retries { max_retries: 9, ..Retries::default() };
+        let pauses: Vec<_> = (1..=8).map(|n| grown.delay_ms(n, 1000)).collect();
+        assert_eq!(pauses, [1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000]);
+        let fixed = spec(r#"{"runtime":{"process":{"command":["true"]}},"retries":2}"#).retries;
+        assert_eq!(fixed.max_retries, 2);
+        assert!((1..=5).all(|n| fixed.delay_ms(n, 1000) == 1000));
+    }
+
+    #[test]
+    fn slots_are_target_then_max_then_batch_then_one() {
+        // SPEC I03 I07
+        let base = spec(r#"{"runtime":{"process":{"command":["true"]}}}"#);
+        let with = |max, target, batch: Option<u32>| FunctionSpec {
+            concurrency: Concurrency { max_inputs: max, target_inputs: target },
+            batching: batch.map(|max_batch_size| Batching { max_batch_size, wait_ms: 1 }),
+            ..base.clone()
+        };
+        assert_eq!(with(100, Some(80), None).slots(), 80);
+        assert_eq!(with(100, None, None).slots(), 100);
+        assert_eq!(with(1, None, Some(32)).slots(), 32);
+        assert_eq!(with(1, None, None).slots(), 1);
+    }
+}

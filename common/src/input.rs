@@ -1,0 +1,125 @@
+//! One unit of work of a call, and its end.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The bytes of an input or output: JSON, here or in the blob store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Payload {
+    /// The bytes themselves.
+    Inline(Bytes),
+    /// Where the blob store has them.
+    Blob(Blob),
+}
+
+impl Payload {
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::Blob(blob) => blob.len,
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A payload in the blob store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Its path there.
+    pub name: Arc<str>,
+    /// Its length in bytes.
+    pub len: u64,
+    /// CRC-32C of its bytes.
+    pub crc32c: u32,
+}
+
+/// How an input ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// With an output.
+    Succeeded(Payload),
+    /// With an error.
+    Failed(Failure),
+    /// By a cancel, before it ended by itself.
+    Cancelled,
+}
+
+impl Outcome {
+    /// Whether it has an output.
+    pub fn is_success(&self) -> bool {
+        matches!(self, Self::Succeeded(_))
+    }
+}
+
+/// What kind of failure an attempt ended with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum FailureKind {
+    /// The function's own error.
+    Function = 0,
+    /// It ran past its time-out.
+    Timeout = 1,
+    /// No container of it would start.
+    Startup = 2,
+    /// Its container ended while it ran.
+    Crashed = 3,
+    /// Its output was not acceptable: not JSON, not a list of the batch's length, or too large.
+    BadOutput = 4,
+    /// It was lost with its container or worker more often than the bound allows.
+    Lost = 5,
+}
+
+impl FailureKind {
+    /// The kind with this number; an unknown one is the function's own.
+    pub fn from_number(n: u32) -> Self {
+        match n {
+            1 => Self::Timeout,
+            2 => Self::Startup,
+            3 => Self::Crashed,
+            4 => Self::BadOutput,
+            5 => Self::Lost,
+            _ => Self::Function,
+        }
+    }
+
+    /// The stable text in answers.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Function => "function_failed",
+            Self::Timeout => "function_timeout",
+            Self::Startup => "startup_failed",
+            Self::Crashed => "container_crashed",
+            Self::BadOutput => "bad_output",
+            Self::Lost => "attempts_lost",
+        }
+    }
+}
+
+/// An attempt's error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its kind.
+    pub kind: FailureKind,
+    /// The error's type, as the function named it.
+    #[serde(rename = "type")]
+    pub error_type: String,
+    /// What it says.
+    pub message: String,
+    /// Where it came from; empty where unknown.
+    #[serde(default)]
+    pub traceback: String,
+}
+
+impl Failure {
+    /// A failure named by Capstan itself.
+    pub fn new(kind: FailureKind, error_type: &str, message: impl Into<String>) -> Self {
+        Self { kind, error_type: error_type.into(), message: message.into(), traceback: String::new() }
+    }
+}

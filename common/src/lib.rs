@@ -1,0 +1,17 @@
+//! The vocabulary of Capstan: values that scheduler, worker and command line share.
+//!
+//! This crate defines, converts and validates values. It decides nothing, mints no ids and knows no clock.
+
+pub mod call;
+pub mod container;
+pub mod function;
+pub mod id;
+pub mod input;
+pub mod order;
+pub mod refusal;
+pub mod report;
+pub mod resource;
+pub mod time;
+pub mod validate;
+pub mod wire;
+pub mod worker;

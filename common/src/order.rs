@@ -1,0 +1,84 @@
+//! What a scheduler tells a worker.
+
+use crate::{
+    function::FunctionSpec,
+    id::{CallId, ContainerId, FunctionKey, LeaseId, Revision},
+    input::Payload,
+};
+use std::sync::Arc;
+
+/// Imperatives, scheduler to worker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// Start a container.
+    Start(Start),
+    /// Give a container inputs.
+    Feed {
+        /// Which container.
+        container: ContainerId,
+        /// What travels together: single inputs or batches.
+        groups: Vec<Group>,
+    },
+    /// Interrupt these attempts; no outcome is wanted.
+    Abort {
+        /// Which container.
+        container: ContainerId,
+        /// Which of its attempts.
+        leases: Vec<LeaseId>,
+    },
+    /// Stop a container, politely and then not.
+    Stop {
+        /// Which container.
+        container: ContainerId,
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u32,
+        /// Why, for its log.
+        reason: String,
+    },
+    /// These outcomes are durable (or no longer wanted): forget them.
+    Recorded {
+        /// Which container.
+        container: ContainerId,
+        /// Whose outcomes.
+        leases: Vec<LeaseId>,
+    },
+}
+
+/// A container to start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Start {
+    /// Its id.
+    pub container: ContainerId,
+    /// Of which function.
+    pub function: FunctionKey,
+    /// Of which revision.
+    pub revision: Revision,
+    /// That revision's spec.
+    pub spec: Arc<FunctionSpec>,
+}
+
+/// Inputs that reach the program together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// One, or a batch's.
+    pub assignments: Vec<Assignment>,
+    /// Whether the program gets a list.
+    pub batch: bool,
+}
+
+/// One attempt of an input, given to a container.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// The attempt's fencing number.
+    pub lease: LeaseId,
+    /// The input's call.
+    pub call: CallId,
+    /// The input's place in its call.
+    pub index: u64,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+    /// The input.
+    pub payload: Payload,
+    /// W3C trace context, empty where there is none.
+    pub traceparent: Arc<str>,
+}

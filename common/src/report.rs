@@ -1,0 +1,140 @@
+//! What a worker tells its scheduler.
+
+use crate::{
+    container::{Ending, Phase},
+    id::{CallId, ContainerId, FunctionKey, LeaseId, Revision},
+    input::{Failure, Payload},
+    resource::Amount,
+};
+use bytes::Bytes;
+
+/// Facts, worker to scheduler.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// First on every stream: who it is, what it has, what it holds.
+    Hello(Hello),
+    /// A start was not admitted.
+    Refused {
+        /// Which container.
+        container: ContainerId,
+        /// Why.
+        reason: String,
+    },
+    /// The container's process exists.
+    Spawned {
+        /// Which container.
+        container: ContainerId,
+        /// Its process.
+        pid: u32,
+        /// From the order's arrival to the process, in microseconds.
+        spawn_us: u64,
+    },
+    /// The container takes inputs.
+    Ready {
+        /// Which container.
+        container: ContainerId,
+        /// The timed parts of its start on the worker.
+        phases: Vec<Phase>,
+    },
+    /// Attempts ended.
+    Finished {
+        /// Which container.
+        container: ContainerId,
+        /// How.
+        done: Vec<Done>,
+    },
+    /// Attempts given back, not begun.
+    Returned {
+        /// Which container.
+        container: ContainerId,
+        /// Which attempts.
+        leases: Vec<LeaseId>,
+        /// Why.
+        reason: String,
+    },
+    /// The container is gone, with all it held.
+    Ended {
+        /// Which container.
+        container: ContainerId,
+        /// How.
+        ending: Ending,
+        /// Attempts that had begun in it.
+        begun: Vec<LeaseId>,
+    },
+    /// Some of its output.
+    Log {
+        /// Which container.
+        container: ContainerId,
+        /// Standard error, else standard output.
+        stderr: bool,
+        /// Whole lines where possible.
+        chunk: Bytes,
+        /// Bytes left out before this chunk because there were too many.
+        dropped: u64,
+    },
+    /// Still there.
+    Beat {
+        /// Counts up.
+        sequence: u64,
+    },
+}
+
+/// A worker's introduction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hello {
+    /// The protocol's version; another one is refused.
+    pub protocol: u32,
+    /// The worker's name.
+    pub worker: String,
+    /// All that it has.
+    pub capacity: Amount,
+    /// What it holds.
+    pub inventory: Vec<Held>,
+    /// The software's version.
+    pub version: String,
+    /// How it enforces limits, in words.
+    pub limits: String,
+}
+
+/// One container of an inventory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Held {
+    /// Its id.
+    pub container: ContainerId,
+    /// Of which function.
+    pub function: FunctionKey,
+    /// Of which revision.
+    pub revision: Revision,
+    /// Whether it takes inputs.
+    pub ready: bool,
+    /// Attempts that it holds.
+    pub running: Vec<HeldAttempt>,
+    /// Outcomes that are not known to be durable.
+    pub finished: Vec<Done>,
+}
+
+/// An attempt that a container holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldAttempt {
+    /// The attempt's fencing number.
+    pub lease: LeaseId,
+    /// The input's call.
+    pub call: CallId,
+    /// The input's place in its call.
+    pub index: u64,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+}
+
+/// One ended attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    /// Which attempt.
+    pub held: HeldAttempt,
+    /// From its arrival at the worker to its begin, in microseconds.
+    pub waited_us: u64,
+    /// From begin to end, in microseconds.
+    pub run_us: u64,
+    /// Output or error.
+    pub result: Result<Payload, Failure>,
+}

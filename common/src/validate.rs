@@ -1,0 +1,226 @@
+//! Checks of what users write; each answer names the field, the limit and the value.
+
+use crate::{
+    function::{AutoscalerSettings, FunctionSpec, Runtime},
+    id::FunctionKey,
+    refusal::{Code, FieldError, Refusal},
+};
+
+/// The longest time-out of an attempt: 24 hours (SPEC §2.1).
+pub const MAX_TIMEOUT_S: u64 = 86_400;
+
+struct Findings(Vec<FieldError>);
+
+impl Findings {
+    fn check(&mut self, holds: bool, pointer: &str, detail: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(FieldError { pointer: pointer.into(), detail: detail() });
+        }
+    }
+}
+
+/// Checks a namespace and a function's name.
+pub fn function_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal> {
+    for (what, text) in [("namespace", namespace), ("function", name)] {
+        let ok = (1..=128).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if !ok {
+            let shown: String = text.chars().take(160).collect();
+            return Err(Refusal::new(
+                Code::Invalid,
+                format!("{what} name `{shown}` must match [a-z0-9A-Z._-]{{1,128}}"),
+            ));
+        }
+    }
+    Ok(FunctionKey::new(namespace, name))
+}
+
+/// Checks a whole spec (SPEC §2.1); all findings are told at once.
+pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
+    let mut findings = Findings(Vec::new());
+    runtime(spec, &mut findings);
+    limits(spec, &mut findings);
+    inputs(spec, &mut findings);
+    retries(spec, &mut findings);
+    settings_into(&spec.autoscaler, "/autoscaler", "", &mut findings);
+    if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
+}
+
+fn runtime(spec: &FunctionSpec, findings: &mut Findings) {
+    match &spec.runtime {
+        Runtime::Process(process) => {
+            let program = process.command.first();
+            findings.check(program.is_some_and(|p| !p.is_empty()), "/runtime/process/command", || {
+                "must name a program, for example [\"python3\", \"handler.py\"]".into()
+            });
+            let clean = |text: &str| !text.contains('\0');
+            findings.check(
+                process.command.iter().all(|a| clean(a))
+                    && process.env.iter().all(|(k, v)| clean(k) && clean(v))
+                    && process.working_dir.as_deref().is_none_or(clean),
+                "/runtime/process",
+                || "no text in it may contain a NUL character".into(),
+            );
+            findings.check(
+                process.env.keys().all(|k| !k.is_empty() && !k.contains('=')),
+                "/runtime/process/env",
+                || "a variable's name must not be empty or contain `=`".into(),
+            );
+        }
+        Runtime::Container(_) => findings.check(false, "/runtime/container", || {
+            "container images are not supported by this version; use {\"process\":{\"command\":[…]}}".into()
+        }),
+    }
+    findings.check(spec.schedule.is_none(), "/schedule", || {
+        "schedules are not supported by this version; leave it null".into()
+    });
+    findings.check(spec.secrets.is_empty(), "/secrets", || {
+        "secrets are not supported by this version; leave the list empty".into()
+    });
+    for (index, gpu) in spec.resources.gpu.iter().enumerate() {
+        let count = gpu.split_once(':').map_or("1", |(_, count)| count);
+        findings.check(
+            matches!(count.parse::<u32>(), Ok(1..=8)) && !gpu.starts_with(':') && !gpu.is_empty(),
+            &format!("/resources/gpu/{index}"),
+            || format!("`{gpu}` must be a GPU type and a count from 1 to 8, like \"H100\" or \"H100:2\""),
+        );
+    }
+}
+
+fn limits(spec: &FunctionSpec, findings: &mut Findings) {
+    for (pointer, value) in [("/timeout_s", spec.timeout_s), ("/startup_timeout_s", spec.startup_timeout_s)] {
+        findings.check((1000..=MAX_TIMEOUT_S * 1000).contains(&value.ms), pointer, || {
+            let seconds = value.ms as f64 / 1000.0;
+            format!("must be from 1 to {MAX_TIMEOUT_S} seconds, is {seconds}")
+        });
+    }
+    let resources = &spec.resources;
+    findings.check((1..=16 * 1024 * 1024).contains(&resources.memory_mib), "/resources/memory_mib", || {
+        format!("must be from 1 to 16777216, is {}", resources.memory_mib)
+    });
+    if let Some(limit) = resources.cpu_limit {
+        findings.check(limit >= resources.cpu, "/resources/cpu_limit", || {
+            format!("must not be below cpu ({} < {} thousandths of a core)", limit.milli, resources.cpu.milli)
+        });
+    }
+}
+
+fn inputs(spec: &FunctionSpec, findings: &mut Findings) {
+    let concurrency = &spec.concurrency;
+    findings.check((1..=10_000).contains(&concurrency.max_inputs), "/concurrency/max_inputs", || {
+        format!("must be from 1 to 10000, is {}", concurrency.max_inputs)
+    });
+    if let Some(target) = concurrency.target_inputs {
+        findings.check((1..=concurrency.max_inputs).contains(&target), "/concurrency/target_inputs", || {
+            format!("must be from 1 to max_inputs ({}), is {target}", concurrency.max_inputs)
+        });
+    }
+    let exec = spec.protocol == crate::function::Protocol::Exec;
+    if let Some(batching) = &spec.batching {
+        findings.check((1..=1000).contains(&batching.max_batch_size), "/batching/max_batch_size", || {
+            format!("must be from 1 to 1000, is {}", batching.max_batch_size)
+        });
+        findings.check(batching.wait_ms <= 600_000, "/batching/wait_ms", || {
+            format!("must be from 0 to 600000, is {}", batching.wait_ms)
+        });
+        findings.check(!exec, "/batching", || {
+            "the exec protocol runs one process an input and cannot batch; use http".into()
+        });
+    }
+    findings.check(!(spec.single_use_containers && concurrency.max_inputs > 1), "/single_use_containers", || {
+        format!("excludes concurrency.max_inputs > 1 (is {})", concurrency.max_inputs)
+    });
+}
+
+fn retries(spec: &FunctionSpec, findings: &mut Findings) {
+    let retries = &spec.retries;
+    findings.check(retries.max_retries <= 1000, "/retries/max_retries", || {
+        format!("must be from 0 to 1000, is {}", retries.max_retries)
+    });
+    findings.check(retries.initial_delay_ms <= 60_000, "/retries/initial_delay_ms", || {
+        format!("must be from 0 to 60000, is {}", retries.initial_delay_ms)
+    });
+    findings.check((1.0..=10.0).contains(&retries.backoff_coefficient), "/retries/backoff_coefficient", || {
+        format!("must be from 1 to 10, is {}", retries.backoff_coefficient)
+    });
+    findings.check((1000..=60_000).contains(&retries.max_delay_ms), "/retries/max_delay_ms", || {
+        format!("must be from 1000 to 60000, is {}", retries.max_delay_ms)
+    });
+}
+
+/// Checks effective autoscaler settings; `origin` tells where the other value of a pair comes from.
+pub fn settings(settings: &AutoscalerSettings, origin: &str) -> Result<(), Refusal> {
+    let mut findings = Findings(Vec::new());
+    settings_into(settings, "", origin, &mut findings);
+    if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
+}
+
+fn settings_into(s: &AutoscalerSettings, prefix: &str, origin: &str, findings: &mut Findings) {
+    const MOST: u32 = 1_000_000;
+    let max = s.max_containers;
+    if let Some(max) = max {
+        findings.check((1..=MOST).contains(&max), &format!("{prefix}/max_containers"), || {
+            format!("must be from 1 to {MOST}, is {max}")
+        });
+    }
+    findings.check(s.min_containers <= max.unwrap_or(MOST).max(1), &format!("{prefix}/min_containers"), || {
+        format!("must not be above max_containers{origin} ({} > {})", s.min_containers, max.unwrap_or(MOST))
+    });
+    findings.check(s.buffer_containers <= MOST, &format!("{prefix}/buffer_containers"), || {
+        format!("must be from 0 to {MOST}, is {}", s.buffer_containers)
+    });
+    findings.check(s.scaledown_window >= 1, &format!("{prefix}/scaledown_window"), || {
+        format!("must be at least 1 second, is {}", s.scaledown_window)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pointers(patch: &str) -> Vec<String> {
+        let mut json: serde_json::Value =
+            serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap();
+        let patch: serde_json::Value = serde_json::from_str(patch).unwrap();
+        for (key, value) in patch.as_object().unwrap() {
+            json[key] = value.clone();
+        }
+        let parsed: FunctionSpec = serde_json::from_value(json).unwrap();
+        spec(&parsed).err().map_or(Vec::new(), |refusal| refusal.errors.into_iter().map(|e| e.pointer).collect())
+    }
+
+    #[test]
+    fn each_wrong_value_is_named_by_its_pointer() {
+        // SPEC B03 I03 J03 and section 2.1
+        for (patch, pointer) in [
+            (r#"{"autoscaler":{"min_containers":3,"max_containers":2}}"#, "/autoscaler/min_containers"),
+            (r#"{"autoscaler":{"max_containers":0}}"#, "/autoscaler/max_containers"),
+            (r#"{"autoscaler":{"scaledown_window":0}}"#, "/autoscaler/scaledown_window"),
+            (r#"{"concurrency":{"max_inputs":0}}"#, "/concurrency/max_inputs"),
+            (r#"{"concurrency":{"max_inputs":2,"target_inputs":3}}"#, "/concurrency/target_inputs"),
+            (r#"{"batching":{"max_batch_size":0,"wait_ms":1}}"#, "/batching/max_batch_size"),
+            (r#"{"batching":{"max_batch_size":1001,"wait_ms":1}}"#, "/batching/max_batch_size"),
+            (r#"{"batching":{"max_batch_size":2,"wait_ms":600001}}"#, "/batching/wait_ms"),
+            (r#"{"timeout_s":0.5}"#, "/timeout_s"),
+            (r#"{"timeout_s":86401}"#, "/timeout_s"),
+            (r#"{"startup_timeout_s":0}"#, "/startup_timeout_s"),
+            (r#"{"retries":{"backoff_coefficient":0.9}}"#, "/retries/backoff_coefficient"),
+            (r#"{"retries":{"initial_delay_ms":60001}}"#, "/retries/initial_delay_ms"),
+            (r#"{"retries":{"max_delay_ms":999}}"#, "/retries/max_delay_ms"),
+            (r#"{"resources":{"gpu":["H100:x"]}}"#, "/resources/gpu/0"),
+            (r#"{"resources":{"cpu":2,"cpu_limit":1}}"#, "/resources/cpu_limit"),
+            (r#"{"runtime":{"process":{"command":[]}}}"#, "/runtime/process/command"),
+        ] {
+            assert_eq!(pointers(patch), [pointer], "{patch}");
+        }
+        assert!(pointers(r#"{"batching":{"max_batch_size":1000,"wait_ms":600000},"timeout_s":86400}"#).is_empty());
+    }
+
+    #[test]
+    fn names_are_checked_at_both_ends() {
+        assert!(function_key("default", &"a".repeat(128)).is_ok());
+        for bad in ["", "a b", "a/b", "ü", &"a".repeat(129)] {
+            assert!(function_key("default", bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The link's wire form: generated messages, their conversions, and the version handshake.
+
+use crate::{
+    container::{Ending, Phase},
+    id::{CallId, ContainerId, FunctionKey, LeaseId, Revision},
+    input::{Blob, Failure, FailureKind, Payload},
+    order::{Assignment, Group, Order, Start},
+    report::{Done, Held, HeldAttempt, Hello, Report},
+    resource::Amount,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// The version of the link's protocol; both sides must speak the same.
+pub const PROTOCOL: u32 = 1;
+
+/// Generated from `proto/link.proto`.
+#[allow(missing_docs, clippy::all)]
+pub mod link {
+    tonic::include_proto!("capstan.link.v1");
+}
+
+/// A message that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A part that must be there is not.
+    #[error("the message lacks `{0}`")]
+    Missing(&'static str),
+    /// A call id is not 16 bytes.
+    #[error("a call id has {0} bytes, not 16")]
+    CallId(usize),
+    /// A spec cannot be read.
+    #[error("a function's spec cannot be read")]
+    Spec(#[source] Arc<SpecError>),
+}
+
+/// The reason why a spec cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct SpecError(#[from] serde_json::Error);
+
+impl PartialEq for SpecError {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+impl Eq for SpecError {}
+
+fn call_bytes(call: CallId) -> Bytes {
+    Bytes::copy_from_slice(&call.0.to_be_bytes())
+}
+
+fn call_id(bytes: &[u8]) -> Result<CallId, WireError> {
+    let array = bytes.try_into().map_err(|_| WireError::CallId(bytes.len()))?;
+    Ok(CallId(u128::from_be_bytes(array)))
+}
+
+fn numbers(leases: &[LeaseId]) -> Vec<u64> {
+    leases.iter().map(|l| l.0).collect()
+}
+
+fn leases(numbers: Vec<u64>) -> Vec<LeaseId> {
+    numbers.into_iter().map(LeaseId).collect()
+}
+
+fn payload_out(payload: Payload) -> link::Payload {
+    let kind = match payload {
+        Payload::Inline(bytes) => link::payload::Kind::Inline(bytes),
+        Payload::Blob(blob) => {
+            link::payload::Kind::Blob(link::Blob { name: blob.name.to_string(), len: blob.len, crc32c: blob.crc32c })
+        }
+    };
+    link::Payload { kind: Some(kind) }
+}
+
+fn payload_in(payload: Option<link::Payload>) -> Result<Payload, WireError> {
+    match payload.and_then(|p| p.kind) {
+        Some(link::payload::Kind::Inline(bytes)) => Ok(Payload::Inline(bytes)),
+        Some(link::payload::Kind::Blob(blob)) => {
+            Ok(Payload::Blob(Blob { name: blob.name.into(), len: blob.len, crc32c: blob.crc32c }))
+        }
+        None => Err(WireError::Missing("payload")),
+    }
+}
+
+impl From<Order> for link::Order {
+    fn from(order: Order) -> Self {
+        use link::order::Kind;
+        let kind = match order {
+            Order::Start(start) => Kind::Start(link::Start {
+                container: start.container.0,
+                namespace: start.function.namespace.to_string(),
+                function: start.function.name.to_string(),
+                revision: start.revision.0,
+                spec: serde_json::to_vec(&*start.spec).unwrap_or_default().into(),
+            }),
+            Order::Feed { container, groups } => {
+                Kind::Feed(link::Feed { container: container.0, groups: groups.into_iter().map(group_out).collect() })
+            }
+            Order::Abort { container, leases } => {
+                Kind::Abort(link::Abort { container: container.0, leases: numbers(&leases) })
+            }
+            Order::Stop { container, grace_ms, reason } => {
+                Kind::Stop(link::Stop { container: container.0, grace_ms, reason })
+            }
+            Order::Recorded { container, leases } => {
+                Kind::Recorded(link::Recorded { container: container.0, leases: numbers(&leases) })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+fn group_out(group: Group) -> link::Group {
+    link::Group {
+        batch: group.batch,
+        assignments: group
+            .assignments
+            .into_iter()
+            .map(|a| link::Assignment {
+                lease: a.lease.0,
+                call: call_bytes(a.call),
+                index: a.index,
+                attempt: a.attempt,
+                payload: Some(payload_out(a.payload)),
+                traceparent: a.traceparent.to_string(),
+            })
+            .collect(),
+    }
+}
+
+fn group_in(group: link::Group) -> Result<Group, WireError> {
+    let assignments = group
+        .assignments
+        .into_iter()
+        .map(|a| {
+            Ok(Assignment {
+                lease: LeaseId(a.lease),
+                call: call_id(&a.call)?,
+                index: a.index,
+                attempt: a.attempt,
+                payload: payload_in(a.payload)?,
+                traceparent: a.traceparent.into(),
+            })
+        })
+        .collect::<Result<_, WireError>>()?;
+    Ok(Group { assignments, batch: group.batch })
+}
+
+/// Reads an order; the handshake's `Welcome` is not one and gives `None`.
+pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
+    use link::order::Kind;
+    Ok(Some(match order.kind.ok_or(WireError::Missing("order"))? {
+        Kind::Welcome(_) => return Ok(None),
+        Kind::Start(start) => Order::Start(Start {
+            container: ContainerId(start.container),
+            function: FunctionKey::new(&start.namespace, &start.function),
+            revision: Revision(start.revision),
+            spec: serde_json::from_slice(&start.spec).map(Arc::new).map_err(|e| WireError::Spec(Arc::new(e.into())))?,
+        }),
+        Kind::Feed(feed) => Order::Feed {
+            container: ContainerId(feed.container),
+            groups: feed.groups.into_iter().map(group_in).collect::<Result<_, _>>()?,
+        },
+        Kind::Abort(abort) => Order::Abort { container: ContainerId(abort.container), leases: leases(abort.leases) },
+        Kind::Stop(stop) => {
+            Order::Stop { container: ContainerId(stop.container), grace_ms: stop.grace_ms, reason: stop.reason }
+        }
+        Kind::Recorded(recorded) => {
+            Order::Recorded { container: ContainerId(recorded.container), leases: leases(recorded.leases) }
+        }
+    }))
+}
+
+fn held_attempt_out(held: HeldAttempt) -> link::HeldAttempt {
+    link::HeldAttempt { lease: held.lease.0, call: call_bytes(held.call), index: held.index, attempt: held.attempt }
+}
+
+fn done_out(done: Done) -> link::Done {
+    let outcome = match done.result {
+        Ok(output) => link::done::Outcome::Output(payload_out(output)),
+        Err(failure) => link::done::Outcome::Failure(link::Failure {
+            kind: failure.kind as u32,
+            r#type: failure.error_type,
+            message: failure.message,
+            traceback: failure.traceback,
+        }),
+    };
+    link::Done {
+        lease: done.held.lease.0,
+        call: call_bytes(done.held.call),
+        index: done.held.index,
+        attempt: done.held.attempt,
+        waited_us: done.waited_us,
+        run_us: done.run_us,
+        outcome: Some(outcome),
+    }
+}
+
+fn done_in(done: link::Done) -> Result<Done, WireError> {
+    let result = match done.outcome.ok_or(WireError::Missing("outcome"))? {
+        link::done::Outcome::Output(output) => Ok(payload_in(Some(output))?),
+        link::done::Outcome::Failure(failure) => Err(Failure {
+            kind: FailureKind::from_number(failure.kind),
+            error_type: failure.r#type,
+            message: failure.message,
+            traceback: failure.traceback,
+        }),
+    };
+    Ok(Done {
+        held: HeldAttempt {
+            lease: LeaseId(done.lease),
+            call: call_id(&done.call)?,
+            index: done.index,
+            attempt: done.attempt,
+        },
+        waited_us: done.waited_us,
+        run_us: done.run_us,
+        result,
+    })
+}
+
+fn hello_out(hello: Hello) -> link::Hello {
+    link::Hello {
+        protocol: hello.protocol,
+        worker: hello.worker,
+        cpu_milli: hello.capacity.cpu_milli,
+        memory_mib: hello.capacity.memory_mib,
+        version: hello.version,
+        limits: hello.limits,
+        containers: hello
+            .inventory
+            .into_iter()
+            .map(|held| link::Held {
+                container: held.container.0,
+                namespace: held.function.namespace.to_string(),
+                function: held.function.name.to_string(),
+                revision: held.revision.0,
+                ready: held.ready,
+                running: held.running.into_iter().map(held_attempt_out).collect(),
+                finished: held.finished.into_iter().map(done_out).collect(),
+            })
+            .collect(),
+    }
+}
+
+fn held_in(held: link::Held) -> Result<Held, WireError> {
+    let running = held
+        .running
+        .into_iter()
+        .map(|a| {
+            Ok(HeldAttempt { lease: LeaseId(a.lease), call: call_id(&a.call)?, index: a.index, attempt: a.attempt })
+        })
+        .collect::<Result<_, WireError>>()?;
+    Ok(Held {
+        container: ContainerId(held.container),
+        function: FunctionKey::new(&held.namespace, &held.function),
+        revision: Revision(held.revision),
+        ready: held.ready,
+        running,
+        finished: held.finished.into_iter().map(done_in).collect::<Result<_, _>>()?,
+    })
+}
+
+impl From<Report> for link::Report {
+    fn from(report: Report) -> Self {
+        use link::report::Kind;
+        let kind = match report {
+            Report::Hello(hello) => Kind::Hello(hello_out(hello)),
+            Report::Refused { container, reason } => Kind::Refused(link::Refused { container: container.0, reason }),
+            Report::Spawned { container, pid, spawn_us } => {
+                Kind::Spawned(link::Spawned { container: container.0, pid, spawn_us })
+            }
+            Report::Ready { container, phases } => Kind::Ready(link::Ready {
+                container: container.0,
+                phases: phases.into_iter().map(|p| link::Phase { name: p.name, us: p.us }).collect(),
+            }),
+            Report::Finished { container, done } => Kind::Finished(link::Finished {
+                container: container.0,
+                done: done.into_iter().map(done_out).collect(),
+            }),
+            Report::Returned { container, leases, reason } => {
+                Kind::Returned(link::Returned { container: container.0, leases: numbers(&leases), reason })
+            }
+            Report::Ended { container, ending, begun } => Kind::Ended(link::Ended {
+                container: container.0,
+                exit_code: ending.exit_code,
+                signal: ending.signal,
+                oom: ending.oom,
+                reason: ending.reason,
+                tail: ending.tail,
+                begun: numbers(&begun),
+            }),
+            Report::Log { container, stderr, chunk, dropped } => {
+                Kind::Log(link::Log { container: container.0, stderr, chunk, dropped })
+            }
+            Report::Beat { sequence } => Kind::Beat(link::Beat { sequence }),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+/// Reads a report.
+pub fn report_in(report: link::Report) -> Result<Report, WireError> {
+    use link::report::Kind;
+    Ok(match report.kind.ok_or(WireError::Missing("report"))? {
+        Kind::Hello(hello) => Report::Hello(Hello {
+            protocol: hello.protocol,
+            worker: hello.worker,
+            capacity: Amount { cpu_milli: hello.cpu_milli, memory_mib: hello.memory_mib },
+            inventory: hello.containers.into_iter().map(held_in).collect::<Result<_, _>>()?,
+            version: hello.version,
+            limits: hello.limits,
+        }),
+        Kind::Refused(refused) => Report::Refused { container: ContainerId(refused.container), reason: refused.reason },
+        Kind::Spawned(spawned) => {
+            Report::Spawned { container: ContainerId(spawned.container), pid: spawned.pid, spawn_us: spawned.spawn_us }
+        }
+        Kind::Ready(ready) => Report::Ready {
+            container: ContainerId(ready.container),
+            phases: ready.phases.into_iter().map(|p| Phase { name: p.name, us: p.us }).collect(),
+        },
+        Kind::Finished(finished) => Report::Finished {
+            container: ContainerId(finished.container),
+            done: finished.done.into_iter().map(done_in).collect::<Result<_, _>>()?,
+        },
+        Kind::Returned(returned) => Report::Returned {
+            container: ContainerId(returned.container),
+            leases: leases(returned.leases),
+            reason: returned.reason,
+        },
+        Kind::Ended(ended) => Report::Ended {
+            container: ContainerId(ended.container),
+            begun: leases(ended.begun),
+            ending: Ending {
+                exit_code: ended.exit_code,
+                signal: ended.signal,
+                oom: ended.oom,
+                reason: ended.reason,
+                tail: ended.tail,
+            },
+        },
+        Kind::Log(log) => Report::Log {
+            container: ContainerId(log.container),
+            stderr: log.stderr,
+            chunk: log.chunk,
+            dropped: log.dropped,
+        },
+        Kind::Beat(beat) => Report::Beat { sequence: beat.sequence },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(n: u64) -> HeldAttempt {
+        HeldAttempt { lease: LeaseId(n), call: CallId(u128::from(n) << 70), index: n * 3, attempt: 2 }
+    }
+
+    #[test]
+    fn reports_survive_the_wire() {
+        let done = |n, result| Done { held: held(n), waited_us: 5, run_us: 6, result };
+        let failure = Failure::new(FailureKind::Timeout, "Timeout", "ran 3 s");
+        let blob = Blob { name: "a/in-0".into(), len: 9, crc32c: 7 };
+        let container = ContainerId(4);
+        let reports = vec![
+            Report::Hello(Hello {
+                protocol: PROTOCOL,
+                worker: "w".into(),
+                capacity: Amount { cpu_milli: 2000, memory_mib: 99 },
+                version: "v".into(),
+                limits: "cgroup v1".into(),
+                inventory: vec![Held {
+                    container,
+                    function: FunctionKey::new("default", "f"),
+                    revision: Revision(3),
+                    ready: true,
+                    running: vec![held(1)],
+                    finished: vec![done(2, Err(failure))],
+                }],
+            }),
+            Report::Finished { container, done: vec![done(3, Ok(Payload::Blob(blob)))] },
+            Report::Ended {
+                container,
+                ending: Ending { exit_code: Some(3), ..Ending::default() },
+                begun: vec![LeaseId(1)],
+            },
+            Report::Beat { sequence: 8 },
+        ];
+        for report in reports {
+            assert_eq!(report_in(report.clone().into()), Ok(report));
+        }
+    }
+
+    #[test]
+    fn orders_survive_the_wire_and_a_short_call_id_is_refused() {
+        let spec = serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap();
+        let container = ContainerId(4);
+        let assignment = Assignment {
+            lease: LeaseId(1),
+            call: CallId(5),
+            index: 0,
+            attempt: 1,
+            payload: Payload::Inline(Bytes::from_static(b"1")),
+            traceparent: "".into(),
+        };
+        let feed = Order::Feed { container, groups: vec![Group { assignments: vec![assignment], batch: true }] };
+        let start = Order::Start(Start {
+            container,
+            function: FunctionKey::new("default", "f"),
+            revision: Revision(3),
+            spec: Arc::new(spec),
+        });
+        for order in [feed.clone(), start] {
+            assert_eq!(order_in(order.clone().into()), Ok(Some(order)));
+        }
+        let mut broken = link::Order::from(feed);
+        if let Some(link::order::Kind::Feed(feed)) = &mut broken.kind {
+            feed.groups[0].assignments[0].call = Bytes::from_static(b"short");
+        }
+        assert_eq!(order_in(broken), Err(WireError::CallId(5)));
+    }
+}

@@ -1,0 +1,57 @@
+//! Decisions as values: what was decided, when, why, and the numbers behind it.
+
+use capstan_common::time::Time;
+use serde::Serialize;
+
+/// A scale decision.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Decision {
+    /// When.
+    pub at: Time,
+    /// Containers wanted before.
+    pub from: u32,
+    /// Containers wanted now.
+    pub to: u32,
+    /// Why.
+    pub reason: &'static str,
+    /// The numbers behind it.
+    pub facts: Facts,
+}
+
+/// The numbers behind a scale decision; the formula is
+/// `min(max, max(min, ceil((running + pending) / slots) + (buffer if active)))` (SPEC §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// Inputs waiting, for a container or a retry.
+    pub pending: u64,
+    /// Inputs held by containers.
+    pub running: u64,
+    /// Inputs a container is meant to take.
+    pub slots: u64,
+    /// Lower bound in force.
+    pub min: u32,
+    /// Upper bound in force.
+    pub max: u32,
+    /// Buffer in force, 0 while the function is inactive.
+    pub buffer: u32,
+    /// Containers ordered and not ready.
+    pub starting: u32,
+    /// Containers ready or starting.
+    pub live: u32,
+}
+
+/// Why an input waits: the closed list of RELIABILITY L2, with the sentence that an operator reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// The stable code.
+    pub code: &'static str,
+    /// What would release it.
+    pub detail: String,
+}
+
+impl Waiting {
+    /// A code and its sentence.
+    pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+}

@@ -1,0 +1,153 @@
+//! Effects and promises: what must now be done, at once or once the records are durable.
+
+use crate::record::Entry;
+use capstan_common::{
+    call::CallState,
+    container::Phase,
+    id::{CallId, ContainerId, FunctionKey, LeaseId, WorkerId},
+    order::Order,
+    resource::Amount,
+    time::Time,
+};
+use std::sync::Arc;
+
+/// To be done at once.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Tell a worker.
+    Order(WorkerId, Order),
+    /// Tell the autoscaler what the pool lacks.
+    Demand(Demand),
+    /// Tell the autoscaler that a container's place is free.
+    Release(ContainerId),
+    /// Tell the autoscaler of a container that was there already.
+    Hold {
+        /// Which.
+        container: ContainerId,
+        /// Where.
+        worker: WorkerId,
+        /// What it takes there.
+        amount: Amount,
+    },
+    /// Read a segment and answer with `Loaded`.
+    Load {
+        /// Of which call.
+        call: CallId,
+        /// Which segment.
+        number: u32,
+    },
+    /// A map may send so many more inputs.
+    Credit {
+        /// Which map.
+        call: CallId,
+        /// How many more.
+        count: u64,
+    },
+    /// A container became ready, for metrics and traces.
+    Started {
+        /// Which.
+        container: ContainerId,
+        /// When the decision fell.
+        decided: Time,
+        /// The timed parts of its start.
+        phases: Vec<Phase>,
+    },
+    /// Something an operator may want to see.
+    Notice(Notice),
+}
+
+/// What a function's pool wants.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Demand {
+    /// Whose.
+    pub function: FunctionKey,
+    /// Containers that it lacks.
+    pub missing: u32,
+    /// Grants that it has seen so far: those under way count against `missing`.
+    pub grants_seen: u64,
+    /// What one container asks of a worker.
+    pub amount: Amount,
+    /// GPUs by preference.
+    pub gpu: Vec<String>,
+    /// Idle containers above the minimum, which could give way.
+    pub spare: u32,
+}
+
+/// Something an operator may want to see.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// An attempt's outcome came after its lease had ended, and was dropped.
+    LateOutcome {
+        /// Whose.
+        lease: LeaseId,
+    },
+    /// A container died before it was ready.
+    StartFailed {
+        /// Which.
+        container: ContainerId,
+        /// How.
+        detail: String,
+    },
+    /// A container ended.
+    ContainerEnded {
+        /// Which.
+        container: ContainerId,
+        /// How.
+        detail: String,
+    },
+    /// Scaling was decided.
+    Scaled {
+        /// Containers wanted before.
+        from: u32,
+        /// Containers wanted now.
+        to: u32,
+        /// The decision's reason.
+        reason: &'static str,
+    },
+}
+
+/// To be done once all records up to here are durable.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Promise {
+    /// Tell the client that the call is accepted.
+    Accepted {
+        /// Which call.
+        call: CallId,
+    },
+    /// Tell whoever waits how inputs ended.
+    Settled {
+        /// Of which call.
+        call: CallId,
+        /// How they ended.
+        entries: Arc<Vec<Entry>>,
+    },
+    /// Tell whoever waits that the call ended.
+    Closed {
+        /// Which call.
+        call: CallId,
+        /// How.
+        state: CallState,
+    },
+    /// Tell a worker that it may forget outcomes.
+    Recorded {
+        /// Which worker.
+        worker: WorkerId,
+        /// Of which container.
+        container: ContainerId,
+        /// Whose outcomes.
+        leases: Vec<LeaseId>,
+    },
+}
+
+/// What one step asks of its shell.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Output {
+    /// To be made durable, in this order.
+    pub records: Vec<crate::record::Record>,
+    /// To be done at once, in this order.
+    pub effects: Vec<Effect>,
+    /// To be done once `records` are durable.
+    pub promises: Vec<Promise>,
+    /// Whether someone waits for the records; if not, they may ride with the next ones.
+    pub urgent: bool,
+}

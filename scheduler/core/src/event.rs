@@ -1,0 +1,173 @@
+//! Events: what a core is told.
+
+use crate::record::Segment;
+use capstan_common::{
+    call::CallKind,
+    container::{Ending, Phase},
+    function::{FunctionSpec, OverridesPatch},
+    id::{CallId, ContainerId, LeaseId, WorkerId},
+    input::Payload,
+    report::{Done, Held},
+};
+use std::sync::Arc;
+
+/// What happens to a function.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A new revision.
+    Deploy(Arc<FunctionSpec>),
+    /// The function is to go; pending inputs end as cancelled.
+    Remove,
+    /// Dynamic settings change.
+    Patch(OverridesPatch),
+    /// A client opens a call.
+    Open(Box<Opening>),
+    /// More inputs of an open map.
+    Arrive {
+        /// Which map.
+        call: CallId,
+        /// Its next inputs.
+        payloads: Vec<Payload>,
+    },
+    /// An open map has all its inputs.
+    Close {
+        /// Which map.
+        call: CallId,
+    },
+    /// A map's client has taken outcomes: there is room for as many inputs.
+    Collect {
+        /// Which map.
+        call: CallId,
+        /// How many.
+        count: u64,
+    },
+    /// Ends a call: what waits is dropped, what runs is interrupted.
+    Cancel {
+        /// Which call.
+        call: CallId,
+    },
+    /// A call's client went away: what waits is dropped, what runs may end.
+    Abandon {
+        /// Which call.
+        call: CallId,
+    },
+    /// A segment that was asked for.
+    Loaded {
+        /// Of which call.
+        call: CallId,
+        /// Which segment.
+        number: u32,
+        /// Its inputs.
+        payloads: Vec<Payload>,
+    },
+    /// The autoscaler gives a place for a container.
+    Granted {
+        /// The container's id.
+        container: ContainerId,
+        /// Where.
+        worker: WorkerId,
+    },
+    /// The autoscaler cannot place what is missing.
+    Unplaced {
+        /// Why, in words.
+        reason: Arc<str>,
+    },
+    /// Others wait: give up idle containers.
+    GiveWay {
+        /// How many.
+        count: u32,
+    },
+    /// A container's process exists.
+    Spawned {
+        /// Which.
+        container: ContainerId,
+        /// From the order's arrival to the process, in microseconds.
+        spawn_us: u64,
+    },
+    /// A container takes inputs.
+    Ready {
+        /// Which.
+        container: ContainerId,
+        /// Timed parts of its start on the worker.
+        phases: Vec<Phase>,
+    },
+    /// Attempts ended.
+    Finished {
+        /// In which container.
+        container: ContainerId,
+        /// How.
+        done: Vec<Done>,
+    },
+    /// Attempts came back without having begun.
+    Returned {
+        /// From which container.
+        container: ContainerId,
+        /// Which.
+        leases: Vec<LeaseId>,
+    },
+    /// A container is gone.
+    Ended {
+        /// Which.
+        container: ContainerId,
+        /// How.
+        ending: Ending,
+        /// Attempts that had begun in it.
+        begun: Vec<LeaseId>,
+    },
+    /// A worker told what it holds of this function.
+    Inventory {
+        /// Which worker.
+        worker: WorkerId,
+        /// All that it holds of this function.
+        held: Vec<Held>,
+    },
+    /// A worker is lost, with all it held.
+    WorkerLost {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// All workers known from before a restart have spoken, or had their time.
+    Settled,
+    /// An operator stops a container.
+    StopContainer {
+        /// Which.
+        container: ContainerId,
+    },
+    /// A worker is drained: its idle containers stop, busy ones finish.
+    DrainWorker {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// The time that `next_alarm` named has come.
+    Alarm,
+}
+
+/// A client opens a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opening {
+    /// Its id, minted by the shell.
+    pub call: CallId,
+    /// The verb.
+    pub kind: CallKind,
+    /// What it brings.
+    pub inputs: Inputs,
+    /// W3C trace context, empty where there is none.
+    pub traceparent: Arc<str>,
+    /// The client's key and the digest of what it sent.
+    pub key: Option<(String, [u8; 32])>,
+    /// Maps: the first error cancels the rest.
+    pub fail_fast: bool,
+    /// Maps: outputs are not wanted, only how each input ended.
+    pub discard_outputs: bool,
+}
+
+/// What a call brings at its opening.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Inputs {
+    /// Here they are.
+    Here(Vec<Payload>),
+    /// They are in the store, packed.
+    Stored(Vec<Segment>),
+    /// They come later, by `Arrive`.
+    Later,
+}

@@ -1,0 +1,154 @@
+//! After a reconnect or a restart: what a worker holds is compared with what the owner believes.
+
+use super::{
+    Function,
+    pool::{Container, Lease, Life, room},
+    queue::Queued,
+};
+use crate::effect::{Effect, Output};
+use bytes::Bytes;
+use capstan_common::{
+    id::{CallId, ContainerId, LeaseId, WorkerId},
+    input::Payload,
+    order::Order,
+    report::{Held, HeldAttempt},
+    time::Time,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Function {
+    /// Reconciles with one worker's inventory: containers that it does not hold are lost, unknown ones are adopted, and
+    /// attempts on either side that the other does not know are given back or aborted.
+    pub(super) fn inventory(&mut self, now: Time, worker: &WorkerId, held: Vec<Held>, out: &mut Output) {
+        let there: BTreeSet<ContainerId> = held.iter().map(|h| h.container).collect();
+        let gone: Vec<_> =
+            self.pool.iter().filter(|(id, c)| c.worker == *worker && !there.contains(id)).map(|(id, _)| id).collect();
+        for id in gone {
+            self.container_lost(now, id, "its worker does not hold it any more", out);
+        }
+        for held in held {
+            self.reconcile(now, worker, held, out);
+        }
+    }
+
+    fn reconcile(&mut self, now: Time, worker: &WorkerId, held: Held, out: &mut Output) {
+        let id = held.container;
+        if self.pool.get(id).is_none() {
+            self.adopt_container(now, worker, &held, out);
+        } else if held.ready && self.pool.get(id).is_some_and(|c| c.life == Life::Starting) {
+            self.ready(now, id, Vec::new(), out);
+        }
+        let known: BTreeSet<LeaseId> =
+            held.running.iter().map(|a| a.lease).chain(held.finished.iter().map(|d| d.held.lease)).collect();
+        self.give_back_unknown(now, id, &known, out);
+        let mut stale = Vec::new();
+        for attempt in held.running {
+            if !self.adopt_attempt(now, id, attempt) {
+                stale.push(attempt.lease);
+            }
+        }
+        if !stale.is_empty() {
+            self.order(id, Order::Abort { container: id, leases: stale }, out);
+        }
+        for done in &held.finished {
+            self.adopt_attempt(now, id, done.held);
+        }
+        self.finished(now, id, held.finished, out);
+    }
+
+    /// Attempts that were sent and never arrived.
+    fn give_back_unknown(&mut self, now: Time, id: ContainerId, known: &BTreeSet<LeaseId>, out: &mut Output) {
+        let missing: Vec<LeaseId> = self
+            .pool
+            .get(id)
+            .map(|c| c.leases.keys().filter(|l| !known.contains(l)).copied().collect())
+            .unwrap_or_default();
+        if !missing.is_empty() {
+            self.returned(now, id, &missing, out);
+        }
+    }
+
+    fn adopt_container(&mut self, now: Time, worker: &WorkerId, held: &Held, out: &mut Output) {
+        let current = held.revision == self.deployed.revision && !self.removed;
+        let life = match (current, held.ready) {
+            (true, true) => Life::Ready,
+            (true, false) => Life::Starting,
+            (false, _) => Life::Draining,
+        };
+        self.pool.add(
+            held.container,
+            Container {
+                worker: worker.clone(),
+                revision: held.revision,
+                life,
+                decided: now,
+                since: now,
+                leases: BTreeMap::new(),
+                groups: BTreeMap::new(),
+                run_us: None,
+                served: 1,
+                room: room(&self.deployed.spec, None),
+            },
+        );
+        out.effects.push(Effect::Hold {
+            container: held.container,
+            worker: worker.clone(),
+            amount: self.deployed.spec.amount(),
+        });
+    }
+
+    /// Whether the attempt is, or now becomes, one of ours.
+    fn adopt_attempt(&mut self, now: Time, id: ContainerId, attempt: HeldAttempt) -> bool {
+        if self.pool.get(id).is_some_and(|c| c.leases.contains_key(&attempt.lease)) {
+            return true;
+        }
+        let Some(input) = self.take_waiting(attempt.call, attempt.index) else {
+            return false;
+        };
+        self.account_adopted(attempt.call);
+        self.pool.change(id, |container| {
+            container.groups.insert(attempt.lease, 1);
+            let lease = Lease { input, given: now, group: attempt.lease };
+            container.leases.insert(attempt.lease, lease);
+        });
+        true
+    }
+
+    /// Takes an input out of wherever it waits: in memory, for a retry, or in a segment that is not loaded.
+    fn take_waiting(&mut self, id: CallId, index: u64) -> Option<Queued> {
+        let call = self.calls.get_mut(&id).filter(|c| !c.cancelled)?;
+        if let Some(input) = self.queue.remove(id, index) {
+            return Some(input);
+        }
+        let key = self.delayed.keys().find(|key| key.1 == id && key.2 == index).copied();
+        if let Some(key) = key {
+            return self.delayed.remove(&key);
+        }
+        let submitted = call.created;
+        let segment = call.segment_of(index)?;
+        let bulk = call.bulk.as_mut()?;
+        let unloaded = bulk.loading.contains_key(&segment) || bulk.tail.iter().any(|s| s.number == segment);
+        if !unloaded || bulk.ended.has(index) || !bulk.adopted.insert(index) {
+            return None;
+        }
+        let (failures, losses) = bulk.attempted.get(&index).copied().unwrap_or_default();
+        Some(Queued { call: id, index, payload: Payload::Inline(Bytes::new()), submitted, failures, losses })
+    }
+
+    /// A segment was loaded: adopted attempts of it get their inputs, in case they must be tried again.
+    pub(super) fn fill_adopted(&mut self, call: CallId, payloads: Vec<(u64, Payload)>) {
+        for (index, payload) in payloads {
+            let holder = self.pool.iter().find_map(|(id, c)| {
+                let mut leases = c.leases.iter();
+                let found = leases.find(|(_, l)| l.input.call == call && l.input.index == index);
+                found.map(|(lease, _)| (id, *lease))
+            });
+            let Some((container, lease)) = holder else { continue };
+            self.pool.change(container, |c| {
+                if let Some(lease) = c.leases.get_mut(&lease) {
+                    lease.input.payload = payload;
+                }
+            });
+        }
+    }
+}

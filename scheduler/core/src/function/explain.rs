@@ -1,0 +1,208 @@
+//! What is, and why: read from the state and the recorded decisions, never guessed.
+
+use super::Function;
+use crate::{
+    decision::{Decision, Waiting},
+    record::UsedKey,
+};
+use capstan_common::{
+    call::{CallKind, CallState, Counts},
+    container::ContainerState,
+    function::{AutoscalerSettings, Overrides},
+    id::{CallId, ContainerId, Revision, WorkerId},
+    time::Time,
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A function's numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Inputs that wait.
+    pub backlog: u64,
+    /// Inputs held by containers.
+    pub running: u64,
+    /// Containers by state.
+    pub containers: BTreeMap<ContainerState, u32>,
+    /// Containers wanted.
+    pub desired: u32,
+    /// Outcomes that came after their lease had ended.
+    pub late_outcomes: u64,
+}
+
+/// A container as its function's owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerView {
+    /// Its id.
+    pub id: ContainerId,
+    /// Where it is.
+    pub worker: WorkerId,
+    /// Of which revision.
+    pub revision: Revision,
+    /// Its state.
+    pub state: ContainerState,
+    /// When its start was decided.
+    pub decided: Time,
+    /// Inputs that it holds.
+    pub inputs: u32,
+}
+
+/// Where a live input is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputView {
+    /// It waits.
+    Pending {
+        /// When it arrived.
+        submitted: Time,
+        /// Tries so far.
+        attempts: u32,
+        /// Why.
+        why: Waiting,
+    },
+    /// A container holds it.
+    Running {
+        /// When it arrived.
+        submitted: Time,
+        /// When it was given out.
+        given: Time,
+        /// Which try this is.
+        attempt: u32,
+        /// To which container.
+        container: ContainerId,
+        /// On which worker.
+        worker: WorkerId,
+    },
+}
+
+impl Function {
+    /// The numbers of `…/stats`.
+    pub fn stats(&self) -> Stats {
+        let facts = self.facts();
+        let states = [ContainerState::Starting, ContainerState::Idle, ContainerState::Busy, ContainerState::Draining];
+        let mut containers: BTreeMap<_, u32> = states.into_iter().map(|s| (s, 0)).collect();
+        for (_, container) in self.pool.iter() {
+            *containers.entry(container.state()).or_default() += 1;
+        }
+        Stats {
+            backlog: facts.pending,
+            running: facts.running,
+            containers,
+            desired: self.wanted,
+            late_outcomes: self.late_outcomes,
+        }
+    }
+
+    /// The latest decisions, newest first.
+    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().rev()
+    }
+
+    /// Deployed, overriding and effective settings.
+    pub fn settings(&self) -> (&AutoscalerSettings, &Overrides, &AutoscalerSettings) {
+        (&self.deployed.spec.autoscaler, &self.overrides, &self.effective)
+    }
+
+    /// Its containers, by id.
+    pub fn containers(&self) -> impl Iterator<Item = ContainerView> {
+        self.pool.iter().map(|(id, c)| ContainerView {
+            id,
+            worker: c.worker.clone(),
+            revision: c.revision,
+            state: c.state(),
+            decided: c.decided,
+            inputs: c.leases.len() as u32,
+        })
+    }
+
+    /// A live call's kind, counts and state.
+    pub fn call(&self, id: CallId) -> Option<(CallKind, Counts, CallState)> {
+        self.calls.get(&id).map(|c| (c.kind, c.counts, c.state()))
+    }
+
+    /// The call that a key stands for.
+    pub fn used_key(&self, key: &str) -> Option<&UsedKey> {
+        self.keys.get(key)
+    }
+
+    /// Why inputs wait, if any do.
+    pub fn waiting(&self) -> Option<Waiting> {
+        let facts = self.facts();
+        (facts.pending > 0).then(|| self.why())
+    }
+
+    fn why(&self) -> Waiting {
+        let facts = self.facts();
+        if self.holding {
+            return Waiting::new("recovering", "after a restart, known workers are asked what they still hold");
+        }
+        if self.starts.failed > 0 {
+            let detail = format!(
+                "{} starts in a row failed, the next is tried at most {} s after the last; last: {}",
+                self.starts.failed,
+                self.limits.start_backoff_max_ms / 1000,
+                self.starts.last
+            );
+            return Waiting::new("image_backoff", detail);
+        }
+        if let Some(reason) = &self.unplaced {
+            return Waiting::new("no_capacity", &**reason);
+        }
+        if facts.starting > 0 && facts.starting == facts.live {
+            return Waiting::new("starting", format!("{} containers are starting", facts.starting));
+        }
+        if self.batch_due().is_some() {
+            return Waiting::new(
+                "batch",
+                "a batch is being collected and leaves when it is full or its wait_ms has passed",
+            );
+        }
+        if self.queue.ready() == 0 && !self.delayed.is_empty() {
+            return Waiting::new("retry_backoff", "every waiting input pauses before its next attempt");
+        }
+        if self.queue.ready() == 0 && self.has_live() {
+            let detail = format!("a map runs at most {} inputs at once", self.limits.map_running);
+            return Waiting::new("map_limit", detail);
+        }
+        if facts.live >= facts.max {
+            let detail = format!("max_containers is {} and all containers are busy", facts.max);
+            return Waiting::new("max_containers", detail);
+        }
+        Waiting::new("busy", format!("all {} containers are busy", facts.live))
+    }
+
+    /// Where an input of a live call is. `None`: it ended, or does not exist.
+    pub fn input(&self, id: CallId, index: u64) -> Option<InputView> {
+        let call = self.calls.get(&id)?;
+        for (container, c) in self.pool.iter() {
+            let held = c.leases.values().find(|l| l.input.call == id && l.input.index == index);
+            if let Some(lease) = held {
+                return Some(InputView::Running {
+                    submitted: lease.input.submitted,
+                    given: lease.given,
+                    attempt: lease.input.failures + lease.input.losses + 1,
+                    container,
+                    worker: c.worker.clone(),
+                });
+            }
+        }
+        let delayed = self.delayed.iter().find(|(key, _)| key.1 == id && key.2 == index);
+        if let Some((key, input)) = delayed {
+            let wait_s = key.0.since_ms(self.now) as f64 / 1000.0;
+            let failed = input.failures;
+            return Some(InputView::Pending {
+                submitted: input.submitted,
+                attempts: failed + input.losses,
+                why: Waiting::new("retry_backoff", format!("attempt {failed} failed, the next begins in {wait_s} s")),
+            });
+        }
+        let known = self.queue.find(id, index);
+        let submitted = known.map_or(call.created, |q| q.submitted);
+        let attempts = known.map_or(0, |q| q.failures + q.losses);
+        let stored = call.bulk.as_ref().is_some_and(|bulk| {
+            let unloaded = bulk.tail.iter().chain(bulk.loading.values());
+            let mut holding = unloaded.filter(|s| (s.first..s.first + u64::from(s.count)).contains(&index));
+            holding.next().is_some() && !bulk.ended.has(index)
+        });
+        (known.is_some() || stored).then(|| InputView::Pending { submitted, attempts, why: self.why() })
+    }
+}

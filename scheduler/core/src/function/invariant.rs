@@ -1,0 +1,67 @@
+//! What must hold after every step; checked in tests and in the simulator.
+
+use super::{Function, Side};
+use std::collections::BTreeSet;
+
+impl Function {
+    /// Checks the whole state: accounts add up, no input is in two places, limits hold.
+    pub fn check(&self) -> Result<(), String> {
+        self.queue.check()?;
+        self.pool.check()?;
+        self.check_accounts()?;
+        self.check_leases()?;
+        let facts = self.facts();
+        let grace = self.pool.iter().filter(|(_, c)| c.decided < self.deployed.at).count() as u32;
+        if !self.removed && facts.live > facts.max.max(self.wanted) + grace && self.overrides.max_containers.is_none() {
+            return Err(format!("{} live containers, at most {} allowed", facts.live, facts.max));
+        }
+        Ok(())
+    }
+
+    fn check_accounts(&self) -> Result<(), String> {
+        let (mut interactive, mut background, mut credit) = (Side::default(), Side::default(), 0);
+        for call in self.calls.values() {
+            let counts = call.counts;
+            if counts.total != counts.pending + counts.running + counts.ended() {
+                return Err(format!("{}: counts do not add up: {counts:?}", call.id));
+            }
+            if call.is_over() || !call.settling.is_empty() {
+                return Err(format!("{}: over or unsettled after a step", call.id));
+            }
+            let side = if call.kind.is_interactive() { &mut interactive } else { &mut background };
+            side.pending += counts.pending;
+            side.running += counts.running;
+            credit += call.bulk.as_ref().map_or(0, |b| b.credit);
+            if call.cancelled && counts.pending > 0 {
+                return Err(format!("{}: cancelled with {} pending", call.id, counts.pending));
+            }
+        }
+        if (interactive, background, credit) != (self.interactive, self.background, self.credit) {
+            return Err(format!(
+                "totals {:?} {:?} {}, calls have {interactive:?} {background:?} {credit}",
+                self.interactive, self.background, self.credit
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_leases(&self) -> Result<(), String> {
+        let mut held = BTreeSet::new();
+        let mut running = 0;
+        for (id, container) in self.pool.iter() {
+            for lease in container.leases.values() {
+                running += 1;
+                if !held.insert((lease.input.call, lease.input.index)) {
+                    return Err(format!("{id}: input {} {} is held twice", lease.input.call, lease.input.index));
+                }
+            }
+        }
+        if running != self.interactive.running + self.background.running {
+            return Err(format!("{running} leases, accounts say otherwise"));
+        }
+        match self.delayed.keys().find(|key| held.contains(&(key.1, key.2))) {
+            Some(key) => Err(format!("input {} {} waits and runs", key.1, key.2)),
+            None => Ok(()),
+        }
+    }
+}

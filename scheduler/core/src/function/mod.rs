@@ -1,0 +1,364 @@
+//! One function: its queue, calls, pool, leases, limits, and the demand that its settings ask for.
+//!
+//! `step` takes an event and a time and says what is now true (records), what to do at once (effects), and what to do
+//! once the records are durable (promises). A refused event changes nothing.
+
+mod adopt;
+mod call;
+mod dispatch;
+mod explain;
+mod invariant;
+mod open;
+mod pool;
+mod queue;
+mod recover;
+mod scale;
+mod settle;
+mod start;
+
+pub use call::Runs;
+pub use explain::{InputView, Stats};
+pub use recover::{RecoveredCall, Recovery};
+
+use crate::{
+    decision::Decision,
+    effect::{Effect, Output},
+    event::Event,
+    limits::Limits,
+    record::{Deployment, Record, UsedKey},
+};
+use call::Call;
+use capstan_common::{
+    call::CallKind,
+    function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
+    id::{CallId, Epoch, FunctionKey, LeaseId, Minter, Revision},
+    refusal::{Code, Refusal},
+    time::Time,
+    validate,
+};
+use pool::{Life, Pool, Starts};
+use queue::{Queue, Queued};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+/// Inputs of a function that wait or run, by who waits for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Side {
+    pending: u64,
+    running: u64,
+}
+
+/// Where an input is, for the accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Outside,
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+/// One function and all that it owns.
+#[derive(Debug, Clone)]
+pub struct Function {
+    key: FunctionKey,
+    limits: Arc<Limits>,
+    minter: Minter,
+    now: Time,
+    deployed: Deployment,
+    overrides: Overrides,
+    effective: AutoscalerSettings,
+    removed: bool,
+    /// After a restart: what known workers hold is not known yet, so nothing is given out.
+    holding: bool,
+    calls: BTreeMap<CallId, Call>,
+    /// Calls with outcomes of this step.
+    touched: BTreeSet<CallId>,
+    /// Calls with inputs in the store only.
+    tails: BTreeSet<CallId>,
+    /// Maps that may still send.
+    maps: BTreeSet<CallId>,
+    queue: Queue,
+    delayed: BTreeMap<(Time, CallId, u64), Queued>,
+    pool: Pool,
+    starts: Starts,
+    interactive: Side,
+    background: Side,
+    /// Inputs that maps may send without asking.
+    credit: u64,
+    wanted: u32,
+    /// What the autoscaler was last told: missing, and whether something could give way.
+    demanded: (u32, bool),
+    grants_seen: u64,
+    unplaced: Option<Arc<str>>,
+    decisions: VecDeque<Decision>,
+    keys: BTreeMap<String, UsedKey>,
+    key_ages: VecDeque<(Time, String)>,
+    late_outcomes: u64,
+}
+
+impl Function {
+    /// A function's first deployment.
+    pub fn deploy(
+        key: FunctionKey,
+        epoch: Epoch,
+        limits: Arc<Limits>,
+        now: Time,
+        spec: Arc<FunctionSpec>,
+        out: &mut Output,
+    ) -> Result<Self, Refusal> {
+        validate::spec(&spec)?;
+        let deployed = Deployment { revision: Revision(1), spec, at: now };
+        out.records.push(Record::Deployed(deployed.clone()));
+        out.urgent = true;
+        let mut function = Self::new(key, epoch, limits, deployed, Overrides::default());
+        function.now = now;
+        function.conclude(now, out);
+        Ok(function)
+    }
+
+    fn new(key: FunctionKey, epoch: Epoch, limits: Arc<Limits>, deployed: Deployment, overrides: Overrides) -> Self {
+        Self {
+            effective: overrides.over(&deployed.spec.autoscaler),
+            key,
+            limits,
+            minter: Minter::new(epoch),
+            now: Time(0),
+            deployed,
+            overrides,
+            removed: false,
+            holding: false,
+            calls: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            tails: BTreeSet::new(),
+            maps: BTreeSet::new(),
+            queue: Queue::default(),
+            delayed: BTreeMap::new(),
+            pool: Pool::default(),
+            starts: Starts::default(),
+            interactive: Side::default(),
+            background: Side::default(),
+            credit: 0,
+            wanted: 0,
+            demanded: (0, false),
+            grants_seen: 0,
+            unplaced: None,
+            decisions: VecDeque::new(),
+            keys: BTreeMap::new(),
+            key_ages: VecDeque::new(),
+            late_outcomes: 0,
+        }
+    }
+
+    /// Takes an event. Answers the call that an `Open` made or, by its key, had made before.
+    pub fn step(&mut self, now: Time, event: Event, out: &mut Output) -> Result<Option<CallId>, Refusal> {
+        self.now = self.now.max(now);
+        let now = self.now;
+        let answer = self.apply(now, event, out);
+        self.conclude(now, out);
+        answer
+    }
+
+    /// What follows from any event: inputs leave, ends are recorded, the pool is sized.
+    fn conclude(&mut self, now: Time, out: &mut Output) {
+        self.release_delayed(now);
+        self.free_old_keys(now, out);
+        self.dispatch(now, out);
+        self.record_ends(now, out);
+        self.load_tails(out);
+        self.grant_credit(out);
+        self.rescale(now, out);
+    }
+
+    fn apply(&mut self, now: Time, event: Event, out: &mut Output) -> Result<Option<CallId>, Refusal> {
+        match event {
+            Event::Deploy(spec) => self.redeploy(now, spec, out)?,
+            Event::Remove => self.remove(now, out),
+            Event::Patch(patch) => self.patch(&patch, out)?,
+            Event::Open(opening) => return self.open(now, *opening, out).map(Some),
+            Event::Arrive { call, payloads } => self.arrive(now, call, payloads)?,
+            Event::Close { call } => self.close(call),
+            Event::Collect { call, count } => self.collect(call, count),
+            Event::Cancel { call } => self.cancel(now, call, out),
+            Event::Abandon { call } => self.abandon(now, call),
+            Event::Loaded { call, number, payloads } => self.loaded(call, number, payloads),
+            Event::Granted { container, worker } => self.granted(now, container, worker, out),
+            Event::Unplaced { reason } => self.unplaced = Some(reason),
+            Event::GiveWay { count } => self.give_way(count, out),
+            Event::Spawned { .. } | Event::Alarm => {}
+            Event::Ready { container, phases } => self.ready(now, container, phases, out),
+            Event::Finished { container, done } => self.finished(now, container, done, out),
+            Event::Returned { container, leases } => self.returned(now, container, &leases, out),
+            Event::Ended { container, ending, begun } => self.ended(now, container, ending, &begun, out),
+            Event::Inventory { worker, held } => self.inventory(now, &worker, held, out),
+            Event::WorkerLost { worker } => self.worker_lost(now, &worker, out),
+            Event::Settled => self.holding = false,
+            Event::StopContainer { container } => self.stop_container(container, out)?,
+            Event::DrainWorker { worker } => self.drain_worker(&worker, out),
+        }
+        Ok(None)
+    }
+
+    fn redeploy(&mut self, now: Time, spec: Arc<FunctionSpec>, out: &mut Output) -> Result<(), Refusal> {
+        validate::spec(&spec)?;
+        self.removed = false;
+        self.deployed = Deployment { revision: Revision(self.deployed.revision.0 + 1), spec, at: now };
+        // SPEC D09: a deployment drops all dynamic settings.
+        self.overrides = Overrides::default();
+        self.effective = self.deployed.spec.autoscaler.clone();
+        self.starts = Starts::default();
+        self.demanded = (u32::MAX, false);
+        self.retire_all(out);
+        out.records.push(Record::Deployed(self.deployed.clone()));
+        out.urgent = true;
+        Ok(())
+    }
+
+    /// Every container takes nothing new; idle ones stop now, busy ones when they are done.
+    fn retire_all(&mut self, out: &mut Output) {
+        let all: Vec<_> = self.pool.iter().map(|(id, _)| id).collect();
+        for id in all {
+            self.retire(id, "a newer revision is live", out);
+        }
+    }
+
+    fn remove(&mut self, now: Time, out: &mut Output) {
+        if self.removed {
+            return;
+        }
+        let calls: Vec<_> = self.calls.keys().copied().collect();
+        for call in calls {
+            self.cancel(now, call, out);
+        }
+        self.removed = true;
+        self.retire_all(out);
+        out.records.push(Record::Removed);
+        out.urgent = true;
+    }
+
+    fn patch(&mut self, patch: &OverridesPatch, out: &mut Output) -> Result<(), Refusal> {
+        self.must_exist()?;
+        let overrides = patch.apply(&self.overrides);
+        let effective = overrides.over(&self.deployed.spec.autoscaler);
+        validate::settings(&effective, " of the effective settings")?;
+        self.overrides = overrides.clone();
+        self.effective = effective;
+        out.records.push(Record::Overridden(overrides));
+        out.urgent = true;
+        Ok(())
+    }
+
+    fn must_exist(&self) -> Result<(), Refusal> {
+        if self.removed {
+            return Err(Refusal::new(Code::NotFound, format!("function `{}` does not exist", self.key)));
+        }
+        Ok(())
+    }
+
+    /// Moves `n` inputs of a call in all accounts.
+    fn shift(&mut self, call: CallId, from: Place, to: Place, n: u64) {
+        let Some(call) = self.calls.get_mut(&call) else {
+            return;
+        };
+        let side = if call.kind.is_interactive() { &mut self.interactive } else { &mut self.background };
+        match from {
+            Place::Outside => call.counts.total += n,
+            Place::Pending => {
+                call.counts.pending -= n;
+                side.pending -= n;
+            }
+            Place::Running => {
+                call.counts.running -= n;
+                side.running -= n;
+            }
+            Place::Succeeded | Place::Failed | Place::Cancelled => unreachable!("an ended input does not move"),
+        }
+        match to {
+            Place::Pending => {
+                call.counts.pending += n;
+                side.pending += n;
+            }
+            Place::Running => {
+                call.counts.running += n;
+                side.running += n;
+            }
+            Place::Succeeded => call.counts.succeeded += n,
+            Place::Failed => call.counts.failed += n,
+            Place::Cancelled => call.counts.cancelled += n,
+            Place::Outside => unreachable!("an accepted input does not vanish"),
+        }
+    }
+
+    fn mint_lease(&mut self) -> LeaseId {
+        LeaseId(self.minter.mint())
+    }
+
+    fn release_delayed(&mut self, now: Time) {
+        while let Some(entry) = self.delayed.first_entry() {
+            if entry.key().0 > now {
+                return;
+            }
+            self.queue.push_front(entry.remove());
+        }
+    }
+
+    fn free_old_keys(&mut self, now: Time, out: &mut Output) {
+        let keep_ms = self.limits.idempotency_s * 1000;
+        while let Some((at, _)) = self.key_ages.front() {
+            if at.plus_ms(keep_ms) > now {
+                return;
+            }
+            let Some((_, key)) = self.key_ages.pop_front() else { return };
+            self.keys.remove(&key);
+            out.records.push(Record::KeyFreed(key));
+        }
+    }
+
+    /// The next time that the function wants an `Alarm`, if any.
+    pub fn next_alarm(&self) -> Option<Time> {
+        let retry = self.delayed.first_key_value().map(|(key, _)| key.0);
+        let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
+        [retry, key, self.batch_due(), self.idle_due(), self.start_due()].into_iter().flatten().min()
+    }
+
+    /// The function's name.
+    pub fn key(&self) -> &FunctionKey {
+        &self.key
+    }
+
+    /// The live revision.
+    pub fn deployment(&self) -> &Deployment {
+        &self.deployed
+    }
+
+    /// Whether it was removed and nothing of it is left.
+    pub fn is_gone(&self) -> bool {
+        self.removed && self.pool.is_empty()
+    }
+
+    /// Whether it was removed.
+    pub fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    fn order(&self, id: capstan_common::id::ContainerId, order: capstan_common::order::Order, out: &mut Output) {
+        if let Some(container) = self.pool.get(id) {
+            out.effects.push(Effect::Order(container.worker.clone(), order));
+        }
+    }
+
+    fn lane_limit(&self, kind: CallKind) -> u32 {
+        match kind {
+            CallKind::Map => self.limits.map_running,
+            _ => u32::MAX,
+        }
+    }
+
+    /// Whether the container still takes new work.
+    fn takes_work(life: &Life) -> bool {
+        matches!(life, Life::Ready | Life::Starting)
+    }
+}

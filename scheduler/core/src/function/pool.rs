@@ -1,0 +1,291 @@
+//! A function's containers: who can take more, who idles, and how starts went.
+
+use super::queue::Queued;
+use crate::limits::Limits;
+use capstan_common::{
+    container::ContainerState,
+    function::FunctionSpec,
+    id::{ContainerId, LeaseId, Revision, WorkerId},
+    time::Time,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Containers whose inputs run longer than this on average are not fed ahead.
+const SHORT_RUN_US: u64 = 20_000;
+/// How much work may lie ahead in a container.
+const AHEAD_US: u64 = 10_000;
+/// Most inputs that may lie ahead in a container.
+const AHEAD_INPUTS: u64 = 256;
+
+/// An attempt that a container holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The input. An adopted one's payload is empty until its segment is loaded.
+    pub input: Queued,
+    /// When it was given.
+    pub given: Time,
+    /// The lease that stands for its group: the first of a batch, or itself.
+    pub group: LeaseId,
+}
+
+/// A container's life as the function's owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// Ordered, not ready.
+    Starting,
+    /// Takes inputs; idle since then if it has none.
+    Ready,
+    /// Takes nothing new; stops when it has nothing left.
+    Draining,
+    /// Told to stop.
+    Stopping,
+}
+
+/// One container.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// Where it is.
+    pub worker: WorkerId,
+    /// Of which revision.
+    pub revision: Revision,
+    /// Its state.
+    pub life: Life,
+    /// When its start was decided.
+    pub decided: Time,
+    /// When it last began to have nothing to do, or last had something.
+    pub since: Time,
+    /// What it holds.
+    pub leases: BTreeMap<LeaseId, Lease>,
+    /// Groups (inputs or batches) that it holds; each group's inputs that are still open.
+    pub groups: BTreeMap<LeaseId, u32>,
+    /// Exponential average of a group's run time, in microseconds.
+    pub run_us: Option<u64>,
+    /// Groups that it has finished.
+    pub served: u64,
+    /// Most groups it may hold.
+    pub room: u32,
+}
+
+impl Container {
+    /// Its state as users see it.
+    pub fn state(&self) -> ContainerState {
+        match self.life {
+            Life::Starting => ContainerState::Starting,
+            Life::Ready if self.leases.is_empty() => ContainerState::Idle,
+            Life::Ready => ContainerState::Busy,
+            Life::Draining | Life::Stopping => ContainerState::Draining,
+        }
+    }
+}
+
+/// How starts of the current revision went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Starts {
+    /// Waves of starts that failed in a row.
+    pub failed: u32,
+    /// No start before then.
+    pub not_before: Time,
+    /// Starts decided before then belong to a wave that already counted.
+    pub wave: Time,
+    /// How the last one failed.
+    pub last: String,
+}
+
+impl Starts {
+    /// A container died before it was ready. Containers of one wave count once.
+    pub fn failed(&mut self, now: Time, decided: Time, detail: String, limits: &Limits) {
+        self.last = detail;
+        if self.failed > 0 && decided < self.wave {
+            return;
+        }
+        let doubled = limits.start_backoff_ms << self.failed.min(20);
+        self.failed += 1;
+        self.wave = now;
+        self.not_before = now.plus_ms(doubled.min(limits.start_backoff_max_ms));
+    }
+
+    /// A container became ready.
+    pub fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// All containers of a function.
+#[derive(Debug, Clone, Default)]
+pub struct Pool {
+    containers: BTreeMap<ContainerId, Container>,
+    /// Ready containers of the current revision with room: fewest groups first, then the last used, so that the others can age.
+    free: BTreeSet<(u32, u64, ContainerId)>,
+    /// Ready containers without work, the longest idle first.
+    idle: BTreeSet<(Time, ContainerId)>,
+    starting: u32,
+    live: u32,
+}
+
+impl Pool {
+    /// Looks at one.
+    pub fn get(&self, id: ContainerId) -> Option<&Container> {
+        self.containers.get(&id)
+    }
+
+    /// All, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (ContainerId, &Container)> {
+        self.containers.iter().map(|(id, c)| (*id, c))
+    }
+
+    /// Every container, whatever its revision and state.
+    pub fn len(&self) -> u32 {
+        self.containers.len() as u32
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty()
+    }
+
+    /// Ordered and not ready.
+    pub fn starting(&self) -> u32 {
+        self.starting
+    }
+
+    /// Ready or starting: what counts as capacity.
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// Ready containers without work.
+    pub fn idle(&self) -> u32 {
+        self.idle.len() as u32
+    }
+
+    /// The longest idle container, and since when.
+    pub fn longest_idle(&self) -> Option<(Time, ContainerId)> {
+        self.idle.first().copied()
+    }
+
+    /// The container that should get the next group, with its room.
+    pub fn next_free(&self) -> Option<(ContainerId, u32)> {
+        let (held, _, id) = *self.free.first()?;
+        Some((id, self.containers[&id].room - held))
+    }
+
+    /// How many containers have room.
+    pub fn free_len(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Adds a container.
+    pub fn add(&mut self, id: ContainerId, container: Container) {
+        self.index(id, &container, true);
+        self.containers.insert(id, container);
+    }
+
+    /// Takes a container out.
+    pub fn remove(&mut self, id: ContainerId) -> Option<Container> {
+        let container = self.containers.remove(&id)?;
+        self.index(id, &container, false);
+        Some(container)
+    }
+
+    /// Changes a container, and keeps the indexes true.
+    pub fn change<T>(&mut self, id: ContainerId, change: impl FnOnce(&mut Container) -> T) -> Option<T> {
+        let mut container = self.containers.remove(&id)?;
+        self.index(id, &container, false);
+        let result = change(&mut container);
+        self.index(id, &container, true);
+        self.containers.insert(id, container);
+        Some(result)
+    }
+
+    fn index(&mut self, id: ContainerId, container: &Container, add: bool) {
+        let held = container.groups.len() as u32;
+        let ready = container.life == Life::Ready;
+        if ready && held < container.room {
+            let key = (held, u64::MAX - container.since.0, id);
+            if add {
+                self.free.insert(key);
+            } else {
+                self.free.remove(&key);
+            }
+        }
+        if ready && container.leases.is_empty() {
+            if add {
+                self.idle.insert((container.since, id));
+            } else {
+                self.idle.remove(&(container.since, id));
+            }
+        }
+        let step = |count: &mut u32, counts: bool| match (counts, add) {
+            (true, true) => *count += 1,
+            (true, false) => *count -= 1,
+            (false, _) => {}
+        };
+        step(&mut self.starting, container.life == Life::Starting);
+        step(&mut self.live, ready || container.life == Life::Starting);
+    }
+
+    /// Checks what must always hold.
+    pub fn check(&self) -> Result<(), String> {
+        let mut rebuilt = Self::default();
+        for (id, container) in &self.containers {
+            rebuilt.add(*id, container.clone());
+            let open: u32 = container.groups.values().sum();
+            if open as usize != container.leases.len() {
+                return Err(format!("{id}: groups count {open}, leases {}", container.leases.len()));
+            }
+        }
+        let same = rebuilt.free == self.free
+            && rebuilt.idle == self.idle
+            && rebuilt.starting == self.starting
+            && rebuilt.live == self.live;
+        same.then_some(()).ok_or_else(|| "the pool's indexes are not true".into())
+    }
+}
+
+/// How many groups a container may hold: what it works on at once, and a little ahead where its runs are short.
+pub fn room(spec: &FunctionSpec, run_us: Option<u64>) -> u32 {
+    let at_once = spec.groups_at_once();
+    let short = run_us.filter(|us| *us < SHORT_RUN_US && !spec.single_use_containers);
+    let Some(run_us) = short else { return at_once };
+    let most = (AHEAD_INPUTS / u64::from(spec.group_size())).max(1);
+    let ahead = (u64::from(at_once) * AHEAD_US / run_us.max(10)).clamp(1, most);
+    at_once + ahead as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_containers_with_short_runs_are_fed_ahead() {
+        let spec: FunctionSpec = serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap();
+        assert_eq!(room(&spec, None), 1);
+        assert_eq!(room(&spec, Some(SHORT_RUN_US)), 1);
+        assert_eq!(room(&spec, Some(1000)), 11);
+        assert_eq!(room(&spec, Some(1)), 257);
+        let single = FunctionSpec { single_use_containers: true, ..spec };
+        assert_eq!(room(&single, Some(1)), 1);
+    }
+
+    #[test]
+    fn a_wave_of_failed_starts_counts_once_and_the_pause_doubles_to_its_cap() {
+        // RELIABILITY F33
+        let limits = Limits::default();
+        let mut starts = Starts::default();
+        for _ in 0..16 {
+            starts.failed(Time(5), Time(1), "exit code 3".into(), &limits);
+        }
+        assert_eq!((starts.failed, starts.not_before), (1, Time(5).plus_ms(1000)));
+        let mut now = Time(5);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            now = starts.not_before;
+            starts.failed(now, now, "exit code 3".into(), &limits);
+            pauses.push(starts.not_before.since_ms(now));
+        }
+        assert_eq!(pauses, [2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]);
+        starts.succeeded();
+        assert_eq!(starts.not_before, Time(0));
+        let _ = now;
+    }
+}

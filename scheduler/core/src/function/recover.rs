@@ -1,0 +1,115 @@
+//! An owner's memory rebuilt from what is durable.
+
+use super::{
+    Function, Place,
+    call::{Bulk, Call, Runs},
+    queue::Queued,
+};
+use crate::{
+    effect::Output,
+    limits::Limits,
+    record::{CallRecord, Deployment, UsedKey},
+};
+use capstan_common::{
+    call::{CallKind, Counts},
+    function::Overrides,
+    id::{Epoch, FunctionKey},
+    input::Payload,
+    time::Time,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What the store has of a function.
+#[derive(Debug, Clone)]
+pub struct Recovery {
+    /// Its name.
+    pub key: FunctionKey,
+    /// Its live revision.
+    pub deployed: Deployment,
+    /// Its dynamic settings.
+    pub overrides: Overrides,
+    /// Calls that had not ended.
+    pub calls: Vec<RecoveredCall>,
+    /// Idempotency keys in use.
+    pub keys: Vec<(String, UsedKey)>,
+}
+
+/// What the store has of a call that had not ended.
+#[derive(Debug, Clone)]
+pub struct RecoveredCall {
+    /// Its opening record.
+    pub record: CallRecord,
+    /// Inputs that were in that record.
+    pub here: Vec<Payload>,
+    /// Segments that are still there.
+    pub open: Vec<u32>,
+    /// Inputs that ended.
+    pub ended: Runs,
+    /// Outcomes so far: succeeded, failed, cancelled.
+    pub counts: Counts,
+    /// Outcome records so far.
+    pub outcome_records: u64,
+    /// Attempts so far by index: failures and losses.
+    pub attempted: BTreeMap<u64, (u32, u32)>,
+}
+
+impl Function {
+    /// Rebuilds a function. It gives nothing out until `Settled`: known workers may still hold attempts. Maps, whose
+    /// client's stream is broken, end as cancelled.
+    pub fn recover(recovery: Recovery, epoch: Epoch, limits: Arc<Limits>, now: Time, out: &mut Output) -> Self {
+        let mut function = Self::new(recovery.key, epoch, limits, recovery.deployed, recovery.overrides);
+        function.now = now;
+        function.holding = true;
+        let mut keys = recovery.keys;
+        keys.sort_by(|a, b| (a.1.at, &a.0).cmp(&(b.1.at, &b.0)));
+        for (key, used) in keys {
+            function.key_ages.push_back((used.at, key.clone()));
+            function.keys.insert(key, used);
+        }
+        for call in recovery.calls {
+            function.recover_call(now, call, out);
+        }
+        function.conclude(now, out);
+        function
+    }
+
+    fn recover_call(&mut self, now: Time, recovered: RecoveredCall, out: &mut Output) {
+        let record = recovered.record;
+        let id = record.id;
+        let mut call = Call::new(id, record.kind, record.created, record.traceparent.clone());
+        let ended = recovered.counts.ended();
+        let total = if record.kind == CallKind::Map { ended } else { record.counts.total };
+        call.counts = Counts { total, ..recovered.counts };
+        call.closed = record.kind != CallKind::Map;
+        call.outcome_records = recovered.outcome_records;
+        self.queue.open(id, record.kind.is_interactive(), self.lane_limit(record.kind));
+        if !record.segments.is_empty() {
+            let open = recovered.open;
+            let left: Vec<_> = record.segments.iter().filter(|s| open.contains(&s.number)).copied().collect();
+            call.bulk = Some(Box::new(Bulk {
+                tail: left.into(),
+                open: open.into_iter().collect(),
+                segments: record.segments,
+                ended: recovered.ended.clone(),
+                attempted: recovered.attempted.clone(),
+                ..Bulk::default()
+            }));
+            self.tails.insert(id);
+        }
+        call.counts.total -= total - ended;
+        self.calls.insert(id, call);
+        self.shift(id, Place::Outside, Place::Pending, total - ended);
+        for (index, payload) in recovered.here.into_iter().enumerate() {
+            let index = index as u64;
+            if record.kind == CallKind::Map || recovered.ended.has(index) {
+                continue;
+            }
+            let (failures, losses) = recovered.attempted.get(&index).copied().unwrap_or_default();
+            self.queue.push_back(Queued { call: id, index, payload, submitted: record.created, failures, losses });
+        }
+        if record.kind == CallKind::Map {
+            self.cancel(now, id, out);
+        }
+        self.touched.insert(id);
+    }
+}

@@ -1,0 +1,146 @@
+//! Sizing: how many containers the function wants, why, and which idle ones leave.
+
+use super::{Function, pool::Life};
+use crate::{
+    decision::{Decision, Facts},
+    effect::{Demand, Effect, Notice, Output},
+};
+use capstan_common::time::Time;
+
+/// Decisions kept for `explain`.
+const KEPT_DECISIONS: usize = 128;
+/// Decisions of one kind that follow each other faster than this are told as one.
+const SAME_DECISION_MS: u64 = 100;
+
+impl Function {
+    /// The numbers that the sizing rule reads.
+    pub(super) fn facts(&self) -> Facts {
+        let pending = self.interactive.pending + self.background.pending;
+        let running = self.interactive.running + self.background.running;
+        let active = pending + running > 0;
+        let system = self.limits.system_max_containers;
+        Facts {
+            pending,
+            running,
+            slots: self.deployed.spec.slots(),
+            min: if self.removed { 0 } else { self.effective.min_containers },
+            max: if self.removed { 0 } else { self.effective.max_containers.unwrap_or(system).min(system) },
+            buffer: if active { self.effective.buffer_containers } else { 0 },
+            starting: self.pool.starting(),
+            live: self.pool.live(),
+        }
+    }
+
+    pub(super) fn rescale(&mut self, now: Time, out: &mut Output) {
+        let facts = self.facts();
+        let (wanted, reason) = size(&facts);
+        if wanted != self.wanted {
+            self.decide(now, wanted, reason, facts, out);
+        }
+        self.stop_idle(now, out);
+        self.tell_demand(now, out);
+    }
+
+    fn decide(&mut self, now: Time, wanted: u32, reason: &'static str, facts: Facts, out: &mut Output) {
+        let from = self.wanted;
+        self.wanted = wanted;
+        let rising = wanted > from;
+        if let Some(last) = self.decisions.back_mut() {
+            let same = last.reason == reason && (last.to > last.from) == rising;
+            if same && now.since_ms(last.at) < SAME_DECISION_MS {
+                last.to = wanted;
+                last.facts = facts;
+                return;
+            }
+        }
+        if self.decisions.len() == KEPT_DECISIONS {
+            self.decisions.pop_front();
+        }
+        self.decisions.push_back(Decision { at: now, from, to: wanted, reason, facts });
+        out.effects.push(Effect::Notice(Notice::Scaled { from, to: wanted, reason }));
+    }
+
+    /// Containers that the pool lacks now. Starting ones are capacity; containers of older revisions count against the maximum.
+    pub(super) fn missing(&self, now: Time) -> u32 {
+        if self.holding || now < self.starts.not_before {
+            return 0;
+        }
+        let lacking = self.wanted.saturating_sub(self.pool.live());
+        // After a failed start one container at a time tries again.
+        let lacking =
+            if self.starts.failed > 0 { lacking.min(1u32.saturating_sub(self.pool.starting())) } else { lacking };
+        let max = self.facts().max;
+        lacking.min(max.saturating_sub(self.pool.len()))
+    }
+
+    fn tell_demand(&mut self, now: Time, out: &mut Output) {
+        let missing = self.missing(now);
+        let keep = self.wanted.max(self.effective.min_containers);
+        let spare = self.pool.live().saturating_sub(keep).min(self.pool.idle());
+        let told = (missing, spare > 0);
+        if told == self.demanded {
+            return;
+        }
+        self.demanded = told;
+        if missing == 0 {
+            self.unplaced = None;
+        }
+        out.effects.push(Effect::Demand(Demand {
+            function: self.key.clone(),
+            missing,
+            grants_seen: self.grants_seen,
+            amount: self.deployed.spec.amount(),
+            gpu: self.deployed.spec.resources.gpu.clone(),
+            spare,
+        }));
+    }
+
+    /// Containers above the wanted number leave when they have idled their window, the longest idle first (SPEC B10, B15).
+    fn stop_idle(&mut self, now: Time, out: &mut Output) {
+        while let Some(due) = self.idle_due() {
+            if due > now {
+                return;
+            }
+            let Some((_, id)) = self.pool.longest_idle() else { return };
+            self.stop(id, "idle", out);
+        }
+    }
+
+    /// When the next idle container is to leave.
+    pub(super) fn idle_due(&self) -> Option<Time> {
+        if self.pool.live() <= self.wanted {
+            return None;
+        }
+        let window_ms = u64::from(self.effective.scaledown_window) * 1000;
+        self.pool.longest_idle().map(|(since, _)| since.plus_ms(window_ms))
+    }
+
+    /// When a start that pauses may be tried again.
+    pub(super) fn start_due(&self) -> Option<Time> {
+        let pausing = self.starts.not_before > self.now && self.wanted > self.pool.live();
+        pausing.then_some(self.starts.not_before)
+    }
+
+    /// Whether any container could take work now or soon.
+    pub(super) fn has_live(&self) -> bool {
+        self.pool.iter().any(|(_, c)| matches!(c.life, Life::Ready | Life::Starting))
+    }
+}
+
+/// The sizing rule (SPEC §2.2), with the term that decided.
+pub fn size(facts: &Facts) -> (u32, &'static str) {
+    let inputs = facts.pending + facts.running;
+    let base = u32::try_from(inputs.div_ceil(facts.slots)).unwrap_or(u32::MAX);
+    let wish = base.saturating_add(facts.buffer);
+    if wish > facts.max {
+        (facts.max, "max_containers")
+    } else if wish < facts.min {
+        (facts.min.min(facts.max), "min_containers")
+    } else if inputs == 0 {
+        (wish, "no_inputs")
+    } else if facts.buffer > 0 {
+        (wish, "inputs_and_buffer")
+    } else {
+        (wish, "inputs")
+    }
+}

@@ -1,0 +1,406 @@
+//! Attempts end: outcomes are accepted once, failures are tried again, calls end.
+
+use super::{
+    Function, Place,
+    pool::{Lease, Life, room},
+    queue::Queued,
+};
+use crate::{
+    effect::{Effect, Notice, Output, Promise},
+    record::{Entry, Record},
+};
+use bytes::Bytes;
+use capstan_common::{
+    call::CallKind,
+    id::{CallId, ContainerId, LeaseId},
+    input::{Failure, FailureKind, Outcome, Payload},
+    order::Order,
+    report::Done,
+    time::Time,
+};
+use std::sync::Arc;
+
+/// How an attempt ended, besides its outcome.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt {
+    pub container: ContainerId,
+    pub given: Time,
+    pub run_us: u64,
+}
+
+impl Function {
+    pub(super) fn finished(&mut self, now: Time, id: ContainerId, done: Vec<Done>, out: &mut Output) {
+        let spec = self.deployed.spec.clone();
+        let settled = self.pool.change(id, |container| {
+            let mut settled = Vec::with_capacity(done.len());
+            let mut late = Vec::new();
+            for done in done {
+                // An outcome counts only with the current lease (DESIGN law 6).
+                let Some(lease) = container.leases.remove(&done.held.lease) else {
+                    late.push(done.held.lease);
+                    continue;
+                };
+                close_group(container, lease.group, done.run_us);
+                settled.push((done, lease));
+            }
+            container.since = now;
+            container.room = room(&spec, container.run_us);
+            (settled, late, container.worker.clone())
+        });
+        let Some((settled, late, worker)) = settled else { return };
+        self.drop_late(id, &worker, late, out);
+        let leases = settled.iter().map(|(done, _)| done.held.lease).collect();
+        for (done, lease) in settled {
+            let attempt = Attempt { container: id, given: lease.given, run_us: done.run_us };
+            self.queue.release(lease.input.call, 1);
+            match done.result {
+                Ok(output) => self.end(now, &lease.input, Place::Running, Outcome::Succeeded(output), attempt),
+                Err(failure) => self.attempt_failed(now, lease.input, failure, attempt, out),
+            }
+        }
+        out.promises.push(Promise::Recorded { worker, container: id, leases });
+        self.after_work(id, out);
+    }
+
+    fn drop_late(
+        &mut self,
+        id: ContainerId,
+        worker: &capstan_common::id::WorkerId,
+        late: Vec<LeaseId>,
+        out: &mut Output,
+    ) {
+        if late.is_empty() {
+            return;
+        }
+        self.late_outcomes += late.len() as u64;
+        out.effects.extend(late.iter().map(|lease| Effect::Notice(Notice::LateOutcome { lease: *lease })));
+        let forget = Order::Recorded { container: id, leases: late };
+        out.effects.push(Effect::Order(worker.clone(), forget));
+    }
+
+    /// A container that was only to finish its work stops once it has none; a single-use one after its first.
+    pub(super) fn after_work(&mut self, id: ContainerId, out: &mut Output) {
+        let single = self.deployed.spec.single_use_containers;
+        let Some(container) = self.pool.get(id) else { return };
+        if !container.leases.is_empty() {
+            return;
+        }
+        match container.life {
+            Life::Draining => self.stop(id, "drained", out),
+            Life::Ready if single && container.served > 0 => self.stop(id, "single use", out),
+            _ => {}
+        }
+    }
+
+    /// The attempt failed by the function's fault: try again or end (SPEC G11, RELIABILITY I7).
+    pub(super) fn attempt_failed(
+        &mut self,
+        now: Time,
+        mut input: Queued,
+        failure: Failure,
+        attempt: Attempt,
+        out: &mut Output,
+    ) {
+        let retries = self.deployed.spec.retries.clone();
+        let cancelled = self.calls.get(&input.call).is_none_or(|c| c.cancelled);
+        if input.failures >= retries.max_retries || cancelled {
+            self.end(now, &input, Place::Running, Outcome::Failed(failure), attempt);
+            return;
+        }
+        input.failures += 1;
+        self.shift(input.call, Place::Running, Place::Pending, 1);
+        self.record_attempt(&input, out);
+        let due = now.plus_ms(retries.delay_ms(input.failures, self.limits.retry_floor_ms));
+        if self.without_payload(&input) {
+            return;
+        }
+        self.delayed.insert((due, input.call, input.index), input);
+    }
+
+    /// The attempt was lost without the function's fault: it goes back to the front, a bounded number of times.
+    pub(super) fn attempt_lost(&mut self, now: Time, mut input: Queued, why: &str, attempt: Attempt, out: &mut Output) {
+        input.losses += 1;
+        if input.losses > self.limits.losses {
+            let failure = Failure::new(
+                FailureKind::Lost,
+                "AttemptsLost",
+                format!("lost {} times with its container or worker, last: {why}", input.losses),
+            );
+            self.end(now, &input, Place::Running, Outcome::Failed(failure), attempt);
+            return;
+        }
+        self.record_attempt(&input, out);
+        self.give_back(input);
+    }
+
+    /// The attempt never began: it goes back to the front and does not count.
+    pub(super) fn give_back(&mut self, input: Queued) {
+        self.shift(input.call, Place::Running, Place::Pending, 1);
+        if !self.without_payload(&input) {
+            self.queue.push_front(input);
+        }
+    }
+
+    /// An adopted input whose segment is not loaded yet comes back with that segment.
+    fn without_payload(&mut self, input: &Queued) -> bool {
+        let Some(bulk) = self.calls.get_mut(&input.call).and_then(|c| c.bulk.as_mut()) else {
+            return false;
+        };
+        if !bulk.adopted.remove(&input.index) {
+            return false;
+        }
+        bulk.attempted.insert(input.index, (input.failures, input.losses));
+        true
+    }
+
+    fn record_attempt(&self, input: &Queued, out: &mut Output) {
+        let durable = self.calls.get(&input.call).is_some_and(|c| c.kind != CallKind::Map);
+        if durable {
+            out.records.push(Record::Attempted {
+                call: input.call,
+                index: input.index,
+                failures: input.failures,
+                losses: input.losses,
+            });
+        }
+    }
+
+    /// An input's end: recorded once, by the end of this step.
+    pub(super) fn end(&mut self, now: Time, input: &Queued, from: Place, outcome: Outcome, attempt: Attempt) {
+        let id = input.call;
+        let to = match &outcome {
+            Outcome::Succeeded(_) => Place::Succeeded,
+            Outcome::Failed(_) => Place::Failed,
+            Outcome::Cancelled => Place::Cancelled,
+        };
+        self.shift(id, from, to, 1);
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let outcome = match outcome {
+            Outcome::Succeeded(_) if call.discard_outputs => {
+                Outcome::Succeeded(Payload::Inline(Bytes::from_static(b"null")))
+            }
+            other => other,
+        };
+        let tries = input.failures + input.losses + u32::from(from == Place::Running);
+        call.settling.push(Entry {
+            index: input.index,
+            count: 1,
+            attempts: tries,
+            container: attempt.container,
+            submitted: input.submitted,
+            leased: attempt.given,
+            run_us: attempt.run_us,
+            finished: now,
+            outcome,
+        });
+        if let Some(segment) = call.segment_of(input.index)
+            && let Some(bulk) = call.bulk.as_mut()
+        {
+            bulk.adopted.remove(&input.index);
+            if let Some(live) = bulk.live.get_mut(&segment) {
+                *live -= 1;
+            }
+        }
+        self.touched.insert(id);
+    }
+
+    pub(super) fn returned(&mut self, now: Time, id: ContainerId, leases: &[LeaseId], out: &mut Output) {
+        let back = self.pool.change(id, |container| {
+            let mut back = Vec::new();
+            for lease in leases {
+                if let Some(held) = container.leases.remove(lease) {
+                    drop_from_group(container, held.group);
+                    back.push(held);
+                }
+            }
+            container.since = now;
+            // What came back unbegun shows that the guess of short runs was wrong.
+            container.run_us = None;
+            container.room = room(&self.deployed.spec, None);
+            back
+        });
+        for held in back.unwrap_or_default().into_iter().rev() {
+            self.queue.release(held.input.call, 1);
+            self.give_back(held.input);
+        }
+        self.after_work(id, out);
+    }
+
+    /// Ends a call: what waits ends as cancelled, what runs is interrupted (RELIABILITY I9).
+    pub(super) fn cancel(&mut self, now: Time, id: CallId, out: &mut Output) {
+        let Some(call) = self.calls.get_mut(&id).filter(|c| !c.cancelled) else {
+            return;
+        };
+        call.cancelled = true;
+        call.closed = true;
+        self.touched.insert(id);
+        self.end_credit(id);
+        self.end_waiting(now, id, &Outcome::Cancelled);
+        let holders: Vec<ContainerId> =
+            self.pool.iter().filter(|(_, c)| c.leases.values().any(|l| l.input.call == id)).map(|(id, _)| id).collect();
+        for container in holders {
+            self.abort(now, container, id, out);
+        }
+        out.urgent = true;
+    }
+
+    /// A call's client went away: what waits ends as cancelled, what runs may end by itself.
+    pub(super) fn abandon(&mut self, now: Time, id: CallId) {
+        let Some(call) = self.calls.get_mut(&id).filter(|c| !c.cancelled) else {
+            return;
+        };
+        call.cancelled = true;
+        call.closed = true;
+        self.touched.insert(id);
+        self.end_credit(id);
+        self.end_waiting(now, id, &Outcome::Cancelled);
+    }
+
+    fn abort(&mut self, now: Time, id: ContainerId, call: CallId, out: &mut Output) {
+        let aborted = self.pool.change(id, |container| {
+            let leases: Vec<LeaseId> =
+                container.leases.iter().filter(|(_, l)| l.input.call == call).map(|(id, _)| *id).collect();
+            let mut held = Vec::with_capacity(leases.len());
+            for lease in &leases {
+                if let Some(lease) = container.leases.remove(lease) {
+                    drop_from_group(container, lease.group);
+                    held.push(lease);
+                }
+            }
+            container.since = now;
+            (leases, held)
+        });
+        let Some((leases, held)) = aborted else { return };
+        self.order(id, Order::Abort { container: id, leases }, out);
+        for Lease { input, given, .. } in held {
+            self.queue.release(call, 1);
+            let attempt = Attempt { container: id, given, run_us: 0 };
+            self.end(now, &input, Place::Running, Outcome::Cancelled, attempt);
+        }
+        self.after_work(id, out);
+    }
+
+    /// Ends all that waits of a call with one outcome: in memory one by one, in the store as runs.
+    pub(super) fn end_waiting(&mut self, now: Time, id: CallId, outcome: &Outcome) {
+        let nobody = Attempt { container: ContainerId(0), given: now, run_us: 0 };
+        for input in self.queue.drain(id) {
+            self.end(now, &input, Place::Pending, outcome.clone(), nobody);
+        }
+        let delayed: Vec<_> = self.delayed.keys().filter(|key| key.1 == id).copied().collect();
+        for key in delayed {
+            if let Some(input) = self.delayed.remove(&key) {
+                self.end(now, &input, Place::Pending, outcome.clone(), nobody);
+            }
+        }
+        self.end_tail(now, id, outcome);
+    }
+
+    fn end_tail(&mut self, now: Time, id: CallId, outcome: &Outcome) {
+        self.tails.remove(&id);
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let submitted = call.created;
+        let Some(bulk) = call.bulk.as_mut() else { return };
+        let mut unloaded: Vec<_> = std::mem::take(&mut bulk.loading).into_values().collect();
+        unloaded.extend(std::mem::take(&mut bulk.tail));
+        let mut ended = 0;
+        for segment in unloaded {
+            let to = segment.first + u64::from(segment.count);
+            let mut settled = bulk.ended.clone();
+            bulk.adopted.range(segment.first..to).for_each(|held| settled.add(*held, 1));
+            for (index, count) in settled.gaps(segment.first, to) {
+                ended += count;
+                call.settling.push(Entry {
+                    index,
+                    count,
+                    attempts: 0,
+                    container: ContainerId(0),
+                    submitted,
+                    leased: now,
+                    run_us: 0,
+                    finished: now,
+                    outcome: outcome.clone(),
+                });
+            }
+        }
+        let to = if matches!(outcome, Outcome::Cancelled) { Place::Cancelled } else { Place::Failed };
+        self.shift(id, Place::Pending, to, ended);
+        self.touched.insert(id);
+    }
+
+    /// Turns this step's ends into records and promises; calls that are over leave.
+    pub(super) fn record_ends(&mut self, now: Time, out: &mut Output) {
+        let mut failing: Vec<CallId> = Vec::new();
+        for id in &self.touched {
+            let Some(call) = self.calls.get(id) else { continue };
+            let failed = call.settling.iter().any(|e| matches!(e.outcome, Outcome::Failed(_)));
+            if call.fail_fast && failed && !call.cancelled {
+                failing.push(*id);
+            }
+        }
+        for id in failing {
+            self.cancel(now, id, out);
+        }
+        for id in std::mem::take(&mut self.touched) {
+            let Some(call) = self.calls.get_mut(&id) else { continue };
+            settle_call(call, out);
+            if call.is_over() {
+                end_call(call, now, out);
+                let state = call.state();
+                out.promises.push(Promise::Closed { call: id, state });
+                self.end_credit(id);
+                self.queue.close(id);
+                self.calls.remove(&id);
+            }
+        }
+    }
+}
+
+fn settle_call(call: &mut super::call::Call, out: &mut Output) {
+    if call.settling.is_empty() {
+        return;
+    }
+    let entries = Arc::new(std::mem::take(&mut call.settling));
+    let tried = |e: &&Entry| e.attempts > 1 || (e.attempts == 1 && !e.outcome.is_success());
+    for entry in entries.iter().filter(tried).filter(|_| call.kind != CallKind::Map) {
+        out.records.push(Record::AttemptsEnded { call: call.id, index: entry.index });
+    }
+    out.records.push(Record::Ended { call: call.id, sequence: call.outcome_records, entries: entries.clone() });
+    call.outcome_records += 1;
+    out.promises.push(Promise::Settled { call: call.id, entries: entries.clone() });
+    out.urgent = true;
+    let Some(bulk) = call.bulk.as_mut() else { return };
+    if call.kind == CallKind::Map {
+        bulk.uncollected += entries.iter().map(|e| e.count).sum::<u64>();
+    }
+    let emptied: Vec<u32> = bulk.live.iter().filter(|(_, live)| **live == 0).map(|(n, _)| *n).collect();
+    for number in emptied {
+        bulk.live.remove(&number);
+        bulk.open.remove(&number);
+        out.records.push(Record::SegmentEnded { call: call.id, number });
+    }
+}
+
+fn end_call(call: &mut super::call::Call, now: Time, out: &mut Output) {
+    for number in call.bulk.iter_mut().flat_map(|bulk| std::mem::take(&mut bulk.open)) {
+        out.records.push(Record::SegmentEnded { call: call.id, number });
+    }
+    out.records.push(Record::CallEnded(call.record(Some(now))));
+    out.urgent = true;
+}
+
+fn drop_from_group(container: &mut super::pool::Container, group: LeaseId) {
+    if let Some(open) = container.groups.get_mut(&group) {
+        *open -= 1;
+        if *open == 0 {
+            container.groups.remove(&group);
+        }
+    }
+}
+
+fn close_group(container: &mut super::pool::Container, group: LeaseId, run_us: u64) {
+    drop_from_group(container, group);
+    if !container.groups.contains_key(&group) {
+        container.served += 1;
+        container.run_us = Some(container.run_us.map_or(run_us, |old| (old * 7 + run_us) / 8));
+    }
+}

@@ -1,0 +1,179 @@
+//! Containers come and go: granted, ready, retired, stopped, dead, lost.
+
+use super::{
+    Function, Place,
+    pool::{Container, Lease, Life, room},
+    settle::Attempt,
+};
+use crate::effect::{Effect, Notice, Output};
+use capstan_common::{
+    container::{Ending, Phase},
+    id::{CallId, ContainerId, LeaseId, WorkerId},
+    input::{Failure, FailureKind, Outcome},
+    order::{Order, Start},
+    refusal::{Code, Refusal},
+    time::Time,
+};
+use std::collections::BTreeMap;
+
+impl Function {
+    pub(super) fn granted(&mut self, now: Time, id: ContainerId, worker: WorkerId, out: &mut Output) {
+        self.grants_seen += 1;
+        self.unplaced = None;
+        if self.missing(now) == 0 {
+            out.effects.push(Effect::Release(id));
+            return;
+        }
+        let spec = self.deployed.spec.clone();
+        let start = Order::Start(Start {
+            container: id,
+            function: self.key.clone(),
+            revision: self.deployed.revision,
+            spec: spec.clone(),
+        });
+        out.effects.push(Effect::Order(worker.clone(), start));
+        self.pool.add(
+            id,
+            Container {
+                worker,
+                revision: self.deployed.revision,
+                life: Life::Starting,
+                decided: now,
+                since: now,
+                leases: BTreeMap::new(),
+                groups: BTreeMap::new(),
+                run_us: None,
+                served: 0,
+                room: room(&spec, None),
+            },
+        );
+    }
+
+    pub(super) fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, out: &mut Output) {
+        let decided = self.pool.change(id, |container| {
+            if container.life == Life::Starting {
+                container.life = Life::Ready;
+            }
+            container.since = now;
+            container.decided
+        });
+        let Some(decided) = decided else { return };
+        if self.pool.get(id).is_some_and(|c| c.revision == self.deployed.revision) {
+            self.starts.succeeded();
+        }
+        out.effects.push(Effect::Started { container: id, decided, phases });
+        self.after_work(id, out);
+    }
+
+    /// Takes no new work; stops now if it has none.
+    pub(super) fn retire(&mut self, id: ContainerId, reason: &str, out: &mut Output) {
+        let idle = self.pool.change(id, |container| {
+            let idle = container.leases.is_empty();
+            if Self::takes_work(&container.life) && !idle {
+                container.life = Life::Draining;
+            }
+            idle && Self::takes_work(&container.life)
+        });
+        if idle == Some(true) {
+            self.stop(id, reason, out);
+        }
+    }
+
+    /// Tells a container without work to stop.
+    pub(super) fn stop(&mut self, id: ContainerId, reason: &str, out: &mut Output) {
+        self.pool.change(id, |container| container.life = Life::Stopping);
+        let stop = Order::Stop { container: id, grace_ms: self.limits.stop_grace_ms, reason: reason.into() };
+        self.order(id, stop, out);
+    }
+
+    /// An operator stops a container: what it holds runs elsewhere and does not count as failed.
+    pub(super) fn stop_container(&mut self, id: ContainerId, out: &mut Output) -> Result<(), Refusal> {
+        if self.pool.get(id).is_none() {
+            return Err(Refusal::new(Code::NotFound, format!("container {id} does not exist")));
+        }
+        self.stop(id, "stopped by an operator", out);
+        Ok(())
+    }
+
+    /// Others wait: the longest idle containers above the minimum stop, whatever their window.
+    pub(super) fn give_way(&mut self, count: u32, out: &mut Output) {
+        let above = self.pool.live().saturating_sub(self.wanted.max(self.effective.min_containers));
+        for _ in 0..count.min(above) {
+            let Some((_, id)) = self.pool.longest_idle() else { return };
+            self.stop(id, "gives way to waiting work", out);
+        }
+        self.demanded.1 = false;
+    }
+
+    pub(super) fn drain_worker(&mut self, worker: &WorkerId, out: &mut Output) {
+        let there: Vec<_> = self.pool.iter().filter(|(_, c)| c.worker == *worker).map(|(id, _)| id).collect();
+        for id in there {
+            self.retire(id, "its worker is drained", out);
+        }
+    }
+
+    pub(super) fn ended(&mut self, now: Time, id: ContainerId, ending: Ending, begun: &[LeaseId], out: &mut Output) {
+        let Some(container) = self.pool.remove(id) else { return };
+        out.effects.push(Effect::Release(id));
+        let detail = ending.sentence();
+        out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: detail.clone() }));
+        let ordered = container.life == Life::Stopping;
+        let useless = container.served == 0 && begun.is_empty();
+        if !ordered && (container.life == Life::Starting || useless) && container.revision == self.deployed.revision {
+            self.start_failed(now, id, &container, detail.clone(), out);
+        }
+        for (lease, Lease { input, given, .. }) in container.leases.into_iter().rev() {
+            let attempt = Attempt { container: id, given, run_us: now.since_us(given) };
+            self.queue.release(input.call, 1);
+            if !begun.contains(&lease) {
+                self.give_back(input);
+            } else if ordered {
+                self.attempt_lost(now, input, &detail, attempt, out);
+            } else {
+                let failure = Failure::new(FailureKind::Crashed, "ContainerCrashed", detail.clone());
+                self.attempt_failed(now, input, failure, attempt, out);
+            }
+        }
+    }
+
+    /// A container died before it did anything: starts pause, and after the documented number of tries what waits fails
+    /// with its exit code and last output.
+    fn start_failed(&mut self, now: Time, id: ContainerId, container: &Container, detail: String, out: &mut Output) {
+        self.starts.failed(now, container.decided, detail.clone(), &self.limits);
+        out.effects.push(Effect::Notice(Notice::StartFailed { container: id, detail: detail.clone() }));
+        let others_live = self.pool.iter().any(|(_, c)| matches!(c.life, Life::Ready | Life::Draining));
+        if self.starts.failed < self.limits.start_tries || others_live {
+            return;
+        }
+        let message = format!("no container would start in {} tries: {detail}", self.starts.failed);
+        let outcome = Outcome::Failed(Failure::new(FailureKind::Startup, "StartupFailed", message));
+        let calls: Vec<CallId> = self.calls.keys().copied().collect();
+        for call in calls {
+            self.end_waiting(now, call, &outcome);
+        }
+    }
+
+    pub(super) fn worker_lost(&mut self, now: Time, worker: &WorkerId, out: &mut Output) {
+        let lost: Vec<_> = self.pool.iter().filter(|(_, c)| c.worker == *worker).map(|(id, _)| id).collect();
+        for id in lost {
+            self.container_lost(now, id, &format!("worker {worker} is lost"), out);
+        }
+    }
+
+    pub(super) fn container_lost(&mut self, now: Time, id: ContainerId, why: &str, out: &mut Output) {
+        let Some(container) = self.pool.remove(id) else { return };
+        out.effects.push(Effect::Release(id));
+        out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: why.into() }));
+        for Lease { input, given, .. } in container.leases.into_values().rev() {
+            let attempt = Attempt { container: id, given, run_us: now.since_us(given) };
+            self.queue.release(input.call, 1);
+            self.attempt_lost(now, input, why, attempt, out);
+        }
+    }
+
+    /// The account of an input that an adopted container holds: it runs, without having been given out here.
+    pub(super) fn account_adopted(&mut self, call: CallId) {
+        self.queue.adopt(call);
+        self.shift(call, Place::Pending, Place::Running, 1);
+    }
+}

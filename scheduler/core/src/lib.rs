@@ -1,0 +1,12 @@
+//! The scheduler's decisions, pure: plain values with one method, `step(now, event)`.
+//!
+//! [`function::Function`] owns one function's queue, calls, pool, leases and demand. [`autoscaler::Autoscaler`] answers
+//! demand with grants. Neither knows a clock, randomness, I/O or threads: what they decide can be replayed from their events.
+
+pub mod autoscaler;
+pub mod decision;
+pub mod effect;
+pub mod event;
+pub mod function;
+pub mod limits;
+pub mod record;

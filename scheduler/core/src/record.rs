@@ -1,0 +1,143 @@
+//! Records: what is now true, to be made durable.
+
+use capstan_common::{
+    call::{CallKind, CallState, Counts},
+    function::{FunctionSpec, Overrides},
+    id::{CallId, ContainerId, Revision},
+    input::{Outcome, Payload},
+    time::Time,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A fact that a promise may rest on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    /// A revision is live; dynamic overrides are gone (SPEC D09).
+    Deployed(Deployment),
+    /// The dynamic overrides are these.
+    Overridden(Overrides),
+    /// The function is gone.
+    Removed,
+    /// A call was accepted.
+    CallOpened(Box<CallRecord>, Vec<Payload>),
+    /// All inputs of a segment ended; it can go.
+    SegmentEnded {
+        /// Of which call.
+        call: CallId,
+        /// Which segment.
+        number: u32,
+    },
+    /// Inputs ended.
+    Ended {
+        /// Of which call.
+        call: CallId,
+        /// Counts up within the call.
+        sequence: u64,
+        /// How they ended, in the order of their ends.
+        entries: Arc<Vec<Entry>>,
+    },
+    /// An attempt failed and the input waits for the next one.
+    Attempted {
+        /// The input's call.
+        call: CallId,
+        /// The input's place.
+        index: u64,
+        /// Attempts that failed by the function's fault.
+        failures: u32,
+        /// Attempts lost without its fault.
+        losses: u32,
+    },
+    /// The input that `Attempted` told of has ended.
+    AttemptsEnded {
+        /// The input's call.
+        call: CallId,
+        /// The input's place.
+        index: u64,
+    },
+    /// A call ended.
+    CallEnded(Box<CallRecord>),
+    /// An idempotency key is in use.
+    KeyUsed(String, UsedKey),
+    /// An idempotency key is free again.
+    KeyFreed(String),
+}
+
+/// A revision and when it was deployed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deployment {
+    /// Its number, from 1.
+    pub revision: Revision,
+    /// What it runs.
+    pub spec: Arc<FunctionSpec>,
+    /// When it was deployed.
+    pub at: Time,
+}
+
+/// What is durable of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CallRecord {
+    /// Its id.
+    pub id: CallId,
+    /// Which verb made it.
+    pub kind: CallKind,
+    /// When it was accepted.
+    pub created: Time,
+    /// Input segments, in order; empty for calls whose inputs are in the record or not durable.
+    pub segments: Vec<Segment>,
+    /// W3C trace context of the request, empty where there was none.
+    pub traceparent: Arc<str>,
+    /// Where its inputs are. While it runs only `total` is durable.
+    pub counts: Counts,
+    /// Its state; while it runs, `Pending`.
+    pub state: CallState,
+    /// When it ended.
+    pub finished: Option<Time>,
+    /// How many outcome records it has, once it ended.
+    pub outcome_records: u64,
+}
+
+/// A packed run of inputs in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Its number within the call, from 0.
+    pub number: u32,
+    /// The first input's index.
+    pub first: u64,
+    /// How many inputs it has.
+    pub count: u32,
+}
+
+/// How one input ended, or a run of neighbours that ended alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The (first) input's index.
+    pub index: u64,
+    /// How many inputs in a row this speaks of.
+    pub count: u64,
+    /// Tries begun.
+    pub attempts: u32,
+    /// The container of the last attempt; 0 where there was none.
+    pub container: ContainerId,
+    /// When it arrived.
+    pub submitted: Time,
+    /// When its last attempt was given to a container.
+    pub leased: Time,
+    /// From begin to end of the last attempt, in microseconds.
+    pub run_us: u64,
+    /// When it ended.
+    pub finished: Time,
+    /// How.
+    pub outcome: Outcome,
+}
+
+/// What an idempotency key stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedKey {
+    /// Digest of the request's body.
+    pub digest: [u8; 32],
+    /// The call that it made.
+    pub call: CallId,
+    /// When it was used.
+    pub at: Time,
+}

@@ -1,0 +1,87 @@
+//! The shell around the autoscaler's core.
+
+use super::{function::Happen, registry::Registry};
+use actix::prelude::*;
+use capstan_common::{
+    id::{Epoch, WorkerId},
+    resource::Amount,
+};
+use capstan_scheduler_core::{
+    autoscaler::{Autoscaler, Effect, Event},
+    event,
+};
+use std::sync::Arc;
+
+/// Owns the autoscaler of one scheduler.
+pub struct AutoscalerActor {
+    core: Autoscaler,
+    registry: Arc<Registry>,
+    out: Vec<Effect>,
+}
+
+impl AutoscalerActor {
+    /// Knows nothing yet.
+    pub fn new(epoch: Epoch, registry: Arc<Registry>) -> Self {
+        Self { core: Autoscaler::new(epoch), registry, out: Vec::new() }
+    }
+}
+
+impl Actor for AutoscalerActor {
+    type Context = Context<Self>;
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(1 << 16);
+    }
+}
+
+/// Something that concerns the autoscaler.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Told(pub Event);
+
+/// What of a worker is given out.
+#[derive(Message)]
+#[rtype(result = "Option<Amount>")]
+pub struct UsedOf(pub WorkerId);
+
+impl Handler<UsedOf> for AutoscalerActor {
+    type Result = Option<Amount>;
+    fn handle(&mut self, UsedOf(worker): UsedOf, _: &mut Context<Self>) -> Option<Amount> {
+        self.core.worker(&worker).map(|(_, used, _)| used)
+    }
+}
+
+impl Handler<Told> for AutoscalerActor {
+    type Result = ();
+    fn handle(&mut self, Told(event): Told, ctx: &mut Context<Self>) {
+        let mut out = std::mem::take(&mut self.out);
+        self.core.step(event, &mut out);
+        for effect in out.drain(..) {
+            let (function, event) = match effect {
+                Effect::Grant { function, container, worker } => {
+                    self.registry.route(container, &function);
+                    (function, event::Event::Granted { container, worker })
+                }
+                Effect::Unplaced { function, reason } => (function, event::Event::Unplaced { reason }),
+                Effect::GiveWay { function, count } => (function, event::Event::GiveWay { count }),
+            };
+            if let Some(actor) = self.registry.function(&function) {
+                deliver(&actor, vec![event], ctx);
+            }
+        }
+        self.out = out;
+    }
+}
+
+/// Sends without waiting where there is room; otherwise waits beside, and drops nothing.
+pub fn deliver<A: Actor<Context = Context<A>>>(
+    to: &Addr<super::function::FunctionActor>,
+    events: Vec<event::Event>,
+    ctx: &mut Context<A>,
+) {
+    if let Err(SendError::Full(happen)) = to.try_send(Happen(events)) {
+        let waiting = to.send(happen);
+        ctx.spawn(actix::fut::wrap_future(async move {
+            let _ = waiting.await;
+        }));
+    }
+}

@@ -1,0 +1,218 @@
+//! The committer: the only road to an acknowledgement. It takes all records that wait, makes them durable in one
+//! synced write, and tells their owners.
+
+use crate::{
+    clock,
+    store::{
+        Change, Store, StoreError,
+        layout::{self, StoredFunction},
+    },
+    telemetry::Metrics,
+};
+use capstan_common::id::FunctionKey;
+use capstan_scheduler_core::record::Record;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Bytes after which a group is written, though more waits.
+const GROUP_BYTES: usize = 4 << 20;
+/// Requests that may wait for the committer.
+const WAITING: usize = 1 << 14;
+/// The pause before a write is tried again on a full disk.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the committer is asked.
+enum Request {
+    Records(Group),
+    Changes(Vec<Change>, oneshot::Sender<Result<(), StoreError>>),
+    Stop,
+}
+
+/// One function's records that become durable together.
+pub struct Group {
+    /// Whose.
+    pub owner: FunctionKey,
+    /// What became true.
+    pub records: Vec<Record>,
+    /// Is told when they are durable.
+    pub done: mpsc::Sender<()>,
+}
+
+/// The way to the committer; a clone is another handle.
+#[derive(Clone)]
+pub struct Committer {
+    requests: flume::Sender<Request>,
+    full: Arc<AtomicBool>,
+}
+
+impl Committer {
+    /// Starts the committer's thread.
+    pub fn start(
+        store: Arc<dyn Store>,
+        functions: BTreeMap<FunctionKey, StoredFunction>,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+        let (requests, waiting) = flume::bounded(WAITING);
+        let full = Arc::new(AtomicBool::new(false));
+        let mut thread = Thread { store, functions, metrics, full: full.clone(), batch: Vec::new(), bytes: 0 };
+        let handle = std::thread::Builder::new().name("committer".into()).spawn(move || thread.run(&waiting))?;
+        Ok((Self { requests, full }, handle))
+    }
+
+    /// Hands over a function's records; gives them back if too much waits.
+    pub fn commit(&self, group: Group) -> Result<(), Group> {
+        self.requests.try_send(Request::Records(group)).map_err(|error| match error.into_inner() {
+            Request::Records(group) => group,
+            Request::Changes(..) | Request::Stop => unreachable!("what was sent comes back"),
+        })
+    }
+
+    /// Makes changes durable that belong to no function's memory, such as packed inputs before their call is accepted.
+    pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let (reply, done) = oneshot::channel();
+        let gone = || StoreError::Unknown(std::io::Error::other("the committer has stopped"));
+        let sent = self.requests.send_async(Request::Changes(changes, reply)).await;
+        sent.map_err(|_| gone())?;
+        done.await.map_err(|_| gone())?
+    }
+
+    /// Whether the disk has refused the last write.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
+    }
+
+    /// Writes what waits and ends.
+    pub fn stop(&self) {
+        // An ended thread has nothing left to write.
+        let _ = self.requests.send(Request::Stop);
+    }
+}
+
+struct Thread {
+    store: Arc<dyn Store>,
+    functions: BTreeMap<FunctionKey, StoredFunction>,
+    metrics: Arc<Metrics>,
+    full: Arc<AtomicBool>,
+    batch: Vec<Change>,
+    bytes: usize,
+}
+
+impl Thread {
+    fn run(&mut self, waiting: &flume::Receiver<Request>) {
+        loop {
+            let more = matches!(self.store.maintain(), Ok(true));
+            let first = if more {
+                match waiting.try_recv() {
+                    Ok(request) => request,
+                    Err(flume::TryRecvError::Empty) => continue,
+                    Err(flume::TryRecvError::Disconnected) => return,
+                }
+            } else {
+                let Ok(request) = waiting.recv() else { return };
+                request
+            };
+            if !self.group(first, waiting) {
+                return;
+            }
+        }
+    }
+
+    /// Takes all that waits, writes it, and answers. Whether to go on.
+    fn group(&mut self, first: Request, waiting: &flume::Receiver<Request>) -> bool {
+        let (mut owners, mut writers, mut go_on) = (Vec::new(), Vec::new(), true);
+        let mut next = Some(first);
+        while let Some(request) = next.take() {
+            match request {
+                Request::Records(group) => {
+                    self.add_records(group.owner, group.records);
+                    owners.push(group.done);
+                }
+                Request::Changes(changes, reply) => {
+                    self.bytes += changes.iter().map(size).sum::<usize>();
+                    self.batch.extend(changes);
+                    writers.push(reply);
+                }
+                Request::Stop => go_on = false,
+            }
+            if go_on && self.bytes < GROUP_BYTES {
+                next = waiting.try_recv().ok();
+            }
+        }
+        let result = self.write(!owners.is_empty());
+        for reply in writers {
+            // A writer that went away does not wait for its answer.
+            let _ = reply.send(match &result {
+                Ok(()) => Ok(()),
+                Err(_) => Err(StoreError::Full),
+            });
+        }
+        for done in owners {
+            // An owner that is gone has nobody left to tell.
+            let _ = done.blocking_send(());
+        }
+        go_on
+    }
+
+    fn add_records(&mut self, owner: FunctionKey, records: Vec<Record>) {
+        let mut stored = self.functions.remove(&owner);
+        let before = self.batch.len();
+        for record in records {
+            layout::changes(&owner, record, &mut stored, &mut self.batch);
+        }
+        self.bytes += self.batch[before..].iter().map(size).sum::<usize>();
+        if let Some(stored) = stored {
+            self.functions.insert(owner, stored);
+        }
+    }
+
+    /// Writes the batch. On a full disk it waits for room if an owner's memory rests on it, and refuses otherwise.
+    /// After a write of unknown effect the process ends: the next start reads what really is there.
+    fn write(&mut self, owned: bool) -> Result<(), StoreError> {
+        let batch = std::mem::take(&mut self.batch);
+        self.bytes = 0;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let begun = clock::now();
+            match self.store.commit(&batch) {
+                Ok(()) => {
+                    self.full.store(false, Ordering::Release);
+                    self.metrics.committed(clock::now().since_us(begun), batch.len());
+                    return Ok(());
+                }
+                Err(StoreError::Full) if owned => {
+                    if !self.full.swap(true, Ordering::AcqRel) {
+                        tracing::error!("the disk of the data folder is full: new work is refused until there is room");
+                    }
+                    std::thread::sleep(FULL_PAUSE);
+                }
+                Err(StoreError::Full) => {
+                    self.full.store(true, Ordering::Release);
+                    return Err(StoreError::Full);
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a write had an unknown effect: stopping, start again"
+                    );
+                    std::process::abort();
+                }
+            }
+        }
+    }
+}
+
+fn size(change: &Change) -> usize {
+    match change {
+        Change::Put(key, value) => key.len() + value.len(),
+        Change::Delete(key) => key.len(),
+    }
+}

@@ -1,0 +1,542 @@
+//! The shell around one function's core: it stamps events, makes records durable, and keeps promises afterwards.
+
+use super::{
+    alarm::{AlarmActor, Set},
+    autoscaler::{AutoscalerActor, Told},
+    committer::{Committer, Group},
+    registry::Registry,
+    watch::{Update, Watcher, Watchers},
+};
+use crate::{
+    clock,
+    store::{Store, layout},
+    telemetry::Telemetry,
+};
+use actix::prelude::*;
+use capstan_common::{
+    function::FunctionSpec,
+    id::{CallId, Epoch, FunctionKey, WorkerId},
+    input::Payload,
+    order::Order,
+    refusal::{Code, Refusal},
+    time::Time,
+};
+use capstan_scheduler_core::{
+    autoscaler,
+    effect::{Effect, Notice, Output, Promise},
+    event::{Event, Opening},
+    function::{Function, Recovery},
+    limits::Limits,
+    record::Record,
+};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long records that nobody waits for may ride along before they are written for themselves.
+const LAZY_MS: u64 = 5;
+
+/// What every function's shell works with.
+pub struct Env {
+    /// This scheduler's fencing number.
+    pub epoch: Epoch,
+    /// The limits in force.
+    pub limits: Arc<Limits>,
+    /// The way to durability.
+    pub committer: Committer,
+    /// For loading segments.
+    pub store: Arc<dyn Store>,
+    /// Routes.
+    pub registry: Arc<Registry>,
+    /// Where demand goes.
+    pub autoscaler: Addr<AutoscalerActor>,
+    /// Where alarms are set.
+    pub alarm: Addr<AlarmActor>,
+    /// What is seen from outside.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// What is owed once records are durable.
+enum Pledge {
+    /// The core's promise.
+    Core(Promise),
+    /// An answer to a client.
+    Answer(oneshot::Sender<()>),
+}
+
+/// Owns one function.
+pub struct FunctionActor {
+    key: FunctionKey,
+    env: Arc<Env>,
+    core: Option<Function>,
+    start: Option<Recovery>,
+    out: Output,
+    /// Records and promises of the next commit.
+    records: Vec<Record>,
+    pledges: Vec<Pledge>,
+    urgent: bool,
+    lazy_since: Option<Time>,
+    /// Pledges of the commit under way.
+    under_way: Option<Vec<Pledge>>,
+    committed: mpsc::Sender<()>,
+    commits: Option<mpsc::Receiver<()>>,
+    accepting: BTreeMap<CallId, Vec<oneshot::Sender<()>>>,
+    watchers: Watchers,
+    links: BTreeMap<WorkerId, mpsc::Sender<Order>>,
+    alarm_at: Option<Time>,
+}
+
+/// Things happened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Happen(pub Vec<Event>);
+
+/// The time that the core named may have come.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ring;
+
+/// A client's event: answered once it is durable.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct Tell(pub Event);
+
+/// A client's event: answered at once, with nothing promised.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct Pass(pub Event);
+
+/// Deploys a revision. Answers whether the function is new.
+#[derive(Message)]
+#[rtype(result = "Result<bool, Refusal>")]
+pub struct Deploy {
+    /// The revision's spec.
+    pub spec: Arc<FunctionSpec>,
+    /// Only if this revision is live.
+    pub if_match: Option<u32>,
+}
+
+/// Opens a call. Answers its id (or that of the call that the same key made before), for spawns once it is durable.
+#[derive(Message)]
+#[rtype(result = "Result<CallId, Refusal>")]
+pub struct Open {
+    /// The call.
+    pub opening: Box<Opening>,
+    /// Is told how it goes.
+    pub watcher: Option<Watcher>,
+}
+
+/// Watches a live call. Answers whether it is live; if not, its end is in the store.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Watch {
+    /// Which call.
+    pub call: CallId,
+    /// Is told how it goes.
+    pub watcher: Watcher,
+}
+
+/// Reads from the core.
+pub struct Ask<T>(pub Box<dyn FnOnce(&Function) -> T + Send>);
+
+impl<T: Send + 'static> Message for Ask<T> {
+    type Result = Option<T>;
+}
+
+impl FunctionActor {
+    /// An actor for a function that is to be deployed, or that was recovered.
+    pub fn new(key: FunctionKey, env: Arc<Env>, start: Option<Recovery>) -> Self {
+        let (committed, commits) = mpsc::channel(4);
+        Self {
+            key,
+            env,
+            core: None,
+            start,
+            out: Output::default(),
+            records: Vec::new(),
+            pledges: Vec::new(),
+            urgent: false,
+            lazy_since: None,
+            under_way: None,
+            committed,
+            commits: Some(commits),
+            accepting: BTreeMap::new(),
+            watchers: Watchers::default(),
+            links: BTreeMap::new(),
+            alarm_at: None,
+        }
+    }
+
+    fn missing(&self) -> Refusal {
+        Refusal::new(Code::NotFound, format!("function `{}` does not exist", self.key))
+    }
+
+    fn step(&mut self, event: Event, ctx: &mut Context<Self>) -> Result<Option<CallId>, Refusal> {
+        let missing = self.missing();
+        let Some(core) = self.core.as_mut() else { return Err(missing) };
+        let answer = core.step(clock::now(), event, &mut self.out);
+        self.perform(ctx);
+        answer
+    }
+
+    /// Does what the last step asked for.
+    fn perform(&mut self, ctx: &mut Context<Self>) {
+        let mut effects = std::mem::take(&mut self.out.effects);
+        for effect in effects.drain(..) {
+            self.effect(effect, ctx);
+        }
+        self.out.effects = effects;
+        self.records.append(&mut self.out.records);
+        self.pledges.extend(self.out.promises.drain(..).map(Pledge::Core));
+        self.urgent |= std::mem::take(&mut self.out.urgent);
+        self.flush(ctx);
+        self.set_alarm();
+    }
+
+    fn effect(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Order(worker, order) => self.order(&worker, order),
+            Effect::Demand(demand) => self.tell_autoscaler(autoscaler::Event::Wanted(demand), ctx),
+            Effect::Release(container) => {
+                self.env.registry.unroute(container);
+                self.tell_autoscaler(autoscaler::Event::Released(container), ctx);
+            }
+            Effect::Hold { container, worker, amount } => {
+                self.env.registry.route(container, &self.key);
+                let function = self.key.clone();
+                self.tell_autoscaler(autoscaler::Event::Held { container, function, worker, amount }, ctx);
+            }
+            Effect::Load { call, number } => self.load(call, number, ctx),
+            Effect::Credit { call, count } => self.watchers.tell(call, &Update::Credit(count)),
+            Effect::Started { container, decided, phases } => {
+                self.env.telemetry.started(&self.key, container, decided, &phases);
+            }
+            Effect::Notice(notice) => self.notice(notice),
+        }
+    }
+
+    fn notice(&self, notice: Notice) {
+        let telemetry = &self.env.telemetry;
+        match notice {
+            Notice::LateOutcome { lease } => {
+                telemetry.metrics.late_outcomes.inc();
+                tracing::debug!(function = %self.key, lease = lease.0, "an outcome came after its lease had ended");
+            }
+            Notice::StartFailed { container, detail } => telemetry.start_failed(&self.key, container, &detail),
+            Notice::ContainerEnded { container, detail } => telemetry.ended(&self.key, container, &detail),
+            Notice::Scaled { from, to, reason } => telemetry.scaled(&self.key, from, to, reason),
+        }
+    }
+
+    /// An order that finds no link is not lost: when the worker joins again, its inventory shows what it lacks.
+    fn order(&mut self, worker: &WorkerId, order: Order) {
+        let cached = self.links.get(worker).filter(|link| !link.is_closed());
+        let link = match cached {
+            Some(link) => link.clone(),
+            None => match self.env.registry.link(worker) {
+                Some(link) => {
+                    self.links.insert(worker.clone(), link.clone());
+                    link
+                }
+                None => return,
+            },
+        };
+        if let Err(mpsc::error::TrySendError::Full(_)) = link.try_send(order) {
+            tracing::warn!(%worker, "the worker does not take its orders: its link is cut, it will join again");
+            self.links.remove(worker);
+            self.env.registry.cut(worker);
+        }
+    }
+
+    fn tell_autoscaler(&self, event: autoscaler::Event, ctx: &mut Context<Self>) {
+        if let Err(SendError::Full(told)) = self.env.autoscaler.try_send(Told(event)) {
+            let waiting = self.env.autoscaler.send(told);
+            ctx.spawn(actix::fut::wrap_future(async move {
+                let _ = waiting.await;
+            }));
+        }
+    }
+
+    fn load(&self, call: CallId, number: u32, ctx: &mut Context<Self>) {
+        let store = self.env.store.clone();
+        let reading = tokio::task::spawn_blocking(move || -> Result<Vec<Payload>, crate::store::StoreError> {
+            let bytes = store.get(&layout::segment(call, number))?;
+            bytes.map_or(Ok(Vec::new()), |bytes| layout::decode(&bytes))
+        });
+        let loaded = reading.into_actor(self).map(move |read, actor: &mut Self, ctx| match read {
+            Ok(Ok(payloads)) => drop(actor.step(Event::Loaded { call, number, payloads }, ctx)),
+            Ok(Err(error)) => {
+                tracing::error!(%call, number, error = &error as &dyn std::error::Error, "a segment of inputs cannot be read");
+            }
+            Err(_) => {}
+        });
+        ctx.spawn(loaded);
+    }
+
+    /// Hands records to the committer, one group at a time: what comes meanwhile makes the next group.
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        if self.under_way.is_some() {
+            return;
+        }
+        if self.records.is_empty() {
+            let pledges = std::mem::take(&mut self.pledges);
+            self.keep(pledges);
+            return;
+        }
+        if !self.urgent && self.pledges.is_empty() {
+            let since = *self.lazy_since.get_or_insert_with(clock::now);
+            if clock::now().since_ms(since) < LAZY_MS {
+                return;
+            }
+        }
+        let group =
+            Group { owner: self.key.clone(), records: std::mem::take(&mut self.records), done: self.committed.clone() };
+        match self.env.committer.commit(group) {
+            Ok(()) => {
+                self.urgent = false;
+                self.lazy_since = None;
+                self.under_way = Some(std::mem::take(&mut self.pledges));
+            }
+            Err(group) => {
+                self.records = group.records;
+                ctx.notify_later(Ring, std::time::Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Records are durable: do what was promised.
+    fn keep(&mut self, pledges: Vec<Pledge>) {
+        for pledge in pledges {
+            match pledge {
+                Pledge::Core(promise) => self.keep_promise(promise),
+                // A client that went away does not wait for its answer.
+                Pledge::Answer(waiting) => {
+                    let _ = waiting.send(());
+                }
+            }
+        }
+    }
+
+    fn keep_promise(&mut self, promise: Promise) {
+        match promise {
+            Promise::Accepted { call } => {
+                for waiting in self.accepting.remove(&call).unwrap_or_default() {
+                    // As above.
+                    let _ = waiting.send(());
+                }
+            }
+            Promise::Settled { call, entries } => {
+                self.env.telemetry.settled(&self.key, call, &entries);
+                self.watchers.tell(call, &Update::Ended(entries));
+            }
+            Promise::Closed { call, state } => self.watchers.tell(call, &Update::Closed(state)),
+            Promise::Recorded { worker, container, leases } => {
+                self.order(&worker, Order::Recorded { container, leases });
+            }
+        }
+    }
+
+    fn set_alarm(&mut self) {
+        let Some(core) = self.core.as_ref() else { return };
+        let lazy = self.lazy_since.map(|since| since.plus_ms(LAZY_MS));
+        let Some(at) = core.next_alarm().into_iter().chain(lazy).min() else { return };
+        if self.alarm_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        self.alarm_at = Some(at);
+        if let Some(function) = self.own_address() {
+            let set = Set { at, function };
+            if let Err(SendError::Full(set)) = self.env.alarm.try_send(set) {
+                actix::spawn(self.env.alarm.send(set));
+            }
+        }
+    }
+
+    fn own_address(&self) -> Option<Addr<Self>> {
+        self.env.registry.function(&self.key)
+    }
+
+    /// Answers once everything up to now is durable.
+    fn when_durable(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<()> {
+        let (tell, told) = oneshot::channel();
+        match self.under_way.as_mut() {
+            Some(under_way) if self.records.is_empty() => under_way.push(Pledge::Answer(tell)),
+            _ => self.pledges.push(Pledge::Answer(tell)),
+        }
+        self.flush(ctx);
+        told
+    }
+
+    /// A removed function that has nothing left ends.
+    fn end_if_gone(&mut self, ctx: &mut Context<Self>) {
+        let gone = self.core.as_ref().is_some_and(Function::is_gone);
+        if gone && self.records.is_empty() && self.under_way.is_none() {
+            self.env.registry.drop_function(&self.key);
+            let key = self.key.clone();
+            self.tell_autoscaler(autoscaler::Event::Forgotten(key), ctx);
+            ctx.stop();
+        }
+    }
+}
+
+impl Actor for FunctionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(1 << 14);
+        if let Some(commits) = self.commits.take() {
+            ctx.add_stream(tokio_stream::wrappers::ReceiverStream::new(commits));
+        }
+        if let Some(recovery) = self.start.take() {
+            let (epoch, limits) = (self.env.epoch, self.env.limits.clone());
+            self.core = Some(Function::recover(recovery, epoch, limits, clock::now(), &mut self.out));
+            self.perform(ctx);
+        }
+    }
+}
+
+impl StreamHandler<()> for FunctionActor {
+    fn handle(&mut self, (): (), ctx: &mut Context<Self>) {
+        let pledges = self.under_way.take().unwrap_or_default();
+        self.keep(pledges);
+        self.flush(ctx);
+        self.set_alarm();
+        self.end_if_gone(ctx);
+    }
+}
+
+impl Handler<Happen> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, Happen(events): Happen, ctx: &mut Context<Self>) {
+        for event in events {
+            // Events from workers and the autoscaler are facts: nobody waits for a refusal.
+            let _ = self.step(event, ctx);
+        }
+        self.end_if_gone(ctx);
+    }
+}
+
+impl Handler<Ring> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, _: Ring, ctx: &mut Context<Self>) {
+        self.alarm_at = None;
+        let _ = self.step(Event::Alarm, ctx);
+    }
+}
+
+impl Handler<Pass> for FunctionActor {
+    type Result = Result<(), Refusal>;
+    fn handle(&mut self, Pass(event): Pass, ctx: &mut Context<Self>) -> Self::Result {
+        self.step(event, ctx).map(|_| ())
+    }
+}
+
+impl Handler<Tell> for FunctionActor {
+    type Result = ResponseFuture<Result<(), Refusal>>;
+    fn handle(&mut self, Tell(event): Tell, ctx: &mut Context<Self>) -> Self::Result {
+        let answer = self.step(event, ctx).map(|_| ());
+        let durable = self.when_durable(ctx);
+        Box::pin(async move {
+            answer?;
+            durable.await.map_err(|_| stopping())
+        })
+    }
+}
+
+impl Handler<Deploy> for FunctionActor {
+    type Result = ResponseFuture<Result<bool, Refusal>>;
+    fn handle(&mut self, deploy: Deploy, ctx: &mut Context<Self>) -> Self::Result {
+        let answer = self.deploy(deploy, ctx);
+        let durable = self.when_durable(ctx);
+        Box::pin(async move {
+            let new = answer?;
+            durable.await.map_err(|_| stopping())?;
+            Ok(new)
+        })
+    }
+}
+
+impl FunctionActor {
+    fn deploy(&mut self, deploy: Deploy, ctx: &mut Context<Self>) -> Result<bool, Refusal> {
+        let live = self.core.as_ref().filter(|core| !core.is_removed());
+        let revision = live.map_or(0, |core| core.deployment().revision.0);
+        if let Some(expected) = deploy.if_match.filter(|expected| *expected != revision) {
+            let detail = format!("revision {expected} was expected, {revision} is live");
+            return Err(Refusal::new(Code::PreconditionFailed, detail));
+        }
+        let new = revision == 0;
+        if self.core.is_some() {
+            self.step(Event::Deploy(deploy.spec), ctx)?;
+            return Ok(new);
+        }
+        let (key, env) = (self.key.clone(), self.env.clone());
+        let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), deploy.spec, &mut self.out)?;
+        self.core = Some(core);
+        self.perform(ctx);
+        Ok(new)
+    }
+}
+
+impl Handler<Open> for FunctionActor {
+    type Result = ResponseFuture<Result<CallId, Refusal>>;
+    fn handle(&mut self, open: Open, ctx: &mut Context<Self>) -> Self::Result {
+        let (asked, interactive) = (open.opening.call, open.opening.kind.is_interactive());
+        let missing = self.missing();
+        let Some(core) = self.core.as_mut() else {
+            return Box::pin(async move { Err(missing) });
+        };
+        let answer = core.step(clock::now(), Event::Open(open.opening), &mut self.out);
+        if let (Ok(Some(call)), Some(watcher)) = (&answer, open.watcher)
+            && *call == asked
+        {
+            self.watchers.add(asked, watcher);
+        }
+        let (call, accepted) = match answer {
+            Ok(Some(call)) if interactive && call == asked => (call, None),
+            Ok(Some(call)) => {
+                let (tell, told) = oneshot::channel();
+                self.accepting.entry(call).or_default().push(tell);
+                (call, Some(told))
+            }
+            Ok(None) => (asked, None),
+            Err(refusal) => {
+                self.perform(ctx);
+                return Box::pin(async move { Err(refusal) });
+            }
+        };
+        self.perform(ctx);
+        Box::pin(async move {
+            if let Some(told) = accepted {
+                told.await.map_err(|_| stopping())?;
+            }
+            Ok(call)
+        })
+    }
+}
+
+impl Handler<Watch> for FunctionActor {
+    type Result = bool;
+    fn handle(&mut self, watch: Watch, _: &mut Context<Self>) -> bool {
+        let live = self.core.as_ref().is_some_and(|core| core.call(watch.call).is_some());
+        let closing = self
+            .pledges
+            .iter()
+            .chain(self.under_way.iter().flatten())
+            .any(|pledge| matches!(pledge, Pledge::Core(Promise::Closed { call, .. }) if *call == watch.call));
+        if live || closing {
+            self.watchers.add(watch.call, watch.watcher);
+        }
+        live || closing
+    }
+}
+
+impl<T: Send + 'static> Handler<Ask<T>> for FunctionActor {
+    type Result = MessageResult<Ask<T>>;
+    fn handle(&mut self, Ask(question): Ask<T>, _: &mut Context<Self>) -> Self::Result {
+        let live = self.core.as_ref().filter(|core| !core.is_removed());
+        MessageResult(live.map(question))
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back")
+}

@@ -1,0 +1,8 @@
+//! Actors: thin shells that stamp time, move messages and call one core method.
+
+pub mod alarm;
+pub mod autoscaler;
+pub mod committer;
+pub mod function;
+pub mod registry;
+pub mod watch;

@@ -1,0 +1,159 @@
+//! Where everything is: functions' actors, containers' functions, workers' links.
+
+use super::function::FunctionActor;
+use actix::Addr;
+use capstan_common::{
+    id::{ContainerId, FunctionKey, WorkerId},
+    order::Order,
+    resource::Amount,
+    time::Time,
+    worker::WorkerState,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+use tokio::sync::mpsc;
+
+/// Orders that may wait for a worker's link.
+pub const LINK_BACKLOG: usize = 1 << 16;
+
+/// A worker as its link knows it.
+#[derive(Debug, Clone)]
+pub struct WorkerEntry {
+    /// What it has.
+    pub capacity: Amount,
+    /// Its state.
+    pub state: WorkerState,
+    /// Its software's version.
+    pub version: String,
+    /// How it enforces limits.
+    pub limits: String,
+    /// When it last joined.
+    pub joined: Time,
+    /// Counts its links, so that an old link's end does not concern a newer one.
+    pub generation: u64,
+}
+
+#[derive(Default)]
+struct Tables {
+    functions: BTreeMap<FunctionKey, Addr<FunctionActor>>,
+    containers: BTreeMap<ContainerId, FunctionKey>,
+    links: BTreeMap<WorkerId, mpsc::Sender<Order>>,
+    workers: BTreeMap<WorkerId, WorkerEntry>,
+}
+
+/// Routes of one scheduler. Holds addresses, never a core's state.
+#[derive(Default)]
+pub struct Registry(RwLock<Tables>);
+
+impl Registry {
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A function's actor.
+    pub fn function(&self, key: &FunctionKey) -> Option<Addr<FunctionActor>> {
+        self.read().functions.get(key).cloned()
+    }
+
+    /// A function's actor, made if there is none.
+    pub fn function_or(&self, key: &FunctionKey, make: impl FnOnce() -> Addr<FunctionActor>) -> Addr<FunctionActor> {
+        self.write().functions.entry(key.clone()).or_insert_with(make).clone()
+    }
+
+    /// All functions, by name.
+    pub fn functions(&self) -> Vec<(FunctionKey, Addr<FunctionActor>)> {
+        self.read().functions.iter().map(|(k, a)| (k.clone(), a.clone())).collect()
+    }
+
+    /// A function is gone.
+    pub fn drop_function(&self, key: &FunctionKey) {
+        self.write().functions.remove(key);
+    }
+
+    /// Reports of this container go to that function.
+    pub fn route(&self, container: ContainerId, function: &FunctionKey) {
+        self.write().containers.insert(container, function.clone());
+    }
+
+    /// A container is gone.
+    pub fn unroute(&self, container: ContainerId) {
+        self.write().containers.remove(&container);
+    }
+
+    /// The function of a container.
+    pub fn owner(&self, container: ContainerId) -> Option<(FunctionKey, Addr<FunctionActor>)> {
+        let tables = self.read();
+        let key = tables.containers.get(&container)?;
+        Some((key.clone(), tables.functions.get(key)?.clone()))
+    }
+
+    /// The way to a worker, while its link stands.
+    pub fn link(&self, worker: &WorkerId) -> Option<mpsc::Sender<Order>> {
+        self.read().links.get(worker).cloned()
+    }
+
+    /// Ends a worker's link; it will join again.
+    pub fn cut(&self, worker: &WorkerId) {
+        self.write().links.remove(worker);
+    }
+
+    /// A worker's link stands. Answers its generation.
+    pub fn join(&self, worker: &WorkerId, link: mpsc::Sender<Order>, mut entry: WorkerEntry) -> u64 {
+        let mut tables = self.write();
+        let before = tables.workers.get(worker);
+        entry.generation = before.map_or(1, |w| w.generation + 1);
+        if before.is_some_and(|w| w.state == WorkerState::Draining) {
+            entry.state = WorkerState::Draining;
+        }
+        let generation = entry.generation;
+        tables.links.insert(worker.clone(), link);
+        tables.workers.insert(worker.clone(), entry);
+        generation
+    }
+
+    /// A worker's link broke, unless a newer one stands. Whether it was the newest.
+    pub fn part(&self, worker: &WorkerId, generation: u64) -> bool {
+        let mut tables = self.write();
+        let Some(entry) = tables.workers.get_mut(worker).filter(|w| w.generation == generation) else {
+            return false;
+        };
+        if entry.state == WorkerState::Ready {
+            entry.state = WorkerState::Unreachable;
+        }
+        tables.links.remove(worker);
+        true
+    }
+
+    /// Forgets a lost worker, unless it has joined again since. Whether it is gone.
+    pub fn lose(&self, worker: &WorkerId, generation: u64) -> bool {
+        let mut tables = self.write();
+        let same = tables.workers.get(worker).is_some_and(|w| w.generation == generation);
+        if same {
+            tables.workers.remove(worker);
+        }
+        same
+    }
+
+    /// A worker's entry.
+    pub fn worker(&self, worker: &WorkerId) -> Option<WorkerEntry> {
+        self.read().workers.get(worker).cloned()
+    }
+
+    /// All workers, by name.
+    pub fn workers(&self) -> Vec<(WorkerId, WorkerEntry)> {
+        self.read().workers.iter().map(|(k, w)| (k.clone(), w.clone())).collect()
+    }
+
+    /// Sets a worker's state. Whether it is known.
+    pub fn turn(&self, worker: &WorkerId, state: WorkerState) -> bool {
+        let mut tables = self.write();
+        let entry = tables.workers.get_mut(worker);
+        entry.map(|entry| entry.state = state).is_some()
+    }
+}

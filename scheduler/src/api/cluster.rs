@@ -1,0 +1,133 @@
+//! The cluster: workers, containers, their output, numbers.
+
+use super::Api;
+use crate::{
+    actor::{
+        autoscaler::{Told, UsedOf},
+        function::{Happen, Tell},
+    },
+    clock,
+    telemetry::metrics::{ContainerLabel, FunctionLabel},
+};
+use capstan_common::{
+    id::{ContainerId, FunctionKey, WorkerId},
+    refusal::{Code, Refusal},
+    resource::Amount,
+    worker::WorkerState,
+};
+use capstan_scheduler_core::{autoscaler, event::Event};
+use serde_json::{Value, json};
+
+fn amount(amount: Amount) -> Value {
+    json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": []})
+}
+
+impl Api {
+    /// Workers by name.
+    pub async fn workers(&self) -> Vec<Value> {
+        let mut views = Vec::new();
+        for (id, _) in self.env.registry.workers() {
+            views.extend(self.worker(&id.0).await);
+        }
+        views
+    }
+
+    /// One worker.
+    pub async fn worker(&self, name: &str) -> Result<Value, Refusal> {
+        let id = WorkerId(name.into());
+        let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
+        let used = self.env.autoscaler.send(UsedOf(id.clone())).await.ok().flatten().unwrap_or_default();
+        let containers = self.containers(None, Some(name)).await;
+        Ok(json!({
+            "id": id, "name": id, "address": "in process or local socket", "state": entry.state,
+            "capacity": amount(entry.capacity), "free": amount(entry.capacity.minus(used)),
+            "containers": containers.len(), "version": entry.version, "limits": entry.limits,
+            "joined_at": clock::rfc3339(entry.joined),
+        }))
+    }
+
+    /// Places nothing more on a worker, or places again.
+    pub async fn turn_worker(&self, name: &str, state: WorkerState) -> Result<Value, Refusal> {
+        let id = WorkerId(name.into());
+        let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
+        if entry.state == WorkerState::Unreachable {
+            return Err(Refusal::new(Code::Unavailable, format!("worker `{name}` is unreachable")));
+        }
+        self.env.registry.turn(&id, state);
+        let turned = autoscaler::Event::Turned { worker: id.clone(), state };
+        // The autoscaler lives as long as the scheduler.
+        let _ = self.env.autoscaler.send(Told(turned)).await;
+        if state == WorkerState::Draining {
+            for (_, function) in self.env.registry.functions() {
+                let event = Event::DrainWorker { worker: id.clone() };
+                // A function that ends stops its containers itself.
+                let _ = function.send(Happen(vec![event])).await;
+            }
+        }
+        self.worker(name).await
+    }
+
+    /// Containers, of a function and on a worker where those are named.
+    pub async fn containers(&self, function: Option<&FunctionKey>, worker: Option<&str>) -> Vec<Value> {
+        let mut views = Vec::new();
+        for (key, _) in self.env.registry.functions() {
+            if function.is_some_and(|wanted| *wanted != key) {
+                continue;
+            }
+            let of = self.ask(&key, |core| core.containers().collect::<Vec<_>>()).await;
+            for container in of.unwrap_or_default() {
+                if worker.is_some_and(|wanted| wanted != &*container.worker.0) {
+                    continue;
+                }
+                views.push(json!({
+                    "id": container.id, "namespace": key.namespace, "function": key.name,
+                    "revision": container.revision, "worker": container.worker, "state": container.state,
+                    "inputs": container.inputs, "started_at": clock::rfc3339(container.decided),
+                }));
+            }
+        }
+        views
+    }
+
+    /// Stops a container; what it holds runs elsewhere.
+    pub async fn stop_container(&self, container: ContainerId) -> Result<(), Refusal> {
+        let none = || Refusal::new(Code::NotFound, format!("container {container} does not exist"));
+        let (_, actor) = self.env.registry.owner(container).ok_or_else(none)?;
+        actor.send(Tell(Event::StopContainer { container })).await.map_err(|_| none())?
+    }
+
+    /// The metrics' text, with the gauges as they are now.
+    pub async fn metrics(&self) -> String {
+        let metrics = &self.env.telemetry.metrics;
+        for family in [&metrics.queue_depth, &metrics.running, &metrics.desired] {
+            family.clear();
+        }
+        metrics.containers.clear();
+        for (key, _) in self.env.registry.functions() {
+            let Ok(stats) = self.stats(&key).await else { continue };
+            let label = FunctionLabel { namespace: key.namespace.to_string(), function: key.name.to_string() };
+            metrics.queue_depth.get_or_create(&label).set(stats.backlog as i64);
+            metrics.running.get_or_create(&label).set(stats.running as i64);
+            metrics.desired.get_or_create(&label).set(i64::from(stats.desired));
+            for (state, count) in stats.containers {
+                let state = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(String::from));
+                let label = ContainerLabel {
+                    namespace: label.namespace.clone(),
+                    function: label.function.clone(),
+                    state: state.unwrap_or_default(),
+                };
+                metrics.containers.get_or_create(&label).set(i64::from(count));
+            }
+        }
+        metrics.text()
+    }
+
+    /// Whether the scheduler can accept work.
+    pub fn ready(&self) -> Result<(), Refusal> {
+        self.must_have_room()
+    }
+}
+
+fn no_worker(name: &str) -> Refusal {
+    Refusal::new(Code::NotFound, format!("worker `{name}` does not exist"))
+}

@@ -1,0 +1,235 @@
+//! Functions: deploy, look at, scale, remove.
+
+use super::{Api, no_function};
+use crate::{
+    actor::function::{Deploy, FunctionActor, Tell},
+    clock,
+};
+use actix::Actor;
+use capstan_common::{
+    function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
+    id::{CallId, FunctionKey},
+    refusal::{Code, Refusal},
+    validate,
+};
+use capstan_scheduler_core::{
+    decision::Waiting,
+    event::Event,
+    function::{InputView, Stats},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// A function as users see it.
+#[derive(Debug, Clone, Serialize)]
+pub struct FunctionView {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The live revision.
+    pub revision: u32,
+    /// When that was deployed.
+    pub deployed_at: String,
+    /// Its spec.
+    pub spec: Arc<FunctionSpec>,
+    /// Numbers of now.
+    pub stats: Stats,
+}
+
+/// Settings by where they come from.
+#[derive(Debug, Clone, Serialize)]
+pub struct SettingsView {
+    /// As deployed.
+    pub deployed: AutoscalerSettings,
+    /// Laid over it.
+    pub overrides: Overrides,
+    /// What holds.
+    pub effective: AutoscalerSettings,
+}
+
+/// The latest decisions, and why inputs wait.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExplainView {
+    /// Newest first.
+    pub decisions: Vec<Value>,
+    /// Why pending inputs wait; null while none does.
+    pub waiting: Option<Waiting>,
+    /// Numbers of now.
+    pub stats: Stats,
+}
+
+impl Api {
+    /// Deploys a revision. Answers the function, and whether it is new.
+    pub async fn deploy(
+        &self,
+        key: FunctionKey,
+        spec: FunctionSpec,
+        if_match: Option<u32>,
+    ) -> Result<(FunctionView, bool), Refusal> {
+        validate::spec(&spec)?;
+        self.must_have_room()?;
+        if let Runtime::Process(process) = &spec.runtime
+            && let Some(folder) = &process.working_dir
+            && !folder.starts_with('/')
+        {
+            let detail = format!("must be an absolute path, is `{folder}`");
+            let pointer = "/runtime/process/working_dir".to_owned();
+            return Err(Refusal::fields(vec![capstan_common::refusal::FieldError { pointer, detail }]));
+        }
+        let spec = Arc::new(spec);
+        // An actor that is just ending is replaced: its function is gone.
+        for _ in 0..8 {
+            let (owner, env, on) = (key.clone(), self.env.clone(), self.functions.clone());
+            let actor = self.env.registry.function_or(&key, || {
+                FunctionActor::start_in_arbiter(&on, move |_| FunctionActor::new(owner, env, None))
+            });
+            let deploy = Deploy { spec: spec.clone(), if_match };
+            match actor.send(deploy).await {
+                Ok(Ok(new)) => {
+                    self.env.telemetry.events.tell("deployed", json!({"function": key.to_string()}));
+                    return Ok((self.function(&key).await?, new));
+                }
+                Ok(Err(refusal)) => return Err(refusal),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+        Err(Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back"))
+    }
+
+    /// A function.
+    pub async fn function(&self, key: &FunctionKey) -> Result<FunctionView, Refusal> {
+        self.ask(key, |core| {
+            let live = core.deployment();
+            FunctionView {
+                namespace: core.key().namespace.clone(),
+                name: core.key().name.clone(),
+                revision: live.revision.0,
+                deployed_at: clock::rfc3339(live.at),
+                spec: live.spec.clone(),
+                stats: core.stats(),
+            }
+        })
+        .await
+    }
+
+    /// Functions of a namespace by name, after `after`.
+    pub async fn functions(
+        &self,
+        namespace: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> (Vec<FunctionView>, Option<String>) {
+        let mut views: Vec<FunctionView> = Vec::new();
+        let keys = self.env.registry.functions().into_iter().map(|(key, _)| key);
+        let page = keys.filter(|key| &*key.namespace == namespace && after.is_none_or(|after| &*key.name > after));
+        for key in page {
+            if views.len() == limit {
+                return (views.clone(), views.last().map(|f| f.name.to_string()));
+            }
+            views.extend(self.function(&key).await);
+        }
+        (views, None)
+    }
+
+    /// Removes a function; pending inputs end as cancelled.
+    pub async fn remove(&self, key: &FunctionKey) -> Result<(), Refusal> {
+        self.ask(key, |_| ()).await?;
+        let told = self.actor(key)?.send(Tell(Event::Remove)).await;
+        told.map_err(|_| no_function(key))??;
+        self.env.telemetry.events.tell("removed", json!({"function": key.to_string()}));
+        Ok(())
+    }
+
+    /// Autoscaler settings.
+    pub async fn settings(&self, key: &FunctionKey) -> Result<SettingsView, Refusal> {
+        self.ask(key, |core| {
+            let (deployed, overrides, effective) = core.settings();
+            SettingsView { deployed: deployed.clone(), overrides: overrides.clone(), effective: effective.clone() }
+        })
+        .await
+    }
+
+    /// Changes overrides; answers the complete settings (SPEC §2.2).
+    pub async fn patch(&self, key: &FunctionKey, patch: OverridesPatch) -> Result<SettingsView, Refusal> {
+        self.ask(key, |_| ()).await?;
+        let told = self.actor(key)?.send(Tell(Event::Patch(patch))).await;
+        told.map_err(|_| no_function(key))??;
+        self.settings(key).await
+    }
+
+    /// A function's numbers.
+    pub async fn stats(&self, key: &FunctionKey) -> Result<Stats, Refusal> {
+        self.ask(key, |core| core.stats()).await
+    }
+
+    /// A function's latest decisions.
+    pub async fn explain(&self, key: &FunctionKey) -> Result<ExplainView, Refusal> {
+        self.ask(key, |core| ExplainView {
+            decisions: core
+                .decisions()
+                .map(|d| json!({"at": clock::rfc3339(d.at), "from": d.from, "to": d.to, "reason": d.reason, "facts": d.facts}))
+                .collect(),
+            waiting: core.waiting(),
+            stats: core.stats(),
+        })
+        .await
+    }
+
+    /// The life of one input.
+    pub async fn explain_input(&self, call: CallId, index: u64) -> Result<Value, Refusal> {
+        let stored = self.stored_call(call).await?;
+        let none = || Refusal::new(Code::NotFound, format!("call {call} has no input {index}"));
+        if let Some(entry) = self.outcome_of(&stored, index)? {
+            return Ok(ended_life(call, index, &entry));
+        }
+        let view = self.ask(&stored.function, move |core| core.input(call, index)).await.map_err(|_| none())?;
+        match view {
+            Some(view) => Ok(live_life(call, index, view)),
+            None => {
+                // It may have ended between the two looks.
+                self.flush().await;
+                let entry = self.outcome_of(&stored, index)?.ok_or_else(none)?;
+                Ok(ended_life(call, index, &entry))
+            }
+        }
+    }
+}
+
+fn step(state: &str, at: capstan_common::time::Time) -> Value {
+    json!({"state": state, "at": clock::rfc3339(at)})
+}
+
+fn live_life(call: CallId, index: u64, view: InputView) -> Value {
+    match view {
+        InputView::Pending { submitted, attempts, why } => json!({
+            "call_id": call, "index": index, "state": "pending", "attempts": attempts,
+            "history": [step("pending", submitted)], "waiting": why,
+        }),
+        InputView::Running { submitted, given, attempt, container, worker } => json!({
+            "call_id": call, "index": index, "state": "running", "attempts": attempt,
+            "container": container, "worker": worker,
+            "history": [step("pending", submitted), step("running", given)], "waiting": null,
+        }),
+    }
+}
+
+fn ended_life(call: CallId, index: u64, entry: &capstan_scheduler_core::record::Entry) -> Value {
+    use capstan_common::input::Outcome;
+    let (state, error) = match &entry.outcome {
+        Outcome::Succeeded(_) => ("succeeded", Value::Null),
+        Outcome::Failed(failure) => ("failed", super::results::error_json(failure)),
+        Outcome::Cancelled => ("cancelled", Value::Null),
+    };
+    let mut history = vec![step("pending", entry.submitted)];
+    if entry.attempts > 0 {
+        history.push(step("running", entry.leased));
+    }
+    history.push(step(state, entry.finished));
+    let container = (entry.container.0 != 0).then_some(entry.container);
+    json!({
+        "call_id": call, "index": index, "state": state, "attempts": entry.attempts, "container": container,
+        "history": history, "run_ms": entry.run_us as f64 / 1000.0, "error": error, "waiting": null,
+    })
+}

@@ -1,0 +1,338 @@
+//! Every verb that a client has. Doors (REST today) see this and nothing behind it.
+
+pub mod cluster;
+pub mod functions;
+pub mod results;
+pub mod submit;
+
+use crate::{
+    actor::function::{Ask, Env, FunctionActor},
+    clock,
+    config::SchedulerConfig,
+    store::{
+        StoreError,
+        layout::{self, StoredCall},
+    },
+};
+use actix::{Addr, ArbiterHandle};
+use bytes::Bytes;
+use capstan_blob::{BlobError, Blobs};
+use capstan_common::{
+    call::{CallState, Counts},
+    id::{CallId, FunctionKey},
+    input::Payload,
+    refusal::{Code, Refusal},
+};
+use capstan_scheduler_core::{event::Event, function::Function};
+use results::Tables;
+use serde::Serialize;
+use std::{sync::Arc, time::Duration};
+
+/// The pause between two looks for expired results (RELIABILITY T1 allows an hour).
+const SWEEP_PAUSE: Duration = Duration::from_secs(600);
+
+/// A scheduler's verbs.
+pub struct Api {
+    env: Arc<Env>,
+    config: SchedulerConfig,
+    blobs: Blobs,
+    functions: ArbiterHandle,
+    tables: Tables,
+}
+
+/// A call as users see it.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallView {
+    /// Its id.
+    pub id: CallId,
+    /// Its function's namespace.
+    pub namespace: Arc<str>,
+    /// Its function.
+    pub function: Arc<str>,
+    /// Where it stands.
+    pub state: CallState,
+    /// Where its inputs are.
+    pub inputs: Counts,
+    /// When it was accepted.
+    pub created_at: String,
+    /// When it ended.
+    pub finished_at: Option<String>,
+    /// Until when its results are kept.
+    pub expires_at: Option<String>,
+}
+
+impl Api {
+    /// Over a scheduler's parts.
+    pub fn new(env: Arc<Env>, config: SchedulerConfig, blobs: Blobs, functions: ArbiterHandle) -> Self {
+        Self { env, config, blobs, functions, tables: Tables::default() }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// What is seen from outside.
+    pub fn telemetry(&self) -> &crate::telemetry::Telemetry {
+        &self.env.telemetry
+    }
+
+    fn actor(&self, key: &FunctionKey) -> Result<Addr<FunctionActor>, Refusal> {
+        self.env.registry.function(key).ok_or_else(|| no_function(key))
+    }
+
+    /// Reads from a function's core.
+    async fn ask<T: Send + 'static>(
+        &self,
+        key: &FunctionKey,
+        question: impl FnOnce(&Function) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let actor = self.actor(key)?;
+        let answer = actor.send(Ask(Box::new(question))).await;
+        answer.ok().flatten().ok_or_else(|| no_function(key))
+    }
+
+    /// Refuses new work while the disk is full.
+    fn must_have_room(&self) -> Result<(), Refusal> {
+        if self.env.committer.is_full() || !self.env.store.has_room() {
+            return Err(store_full());
+        }
+        Ok(())
+    }
+
+    /// A payload that is durable as far as it must be before its record refers to it.
+    async fn keep(&self, call: CallId, index: u64, bytes: Bytes) -> Result<Payload, Refusal> {
+        if !self.blobs.wants(&bytes) {
+            return Ok(Payload::Inline(bytes));
+        }
+        self.blobs.keep(call, &format!("in-{index}"), bytes).await.map_err(blob_refusal)
+    }
+
+    /// What the store has of a call. A record that only rides along is first written.
+    async fn stored_call(&self, call: CallId) -> Result<StoredCall, Refusal> {
+        let key = layout::call(call);
+        let mut found = self.env.store.get(&key).map_err(store_refusal)?;
+        if found.is_none() && self.is_recent(call) {
+            self.flush().await;
+            found = self.env.store.get(&key).map_err(store_refusal)?;
+        }
+        let Some(bytes) = found else { return Err(self.no_call(call)) };
+        let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+        match self.expires_ms(&stored) {
+            Some(at_ms) if at_ms <= clock::now().0 / 1000 => Err(expired(call)),
+            _ => Ok(stored),
+        }
+    }
+
+    fn is_recent(&self, call: CallId) -> bool {
+        call.born_ms() + 60_000 > clock::now().0 / 1000
+    }
+
+    /// Ids carry their time of birth: one that is older than the retention was, or would be, expired.
+    fn no_call(&self, call: CallId) -> Refusal {
+        let kept_ms = self.config.limits.retention_s * 1000;
+        let now_ms = clock::now().0 / 1000;
+        if call.born_ms() > 0 && call.born_ms() + kept_ms < now_ms {
+            return expired(call);
+        }
+        Refusal::new(Code::NotFound, format!("call {call} does not exist"))
+    }
+
+    fn expires_ms(&self, stored: &StoredCall) -> Option<u64> {
+        let finished = stored.record.finished?;
+        Some(finished.0 / 1000 + self.config.limits.retention_s * 1000)
+    }
+
+    /// Lets records that ride along be written: every function is asked to write what it has.
+    async fn flush(&self) {
+        for (_, function) in self.env.registry.functions() {
+            // A function that ends has written everything.
+            let _ = function.send(crate::actor::function::Tell(Event::Alarm)).await;
+        }
+    }
+
+    async fn view(&self, stored: StoredCall) -> CallView {
+        let record = &stored.record;
+        let live = match record.finished {
+            Some(_) => None,
+            None => {
+                let id = record.id;
+                self.ask(&stored.function, move |core| core.call(id)).await.ok().flatten()
+            }
+        };
+        let (inputs, state) = match live {
+            Some((_, counts, state)) => (counts, state),
+            None => (record.counts, record.state),
+        };
+        CallView {
+            id: record.id,
+            namespace: stored.function.namespace.clone(),
+            function: stored.function.name.clone(),
+            state,
+            inputs,
+            created_at: clock::rfc3339(record.created),
+            finished_at: record.finished.map(clock::rfc3339),
+            expires_at: record.finished.map(|at| clock::rfc3339(at.plus_ms(self.config.limits.retention_s * 1000))),
+        }
+    }
+
+    /// A call's state.
+    pub async fn call(&self, call: CallId) -> Result<CallView, Refusal> {
+        let stored = self.stored_call(call).await?;
+        let view = self.view(stored).await;
+        if !view.state.is_ended() || view.finished_at.is_some() {
+            return Ok(view);
+        }
+        // It ended between the two looks: its record is durable by now or will be at once.
+        self.flush().await;
+        let stored = self.stored_call(call).await?;
+        Ok(self.view(stored).await)
+    }
+
+    /// Ends a call; one that has ended is left as it is.
+    pub async fn cancel(&self, call: CallId) -> Result<CallView, Refusal> {
+        let stored = self.stored_call(call).await?;
+        if stored.record.finished.is_none() {
+            let actor = self.actor(&stored.function)?;
+            let told = actor.send(crate::actor::function::Tell(Event::Cancel { call })).await;
+            told.map_err(|_| no_function(&stored.function))??;
+        }
+        self.call(call).await
+    }
+
+    /// Calls, newest first, after `after`, that match.
+    pub async fn calls(
+        &self,
+        filter: impl Fn(&CallView) -> bool,
+        after: Option<CallId>,
+        limit: usize,
+    ) -> Result<(Vec<CallView>, Option<CallId>), Refusal> {
+        let mut found = Vec::new();
+        let mut after = after.map(layout::call);
+        self.flush().await;
+        // One answer looks at so many calls at most; the cursor goes on from there.
+        let mut looks = 10_000usize;
+        loop {
+            let page = self.env.store.keys(layout::CALLS, after.as_deref(), 256.min(looks.max(1)), true);
+            let Some(last) = page.last().cloned() else { return Ok((found, None)) };
+            for key in &page {
+                let Some(bytes) = self.env.store.get(key).map_err(store_refusal)? else { continue };
+                let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+                let view = self.view(stored).await;
+                if filter(&view) {
+                    found.push(view);
+                }
+                if found.len() == limit {
+                    return Ok((found, layout::call_of(key)));
+                }
+            }
+            looks = looks.saturating_sub(page.len());
+            if looks == 0 {
+                return Ok((found, layout::call_of(&last)));
+            }
+            after = Some(last);
+        }
+    }
+
+    /// Removes results whose retention has passed, now and then again.
+    pub fn start_sweeping(self: &Arc<Self>, on: &ArbiterHandle) {
+        let api = self.clone();
+        on.spawn(async move {
+            loop {
+                if let Err(error) = api.sweep().await {
+                    tracing::warn!(%error, "expired results could not be removed");
+                }
+                tokio::time::sleep(SWEEP_PAUSE).await;
+            }
+        });
+    }
+
+    /// Removes what has expired, and blobs whose calls are not known. Ids sort by age: it stops at the first that is too young.
+    async fn sweep(&self) -> Result<(), Refusal> {
+        let kept_ms = self.config.limits.retention_s * 1000;
+        let mut after: Option<Box<[u8]>> = None;
+        loop {
+            let page = self.env.store.keys(layout::CALLS, after.as_deref(), 256, false);
+            let Some(last) = page.last().cloned() else { break };
+            let now_ms = clock::now().0 / 1000;
+            let old = |key: &[u8]| layout::call_of(key).is_some_and(|c| c.born_ms() + kept_ms <= now_ms);
+            let some_young = !page.iter().all(|key| old(key));
+            for key in page.iter().filter(|key| old(key)) {
+                self.forget_if_expired(key, now_ms).await?;
+            }
+            if some_young {
+                break;
+            }
+            after = Some(last);
+        }
+        for call in self.blobs.calls().map_err(blob_refusal)? {
+            if !self.is_recent(call) && self.env.store.get(&layout::call(call)).map_err(store_refusal)?.is_none() {
+                self.blobs.forget(call).await.map_err(blob_refusal)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget_if_expired(&self, key: &[u8], now_ms: u64) -> Result<(), Refusal> {
+        let Some(bytes) = self.env.store.get(key).map_err(store_refusal)? else { return Ok(()) };
+        let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+        if self.expires_ms(&stored).is_none_or(|at_ms| at_ms > now_ms) {
+            return Ok(());
+        }
+        let call = stored.record.id;
+        let mut changes = vec![crate::store::Change::Delete(key.into())];
+        for kind in [b'S', b'O', b'A'] {
+            crate::store::load::each_key(&*self.env.store, &layout::of_call(kind, call), |key| {
+                changes.push(crate::store::Change::Delete(key.into()));
+                Ok(())
+            })
+            .map_err(store_refusal)?;
+        }
+        self.env.committer.write(changes).await.map_err(store_refusal)?;
+        self.blobs.forget(call).await.map_err(blob_refusal)
+    }
+}
+
+/// A fresh call id.
+pub fn mint_call() -> CallId {
+    CallId(uuid::Uuid::now_v7().as_u128())
+}
+
+fn no_function(key: &FunctionKey) -> Refusal {
+    let detail = format!("function `{}` does not exist in namespace `{}`; deploy it first", key.name, key.namespace);
+    Refusal::new(Code::NotFound, detail)
+}
+
+fn expired(call: CallId) -> Refusal {
+    Refusal::new(Code::Expired, format!("the results of call {call} have expired"))
+}
+
+fn store_full() -> Refusal {
+    Refusal {
+        retry_after_s: Some(5),
+        ..Refusal::new(
+            Code::StoreFull,
+            "the disk of the data folder is full; nothing was accepted, free some space and try again",
+        )
+    }
+}
+
+fn store_refusal(error: StoreError) -> Refusal {
+    match error {
+        StoreError::Full => store_full(),
+        error => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+            Refusal::new(Code::Internal, error.to_string())
+        }
+    }
+}
+
+fn blob_refusal(error: BlobError) -> Refusal {
+    match error {
+        BlobError::Full(_) => store_full(),
+        error => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the blob store failed");
+            Refusal::new(Code::Internal, error.to_string())
+        }
+    }
+}

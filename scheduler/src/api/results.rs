@@ -1,0 +1,296 @@
+//! Results: read from the store, in the order of their ends or of their inputs.
+
+use super::{Api, Refusal, store_refusal};
+use crate::{
+    actor::{
+        function::Watch,
+        watch::{Update, WATCH_BACKLOG},
+    },
+    store::layout::{self, StoredCall},
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use capstan_common::{
+    id::CallId,
+    input::{Failure, Outcome},
+    refusal::Code,
+};
+use capstan_scheduler_core::record::Entry;
+use serde_json::{Value, json};
+use std::{
+    collections::VecDeque,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// Location tables that are kept for ordered reading.
+const TABLES: usize = 4;
+/// No place: the input has not ended.
+const NOWHERE: u64 = u64::MAX;
+/// Bits of a place that count entries within a record.
+const ENTRY_BITS: u32 = 24;
+
+/// An error as answers carry it.
+pub fn error_json(failure: &Failure) -> Value {
+    let traceback = (!failure.traceback.is_empty()).then_some(&failure.traceback);
+    json!({"code": failure.kind.code(), "type": failure.error_type, "message": failure.message, "traceback": traceback})
+}
+
+/// One line of results.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// The input.
+    pub index: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Where the next page begins.
+    pub cursor: Cursor,
+}
+
+/// Where a page begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cursor {
+    /// By the order of ends: record, entry, and input within the entry.
+    Ended(u64, u32, u64),
+    /// By the order of inputs: the next index.
+    Index(u64),
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ended(record, entry, within) => write!(f, "e{record}.{entry}.{within}"),
+            Self::Index(index) => write!(f, "i{index}"),
+        }
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = Refusal;
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        let parse = || {
+            if let Some(index) = text.strip_prefix('i') {
+                return index.parse().ok().map(Self::Index);
+            }
+            let mut parts = text.strip_prefix('e')?.splitn(3, '.');
+            let (record, entry, within) = (parts.next()?, parts.next()?, parts.next()?);
+            Some(Self::Ended(record.parse().ok()?, entry.parse().ok()?, within.parse().ok()?))
+        };
+        parse().ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            Refusal::new(Code::Invalid, format!("after: `{shown}` is not a cursor; use the `cursor` of a line"))
+        })
+    }
+}
+
+impl Line {
+    /// Writes the line's NDJSON; `output` is the output's JSON, `cursor` whether the cursor is told.
+    pub fn write(&self, output: &[u8], cursor: bool, out: &mut BytesMut) {
+        let mut digits = itoa::Buffer::new();
+        out.put_slice(b"{\"index\":");
+        out.put_slice(digits.format(self.index).as_bytes());
+        match &self.outcome {
+            Outcome::Succeeded(_) => {
+                out.put_slice(b",\"output\":");
+                out.put_slice(output);
+            }
+            Outcome::Failed(failure) => {
+                out.put_slice(b",\"error\":");
+                out.put_slice(error_json(failure).to_string().as_bytes());
+            }
+            Outcome::Cancelled => {
+                let error = json!({"code": "cancelled", "type": "Cancelled", "message": "the call was cancelled", "traceback": null});
+                out.put_slice(b",\"error\":");
+                out.put_slice(error.to_string().as_bytes());
+            }
+        }
+        if cursor {
+            out.put_slice(format!(",\"cursor\":\"{}\"", self.cursor).as_bytes());
+        }
+        out.put_slice(b"}\n");
+    }
+}
+
+/// Where each input's end lies, for ordered reading.
+#[derive(Default)]
+struct Table {
+    records: u64,
+    places: Vec<u64>,
+}
+
+/// Tables of the calls that were read last.
+#[derive(Default)]
+pub struct Tables(Mutex<VecDeque<(CallId, Arc<Mutex<Table>>)>>);
+
+impl Tables {
+    fn of(&self, call: CallId) -> Arc<Mutex<Table>> {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = tables.iter().position(|(id, _)| *id == call).and_then(|at| tables.remove(at));
+        let entry = known.unwrap_or_else(|| (call, Arc::default()));
+        let table = entry.1.clone();
+        tables.push_back(entry);
+        if tables.len() > TABLES {
+            tables.pop_front();
+        }
+        table
+    }
+}
+
+impl Api {
+    fn record(&self, call: CallId, sequence: u64) -> Result<Option<Vec<Entry>>, Refusal> {
+        let bytes = self.env.store.get(&layout::outcomes(call, sequence)).map_err(store_refusal)?;
+        bytes.map(|bytes| layout::decode(&bytes)).transpose().map_err(store_refusal)
+    }
+
+    /// How one input ended, if it has.
+    pub fn outcome_of(&self, stored: &StoredCall, index: u64) -> Result<Option<Entry>, Refusal> {
+        let id = stored.record.id;
+        let place = self.place(id, index)?;
+        let Some((sequence, entry)) = place else { return Ok(None) };
+        Ok(self.record(id, sequence)?.and_then(|entries| entries.into_iter().nth(entry)))
+    }
+
+    /// Brings a call's table up to date and reads from it.
+    fn place(&self, call: CallId, index: u64) -> Result<Option<(u64, usize)>, Refusal> {
+        let table = self.tables.of(call);
+        let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |table: &Table| table.places.get(index as usize).copied().filter(|p| *p != NOWHERE);
+        while known(&table).is_none() {
+            let Some(entries) = self.record(call, table.records)? else { break };
+            let sequence = table.records;
+            for (position, entry) in entries.iter().enumerate() {
+                let (first, end) = (entry.index as usize, (entry.index + entry.count) as usize);
+                if table.places.len() < end {
+                    table.places.resize(end, NOWHERE);
+                }
+                table.places[first..end].fill((sequence << ENTRY_BITS) | position as u64);
+            }
+            table.records += 1;
+        }
+        Ok(known(&table).map(|place| (place >> ENTRY_BITS, (place & ((1 << ENTRY_BITS) - 1)) as usize)))
+    }
+
+    /// Up to `limit` results from a cursor on. With `wait`, waits so long for the first.
+    pub async fn results(
+        &self,
+        call: CallId,
+        after: Option<Cursor>,
+        limit: usize,
+        ordered: bool,
+        wait: Duration,
+    ) -> Result<Vec<Line>, Refusal> {
+        let stored = self.stored_call(call).await?;
+        let from = match (after, ordered) {
+            (None, true) => Cursor::Index(0),
+            (None, false) => Cursor::Ended(0, 0, 0),
+            (Some(cursor @ Cursor::Index(_)), true) | (Some(cursor @ Cursor::Ended(..)), false) => cursor,
+            (Some(_), _) => {
+                return Err(Refusal::new(
+                    Code::Invalid,
+                    "after: the cursor belongs to the other order; keep `ordered` as it was",
+                ));
+            }
+        };
+        let lines = self.read(call, from, limit)?;
+        if !lines.is_empty() || wait.is_zero() || stored.record.finished.is_some() {
+            return Ok(lines);
+        }
+        self.await_more(&stored, from, limit, wait).await
+    }
+
+    fn read(&self, call: CallId, from: Cursor, limit: usize) -> Result<Vec<Line>, Refusal> {
+        match from {
+            Cursor::Index(index) => self.read_ordered(call, index, limit),
+            Cursor::Ended(record, entry, within) => self.read_ended(call, (record, entry, within), limit),
+        }
+    }
+
+    fn read_ordered(&self, call: CallId, from: u64, limit: usize) -> Result<Vec<Line>, Refusal> {
+        let mut lines = Vec::new();
+        let mut last: Option<(u64, Vec<Entry>)> = None;
+        for index in from..from.saturating_add(limit as u64) {
+            let Some((sequence, position)) = self.place(call, index)? else { break };
+            if last.as_ref().is_none_or(|(read, _)| *read != sequence) {
+                last = self.record(call, sequence)?.map(|entries| (sequence, entries));
+            }
+            let entry = last.as_ref().and_then(|(_, entries)| entries.get(position));
+            let Some(entry) = entry else { break };
+            let cursor = Cursor::Index(index + 1);
+            lines.push(Line { index, outcome: entry.outcome.clone(), cursor });
+        }
+        Ok(lines)
+    }
+
+    fn read_ended(&self, call: CallId, from: (u64, u32, u64), limit: usize) -> Result<Vec<Line>, Refusal> {
+        let (mut record, mut entry, mut within) = from;
+        let mut lines = Vec::new();
+        while lines.len() < limit {
+            let Some(entries) = self.record(call, record)? else { break };
+            for found in entries.iter().skip(entry as usize) {
+                while within < found.count && lines.len() < limit {
+                    let index = found.index + within;
+                    within += 1;
+                    let cursor = Cursor::Ended(record, entry, within);
+                    lines.push(Line { index, outcome: found.outcome.clone(), cursor });
+                }
+                if within < found.count {
+                    return Ok(lines);
+                }
+                within = 0;
+                entry += 1;
+            }
+            record += 1;
+            entry = 0;
+        }
+        Ok(lines)
+    }
+
+    async fn await_more(
+        &self,
+        stored: &StoredCall,
+        from: Cursor,
+        limit: usize,
+        wait: Duration,
+    ) -> Result<Vec<Line>, Refusal> {
+        let call = stored.record.id;
+        let (watcher, mut updates) = mpsc::channel(WATCH_BACKLOG);
+        let watching = self.actor(&stored.function)?.send(Watch { call, watcher }).await == Ok(true);
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            // What ended before the watch began is read here.
+            let lines = self.read(call, from, limit)?;
+            if !lines.is_empty() || !watching {
+                return Ok(lines);
+            }
+            match tokio::time::timeout_at(until, updates.recv()).await {
+                Ok(Some(Update::Closed(_)) | None) => return self.read(call, from, limit),
+                Ok(Some(_)) => {}
+                Err(_) => return Ok(lines),
+            }
+        }
+    }
+
+    /// The output's JSON of a line; empty where it has none.
+    pub async fn output_of(&self, line: &Line) -> Result<Bytes, Refusal> {
+        match &line.outcome {
+            Outcome::Succeeded(payload) => self.fetch(payload).await,
+            _ => Ok(Bytes::new()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_read_back_what_they_print() {
+        for cursor in [Cursor::Ended(3, 4, 5), Cursor::Index(9)] {
+            assert_eq!(cursor.to_string().parse::<Cursor>().unwrap(), cursor);
+        }
+        for bad in ["", "e1.2", "i", "x", "e1.2.3.4", "i-1"] {
+            assert!(bad.parse::<Cursor>().is_err(), "{bad}");
+        }
+    }
+}

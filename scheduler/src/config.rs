@@ -1,0 +1,85 @@
+//! A scheduler's configuration: one struct, defaults first, then file, environment and flags.
+
+use capstan_scheduler_core::limits::Limits;
+use serde::{Deserialize, Serialize};
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Everything that can be set of a scheduler.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerConfig {
+    /// Where REST is served.
+    pub listen: SocketAddr,
+    /// Where everything durable lies.
+    pub data_dir: PathBuf,
+    /// Bearer tokens, any of which opens everything. Empty: no token is needed, and only a loopback address may be listened on.
+    pub tokens: Vec<String>,
+    /// The largest input or output over REST.
+    pub payload_max_bytes: usize,
+    /// Payloads above this travel through the blob store.
+    pub blob_threshold_bytes: usize,
+    /// Requests a second that a token may send, sustained.
+    pub rate_per_s: u32,
+    /// Requests that a token may send in a burst.
+    pub rate_burst: u32,
+    /// Threads that serve REST.
+    pub rest_threads: usize,
+    /// A worker that is silent for so long is unreachable.
+    pub unreachable_after_ms: u64,
+    /// A worker that is silent for so long is lost: what it held runs elsewhere.
+    pub lost_after_ms: u64,
+    /// Limits of each function.
+    pub limits: Limits,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            data_dir: PathBuf::from("capstan-data"),
+            tokens: Vec::new(),
+            payload_max_bytes: 16 << 20,
+            blob_threshold_bytes: 32 << 10,
+            rate_per_s: 200,
+            rate_burst: 1000,
+            rest_threads: 2,
+            unreachable_after_ms: 3_000,
+            lost_after_ms: 10_000,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl SchedulerConfig {
+    /// Says what must not be started like this.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.listen.ip().is_loopback() && self.tokens.is_empty() {
+            return Err(format!(
+                "listening on {} needs authentication: set `tokens` (or CAPSTAN_TOKENS), or listen on 127.0.0.1",
+                self.listen
+            ));
+        }
+        if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {
+            return Err(format!("a token of {} characters is too short: use at least 16", weak.len()));
+        }
+        if self.rate_per_s == 0 || self.rate_burst == 0 || self.rest_threads == 0 {
+            return Err("rate_per_s, rate_burst and rest_threads must be at least 1".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_address_without_tokens_is_refused() {
+        let mut config = SchedulerConfig::default();
+        assert_eq!(config.check(), Ok(()));
+        config.listen = SocketAddr::from(([0, 0, 0, 0], 7070));
+        assert!(config.check().unwrap_err().contains("needs authentication"));
+        config.tokens = vec!["0123456789abcdef".into()];
+        assert_eq!(config.check(), Ok(()));
+    }
+}

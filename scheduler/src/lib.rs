@@ -1,0 +1,14 @@
+//! The scheduler: shells around the pure core of `capstan-scheduler-core`.
+//!
+//! `rest` speaks HTTP and knows only `api`; `api` finds a function's actor; actors stamp time and call one core method;
+//! the committer makes records durable; links carry orders and reports to and from workers.
+
+pub mod actor;
+pub mod api;
+pub mod clock;
+pub mod config;
+pub mod link;
+pub mod rest;
+pub mod server;
+pub mod store;
+pub mod telemetry;

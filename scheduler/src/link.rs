@@ -1,0 +1,298 @@
+//! The scheduler's side of the link: workers dial in, say what they hold, then reports come up and orders go down.
+
+use crate::{
+    actor::{
+        autoscaler::Told,
+        function::{Env, FunctionActor, Happen},
+        registry::{LINK_BACKLOG, WorkerEntry},
+    },
+    clock,
+    config::SchedulerConfig,
+    store::{Change, layout},
+};
+use actix::Addr;
+use bytes::Bytes;
+use capstan_common::{
+    id::{ContainerId, FunctionKey, LeaseId, WorkerId},
+    order::Order,
+    report::{Held, Hello, Report},
+    wire::{self, PROTOCOL, link},
+    worker::WorkerState,
+};
+use capstan_scheduler_core::{autoscaler, event::Event};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Orders that travel in one message.
+const ORDERS_AT_ONCE: usize = 512;
+
+/// Takes workers' links.
+pub struct LinkServer {
+    env: Arc<Env>,
+    beat_ms: u32,
+    unreachable_after: Duration,
+    lost_after: Duration,
+    /// Workers known from before the restart that have not spoken yet.
+    awaited: Arc<Mutex<BTreeSet<String>>>,
+}
+
+type Orders = Pin<Box<dyn Stream<Item = Result<link::Orders, Status>> + Send>>;
+
+impl LinkServer {
+    /// `known` names the workers that may still hold something from before a restart.
+    pub fn new(env: Arc<Env>, config: &SchedulerConfig, known: Vec<String>) -> Self {
+        let grace = Duration::from_millis(config.limits.adopt_grace_ms);
+        let server = Self {
+            env,
+            beat_ms: (config.unreachable_after_ms / 6).max(50) as u32,
+            unreachable_after: Duration::from_millis(config.unreachable_after_ms),
+            lost_after: Duration::from_millis(config.lost_after_ms),
+            awaited: Arc::new(Mutex::new(known.into_iter().collect())),
+        };
+        let (env, awaited) = (server.env.clone(), server.awaited.clone());
+        tokio::spawn(async move {
+            if !awaited.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                tokio::time::sleep(grace).await;
+            }
+            settle(&env).await;
+        });
+        server
+    }
+
+    async fn heard_from(&self, worker: &str) {
+        let last = {
+            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            awaited.remove(worker) && awaited.is_empty()
+        };
+        if last {
+            settle(&self.env).await;
+        }
+    }
+}
+
+/// Recovered functions may give out work.
+async fn settle(env: &Env) {
+    for (_, function) in env.registry.functions() {
+        // A function that is gone holds nothing.
+        let _ = function.send(Happen(vec![Event::Settled])).await;
+    }
+}
+
+#[tonic::async_trait]
+impl link::link_server::Link for LinkServer {
+    type JoinStream = Orders;
+
+    async fn join(&self, request: Request<Streaming<link::Reports>>) -> Result<Response<Orders>, Status> {
+        let mut inbound = request.into_inner();
+        let hello = first_hello(&mut inbound).await?;
+        if hello.protocol != PROTOCOL {
+            return Err(Status::failed_precondition(format!(
+                "worker {} speaks link protocol {}, this scheduler speaks {PROTOCOL}: run the same version on both",
+                hello.worker, hello.protocol
+            )));
+        }
+        let (orders, outbound) = mpsc::channel(LINK_BACKLOG);
+        let (batches, stream) = mpsc::channel(16);
+        let session = Session::begin(self, hello, orders).await?;
+        tokio::spawn(send_orders(self.env.epoch.0, self.beat_ms, outbound, batches));
+        tokio::spawn(session.run(inbound, self.unreachable_after, self.lost_after));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, Status> {
+    let first = inbound.message().await?.and_then(|reports| reports.reports.into_iter().next());
+    let report = first.map(wire::report_in).transpose().map_err(|e| Status::invalid_argument(e.to_string()))?;
+    match report {
+        Some(Report::Hello(hello)) if !hello.worker.is_empty() => Ok(hello),
+        _ => Err(Status::invalid_argument("a link begins with Hello and a worker's name")),
+    }
+}
+
+/// Packs all orders that wait into one message.
+async fn send_orders(
+    epoch: u64,
+    beat_ms: u32,
+    mut orders: mpsc::Receiver<Order>,
+    batches: mpsc::Sender<Result<link::Orders, Status>>,
+) {
+    let welcome = link::Welcome { protocol: PROTOCOL, beat_ms };
+    let welcome = link::Order { kind: Some(link::order::Kind::Welcome(welcome)) };
+    let mut next = vec![welcome];
+    let mut waiting = Vec::with_capacity(ORDERS_AT_ONCE);
+    loop {
+        if batches.send(Ok(link::Orders { epoch, orders: next })).await.is_err() {
+            return;
+        }
+        if orders.recv_many(&mut waiting, ORDERS_AT_ONCE).await == 0 {
+            return;
+        }
+        next = waiting.drain(..).map(link::Order::from).collect();
+    }
+}
+
+/// One worker's link while it stands.
+struct Session {
+    env: Arc<Env>,
+    worker: WorkerId,
+    generation: u64,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Session {
+    async fn begin(server: &LinkServer, hello: Hello, orders: mpsc::Sender<Order>) -> Result<Self, Status> {
+        let worker = WorkerId(hello.worker.as_str().into());
+        let env = server.env.clone();
+        let remembered = Change::Put(layout::worker(&hello.worker), Bytes::new());
+        let written = env.committer.write(vec![remembered]).await;
+        written.map_err(|e| Status::unavailable(e.to_string()))?;
+        let entry = WorkerEntry {
+            capacity: hello.capacity,
+            state: WorkerState::Ready,
+            version: hello.version.clone(),
+            limits: hello.limits.clone(),
+            joined: clock::now(),
+            generation: 0,
+        };
+        let generation = env.registry.join(&worker, orders.clone(), entry);
+        let joined = autoscaler::Event::Joined { worker: worker.clone(), capacity: hello.capacity };
+        // The autoscaler lives as long as the scheduler.
+        let _ = env.autoscaler.send(Told(joined)).await;
+        let session = Self { env, worker, generation, orders };
+        session.tell_inventory(hello.inventory).await;
+        session.tell_state().await;
+        server.heard_from(&hello.worker).await;
+        tracing::info!(worker = %session.worker, "a worker joined");
+        session.env.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
+        Ok(session)
+    }
+
+    /// Every function learns what of it the worker holds, also that it holds nothing. What nobody owns is stopped.
+    async fn tell_inventory(&self, inventory: Vec<Held>) {
+        let mut held: BTreeMap<FunctionKey, Vec<Held>> = BTreeMap::new();
+        for container in inventory {
+            held.entry(container.function.clone()).or_default().push(container);
+        }
+        for (key, function) in self.env.registry.functions() {
+            let held = held.remove(&key).unwrap_or_default();
+            held.iter().for_each(|h| self.env.registry.route(h.container, &key));
+            let event = Event::Inventory { worker: self.worker.clone(), held };
+            // A function that ends meanwhile stops its containers itself.
+            let _ = function.send(Happen(vec![event])).await;
+        }
+        for orphan in held.into_values().flatten() {
+            self.stop_orphan(orphan.container).await;
+        }
+    }
+
+    async fn stop_orphan(&self, container: ContainerId) {
+        let reason = "its function does not exist".into();
+        // If the link breaks, the next inventory shows it again.
+        let _ = self.orders.send(Order::Stop { container, grace_ms: 1000, reason }).await;
+    }
+
+    async fn tell_state(&self) {
+        let state = self.env.registry.worker(&self.worker).map(|w| w.state);
+        if let Some(state) = state {
+            let turned = autoscaler::Event::Turned { worker: self.worker.clone(), state };
+            let _ = self.env.autoscaler.send(Told(turned)).await;
+        }
+    }
+
+    async fn run(self, mut inbound: Streaming<link::Reports>, silence: Duration, lost_after: Duration) {
+        loop {
+            let message = tokio::select! {
+                message = tokio::time::timeout(silence, inbound.message()) => message,
+                () = self.orders.closed() => break,
+            };
+            match message {
+                Ok(Ok(Some(reports))) => {
+                    if let Err(error) = self.take(reports).await {
+                        tracing::warn!(worker = %self.worker, %error, "a report cannot be understood: the link is cut");
+                        break;
+                    }
+                }
+                Ok(Ok(None) | Err(_)) | Err(_) => break,
+            }
+        }
+        self.end(lost_after.saturating_sub(silence)).await;
+    }
+
+    /// The link broke: the worker is unreachable, and after a while, unless it joins again, lost.
+    async fn end(self, lost_after: Duration) {
+        if !self.env.registry.part(&self.worker, self.generation) {
+            return;
+        }
+        tracing::warn!(worker = %self.worker, "a worker is unreachable");
+        let worker = self.worker.clone();
+        let turned = autoscaler::Event::Turned { worker, state: WorkerState::Unreachable };
+        let _ = self.env.autoscaler.send(Told(turned)).await;
+        tokio::time::sleep(lost_after).await;
+        if !self.env.registry.lose(&self.worker, self.generation) {
+            return;
+        }
+        tracing::warn!(worker = %self.worker, "a worker is lost: what it held runs elsewhere");
+        self.env.telemetry.events.tell("worker_lost", serde_json::json!({"worker": self.worker}));
+        let lost = autoscaler::Event::Lost { worker: self.worker.clone() };
+        let _ = self.env.autoscaler.send(Told(lost)).await;
+        for (_, function) in self.env.registry.functions() {
+            let event = Event::WorkerLost { worker: self.worker.clone() };
+            let _ = function.send(Happen(vec![event])).await;
+        }
+    }
+
+    /// Hands reports to their functions, all of one function together and in order.
+    async fn take(&self, reports: link::Reports) -> Result<(), wire::WireError> {
+        let mut by_function: Vec<(FunctionKey, Addr<FunctionActor>, Vec<Event>)> = Vec::new();
+        for report in reports.reports {
+            let report = wire::report_in(report)?;
+            let Some((container, event)) = self.event_of(report) else { continue };
+            let Some((key, address)) = self.env.registry.owner(container) else {
+                self.forget(container, event).await;
+                continue;
+            };
+            match by_function.iter_mut().find(|(k, _, _)| *k == key) {
+                Some((_, _, events)) => events.push(event),
+                None => by_function.push((key, address, vec![event])),
+            }
+        }
+        for (_, function, events) in by_function {
+            // Waits where the function is busy: back-pressure on the worker's reports.
+            let _ = function.send(Happen(events)).await;
+        }
+        Ok(())
+    }
+
+    fn event_of(&self, report: Report) -> Option<(ContainerId, Event)> {
+        Some(match report {
+            Report::Hello(_) | Report::Beat { .. } => return None,
+            Report::Log { container, chunk, dropped, .. } => {
+                self.env.telemetry.logs.add(container, chunk, dropped);
+                return None;
+            }
+            Report::Refused { container, reason } => {
+                let ending = capstan_common::container::Ending { reason, ..Default::default() };
+                (container, Event::Ended { container, ending, begun: Vec::new() })
+            }
+            Report::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
+            Report::Ready { container, phases } => (container, Event::Ready { container, phases }),
+            Report::Finished { container, done } => (container, Event::Finished { container, done }),
+            Report::Returned { container, leases, .. } => (container, Event::Returned { container, leases }),
+            Report::Ended { container, ending, begun } => (container, Event::Ended { container, ending, begun }),
+        })
+    }
+
+    /// Outcomes of a container that nobody owns any more are not wanted: the worker may forget them.
+    async fn forget(&self, container: ContainerId, event: Event) {
+        let Event::Finished { done, .. } = event else { return };
+        let leases: Vec<LeaseId> = done.iter().map(|d| d.held.lease).collect();
+        let _ = self.orders.send(Order::Recorded { container, leases }).await;
+    }
+}

@@ -1,0 +1,185 @@
+//! Calls over REST: invoke, spawn, spawn_map, and what became of them.
+
+use super::{
+    body::{self, Lines},
+    functions::{key_of, limit_of},
+    problem::{Answer, Problem, query},
+};
+use crate::api::{Api, results::Cursor, submit::Terms};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::BytesMut;
+use capstan_common::{
+    call::CallState,
+    id::CallId,
+    refusal::{Code, Refusal},
+};
+use serde::Deserialize;
+use serde_json::json;
+use std::time::Duration;
+
+/// The media type of lines.
+pub const NDJSON: &str = "application/x-ndjson";
+/// The longest idempotency key.
+const KEY_CHARS: usize = 255;
+/// The longest wait for results.
+const WAIT_MAX_S: u64 = 60;
+/// Results in a page, at most.
+const RESULTS_PAGE: usize = 10_000;
+
+type Path = web::Path<(String, String)>;
+
+/// Trace context and idempotency key of a request.
+pub fn terms(request: &HttpRequest) -> Result<Terms, Problem> {
+    let text = |name: &str| request.headers().get(name).map(|v| v.to_str().map(str::to_owned));
+    let key = text("Idempotency-Key").transpose().ok().flatten();
+    if key.as_ref().is_some_and(|k| k.is_empty() || k.chars().count() > KEY_CHARS)
+        || (key.is_none() && request.headers().contains_key("Idempotency-Key"))
+    {
+        return Err(Problem::new(
+            Code::Invalid,
+            format!("Idempotency-Key must have 1 to {KEY_CHARS} visible characters"),
+        ));
+    }
+    // A trace context that is not well formed is left out, as its specification asks.
+    let traceparent = text("traceparent").and_then(Result::ok);
+    let traceparent = traceparent.filter(|t| crate::telemetry::trace::parse_traceparent(t).is_some());
+    Ok(Terms { traceparent, key })
+}
+
+pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
+    let key = key_of(&path)?;
+    let terms = terms(&request)?;
+    let input = body::json(payload, api.config().payload_max_bytes).await?;
+    let invoked = api.invoke(&key, input, &terms).await?;
+    let call = ("Capstan-Call-Id", invoked.call.to_string());
+    match invoked.output {
+        Ok(output) => Ok(HttpResponse::Ok().insert_header(call).content_type("application/json").body(output)),
+        Err(failed) => {
+            let (refusal, error) = *failed;
+            let mut response = actix_web::ResponseError::error_response(&Problem::with(refusal, "error", error));
+            let name = actix_web::http::header::HeaderName::from_static("capstan-call-id");
+            if let Ok(value) = call.1.parse() {
+                response.headers_mut().insert(name, value);
+            }
+            Ok(response)
+        }
+    }
+}
+
+pub async fn spawn(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
+    let key = key_of(&path)?;
+    let terms = terms(&request)?;
+    let input = body::json(payload, api.config().payload_max_bytes).await?;
+    let call = api.spawn(&key, input, &terms).await?;
+    Ok(HttpResponse::Accepted().json(json!({"call_id": call})))
+}
+
+pub async fn spawn_map(api: web::Data<Api>, request: HttpRequest, path: Path, mut payload: web::Payload) -> Answer {
+    let key = key_of(&path)?;
+    let mut upload = api.upload(&key, terms(&request)?).await?;
+    let mut lines = Lines::new(api.config().payload_max_bytes);
+    let mut inputs = Vec::new();
+    while let Some(chunk) = body::next_chunk(&mut payload, Some(Duration::from_secs(30))).await? {
+        lines.take(chunk, &mut inputs)?;
+        for input in inputs.drain(..) {
+            upload.push(input).await?;
+        }
+    }
+    lines.end(&mut inputs)?;
+    for input in inputs {
+        upload.push(input).await?;
+    }
+    let (call, count) = upload.finish().await?;
+    Ok(HttpResponse::Accepted().json(json!({"call_id": call, "inputs": count})))
+}
+
+/// The call that a path names; a text that is no id names no call.
+pub fn call_of(text: &str) -> Result<CallId, Problem> {
+    text.parse().map_err(|error: capstan_common::id::BadId| Problem::new(Code::NotFound, error.to_string()))
+}
+
+pub async fn get(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.call(call_of(&path)?).await?))
+}
+
+pub async fn cancel(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.cancel(call_of(&path)?).await?))
+}
+
+pub async fn explain(api: web::Data<Api>, path: web::Path<(String, String)>) -> Answer {
+    let call = call_of(&path.0)?;
+    let no_index = |_| Problem::new(Code::NotFound, "an input's index is a whole number from 0");
+    let index = path.1.parse().map_err(no_index)?;
+    Ok(HttpResponse::Ok().json(api.explain_input(call, index).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultsQuery {
+    after: Option<String>,
+    limit: Option<usize>,
+    ordered: Option<bool>,
+    wait_s: Option<f64>,
+}
+
+pub async fn results(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let call = call_of(&path)?;
+    let asked: ResultsQuery = query(&request)?;
+    let limit = limit_of(asked.limit, 1000, RESULTS_PAGE)?;
+    let after = asked.after.as_deref().map(str::parse::<Cursor>).transpose()?;
+    let wait = asked.wait_s.unwrap_or(0.0);
+    if !(0.0..=WAIT_MAX_S as f64).contains(&wait) {
+        let detail = format!("wait_s: must be from 0 to {WAIT_MAX_S}, is {wait}");
+        return Err(Problem::new(Code::Invalid, detail));
+    }
+    let ordered = asked.ordered.unwrap_or(true);
+    let lines = api.results(call, after, limit, ordered, Duration::from_secs_f64(wait)).await?;
+    let stream = async_stream::stream! {
+        let mut out = BytesMut::new();
+        for line in lines {
+            match api.output_of(&line).await {
+                Ok(output) => line.write(&output, true, &mut out),
+                Err(refusal) => {
+                    // The answer has begun: breaking it off is the only way to say so.
+                    yield Err(Problem::from(refusal));
+                    return;
+                }
+            }
+            if out.len() > 64 << 10 {
+                yield Ok(out.split().freeze());
+            }
+        }
+        if !out.is_empty() {
+            yield Ok::<_, Problem>(out.freeze());
+        }
+    };
+    Ok(HttpResponse::Ok().content_type(NDJSON).streaming(Box::pin(stream)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallsQuery {
+    namespace: Option<String>,
+    function: Option<String>,
+    state: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+pub async fn list(api: web::Data<Api>, request: HttpRequest) -> Answer {
+    let asked: CallsQuery = query(&request)?;
+    let limit = limit_of(asked.limit, 100, 1000)?;
+    let state: Option<CallState> =
+        asked.state.map(|text| serde_json::from_value(json!(text))).transpose().map_err(|_| {
+            Refusal::new(Code::Invalid, "state: must be pending, running, succeeded, failed or cancelled")
+        })?;
+    let bad_after = |e: capstan_common::id::BadId| Problem::new(Code::Invalid, format!("after: {e}"));
+    let after = asked.after.map(|text| text.parse()).transpose().map_err(bad_after)?;
+    let matches = |view: &crate::api::CallView| {
+        asked.namespace.as_deref().is_none_or(|ns| *ns == *view.namespace)
+            && asked.function.as_deref().is_none_or(|name| *name == *view.function)
+            && state.is_none_or(|state| state == view.state)
+    };
+    let (calls, next) = api.calls(matches, after, limit).await?;
+    Ok(HttpResponse::Ok().json(json!({"calls": calls, "next": next})))
+}

@@ -1,0 +1,121 @@
+//! Workers, containers, logs, events, metrics and health over REST.
+
+use super::problem::{Answer, Problem, query};
+use crate::api::Api;
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use capstan_common::{
+    id::{ContainerId, FunctionKey},
+    refusal::Code,
+    worker::WorkerState,
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+
+pub async fn healthz() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "ok"}))
+}
+
+pub async fn readyz(api: web::Data<Api>) -> Answer {
+    api.ready()?;
+    Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
+}
+
+pub async fn metrics(api: web::Data<Api>) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .body(api.metrics().await)
+}
+
+pub async fn workers(api: web::Data<Api>) -> HttpResponse {
+    HttpResponse::Ok().json(json!({"workers": api.workers().await}))
+}
+
+pub async fn worker(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.worker(&path).await?))
+}
+
+pub async fn drain(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.turn_worker(&path, WorkerState::Draining).await?))
+}
+
+pub async fn resume(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.turn_worker(&path, WorkerState::Ready).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ContainersQuery {
+    namespace: Option<String>,
+    function: Option<String>,
+    worker: Option<String>,
+}
+
+pub async fn containers(api: web::Data<Api>, request: HttpRequest) -> Answer {
+    let asked: ContainersQuery = query(&request)?;
+    let namespace = asked.namespace.as_deref().unwrap_or("default");
+    let function = asked.function.map(|name| FunctionKey::new(namespace, &name));
+    let containers = api.containers(function.as_ref(), asked.worker.as_deref()).await;
+    Ok(HttpResponse::Ok().json(json!({"containers": containers})))
+}
+
+fn container_of(text: &str) -> Result<ContainerId, Problem> {
+    text.parse().map_err(|e: capstan_common::id::BadId| Problem::new(Code::NotFound, e.to_string()))
+}
+
+pub async fn stop(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    api.stop_container(container_of(&path)?).await?;
+    Ok(HttpResponse::Accepted().json(json!({"id": &*path, "state": "draining"})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogsQuery {
+    follow: Option<bool>,
+}
+
+pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let container = container_of(&path)?;
+    let asked: LogsQuery = query(&request)?;
+    let follow = asked.follow.unwrap_or(false);
+    let known = api.containers(None, None).await.iter().any(|c| c["id"] == json!(container));
+    if !known && api.telemetry().logs.read(container, 0).is_none() {
+        return Err(Problem::new(
+            Code::NotFound,
+            format!("container {container} does not exist, or its output is not kept any more"),
+        ));
+    }
+    let stream = async_stream::stream! {
+        let mut from = 0;
+        while let Some(page) = api.telemetry().logs.read(container, from) {
+            from = page.next;
+            for chunk in page.chunks {
+                yield Ok::<_, Problem>(chunk);
+            }
+            let mut more = page.more;
+            if !follow || page.ended || more.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").streaming(Box::pin(stream)))
+}
+
+pub async fn events(api: web::Data<Api>) -> HttpResponse {
+    let mut listener = api.telemetry().events.listen();
+    let stream = async_stream::stream! {
+        yield Ok::<_, Problem>(Bytes::from_static(b": events follow\n\n"));
+        loop {
+            match listener.recv().await {
+                Ok(text) => yield Ok(Bytes::from(format!("data: {text}\n\n"))),
+                Err(RecvError::Lagged(missed)) => yield Ok(Bytes::from(format!(": {missed} events were missed\n\n"))),
+                Err(RecvError::Closed) => break,
+            }
+        }
+    };
+    HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header(("Cache-Control", "no-cache"))
+        .streaming(Box::pin(stream))
+}

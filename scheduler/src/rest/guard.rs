@@ -1,0 +1,149 @@
+//! What every request passes: authentication, the rate limit, and the count of answers.
+
+use super::problem::Problem;
+use crate::{api::Api, config::SchedulerConfig, telemetry::metrics::ApiLabel};
+use actix_web::{
+    Error, HttpMessage, ResponseError,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{StatusCode, header},
+    middleware::Next,
+    web,
+};
+use capstan_common::refusal::{Code, Refusal};
+use governor::{
+    DefaultKeyedRateLimiter, Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+};
+use std::{num::NonZeroU32, time::Instant};
+use subtle::ConstantTimeEq;
+
+/// Who may pass, and how often.
+pub struct Gate {
+    tokens: Vec<String>,
+    rate: DefaultKeyedRateLimiter<usize>,
+    clock: DefaultClock,
+}
+
+impl Gate {
+    /// As configured.
+    pub fn new(config: &SchedulerConfig) -> Self {
+        let positive = |n: u32| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_second(positive(config.rate_per_s)).allow_burst(positive(config.rate_burst));
+        Self { tokens: config.tokens.clone(), rate: RateLimiter::keyed(quota), clock: DefaultClock::default() }
+    }
+
+    fn check(&self, request: &ServiceRequest) -> Result<(), Refusal> {
+        if matches!(request.path(), "/healthz" | "/readyz") {
+            return Ok(());
+        }
+        if self.tokens.is_empty() {
+            return same_origin(request);
+        }
+        let given = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+            .unwrap_or_default();
+        // Every token is compared, in constant time: neither its position nor a common start can be measured.
+        let mut found = None;
+        for (position, token) in self.tokens.iter().enumerate() {
+            if bool::from(token.as_bytes().ct_eq(given.as_bytes())) {
+                found = Some(position);
+            }
+        }
+        let token = found.ok_or_else(|| {
+            Refusal::new(Code::Unauthenticated, "send a valid token as `Authorization: Bearer TOKEN`")
+        })?;
+        self.rate.check_key(&token).map_err(|not_until| {
+            let wait = not_until.wait_time_from(self.clock.now());
+            Refusal::exhausted("too many requests with this token", wait.as_secs() as u32 + 1)
+        })
+    }
+}
+
+/// Without tokens only this machine can reach us, but its browser can be led here by a foreign page: such requests carry a
+/// foreign `Origin` or a foreign `Host`.
+fn same_origin(request: &ServiceRequest) -> Result<(), Refusal> {
+    let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let foreign = [header(header::HOST), header(header::ORIGIN)].into_iter().flatten().find(|value| !is_local(value));
+    match foreign {
+        Some(value) => {
+            let shown: String = value.chars().take(80).collect();
+            let detail =
+                format!("`{shown}` is not an address of this machine; without tokens only local requests are served");
+            Err(Refusal::new(Code::Forbidden, detail))
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_local(value: &str) -> bool {
+    let host = value.split_once("://").map_or(value, |(_, host)| host);
+    let name = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Lets a request through or answers it, and counts the answer.
+pub async fn guard(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
+    let begun = Instant::now();
+    let allowed = match request.app_data::<web::Data<Gate>>() {
+        Some(gate) => gate.check(&request),
+        None => Ok(()),
+    };
+    let api = request.app_data::<web::Data<Api>>().cloned();
+    let response = match allowed {
+        Err(refusal) => {
+            drop(request.extensions());
+            let answer = Problem::from(refusal).error_response();
+            request.into_response(answer).map_into_right_body()
+        }
+        Ok(()) => next.call(request).await.map(|r| explain_bare(r))?,
+    };
+    if let Some(api) = api {
+        let route = response.request().match_pattern().unwrap_or_else(|| "none".into());
+        let label = ApiLabel { route, status: response.status().as_u16() };
+        let histogram = &api.telemetry().metrics.api;
+        histogram.get_or_create(&label).observe(begun.elapsed().as_secs_f64());
+    }
+    Ok(response)
+}
+
+/// The framework's own errors have no body: give them one.
+fn explain_bare<B: MessageBody>(response: ServiceResponse<B>) -> ServiceResponse<EitherBody<B>> {
+    let code = match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
+        StatusCode::BAD_REQUEST if !response.headers().contains_key(header::CONTENT_TYPE) => Code::Malformed,
+        _ => return response.map_into_left_body(),
+    };
+    let request = response.request().clone();
+    let detail = match code {
+        Code::MethodNotAllowed => {
+            format!("{} is not possible on {}; /docs lists what is", request.method(), request.path())
+        }
+        _ => "the request cannot be read".to_owned(),
+    };
+    let answer = Problem::new(code, detail).error_response();
+    ServiceResponse::new(request, answer).map_into_right_body()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn only_addresses_of_this_machine_are_local() {
+        for local in ["127.0.0.1:7070", "localhost", "[::1]:7070", "http://localhost:3000", "127.8.9.1"] {
+            assert!(is_local(local), "{local}");
+        }
+        for foreign in ["example.com", "http://example.com", "10.0.0.1:7070", "localhost.example.com", "null", ""] {
+            assert!(!is_local(foreign), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Map over REST: inputs stream in while outcomes stream out, in constant memory.
+
+use super::{
+    body::{self, Lines},
+    calls::{NDJSON, terms},
+    functions::key_of,
+    problem::{Answer, Problem, query},
+};
+use crate::{
+    actor::watch::Update,
+    api::{
+        Api,
+        results::{Cursor, Line},
+        submit::Mapping,
+    },
+};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::{Bytes, BytesMut};
+use capstan_common::{
+    input::{Outcome, Payload},
+    refusal::Refusal,
+};
+use capstan_scheduler_core::record::Entry;
+use serde::Deserialize;
+use serde_json::json;
+use std::collections::{BTreeMap, VecDeque};
+use tokio::sync::mpsc;
+
+/// Inputs that were read and wait for credit, at most about.
+const READ_AHEAD: usize = 2048;
+/// Bytes of inputs that were read and wait for credit.
+const READ_AHEAD_BYTES: usize = 4 << 20;
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum OnError {
+    Raise,
+    Collect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MapQuery {
+    ordered: Option<bool>,
+    on_error: Option<OnError>,
+    outputs: Option<bool>,
+}
+
+/// A map's stream while it runs.
+struct Stream {
+    api: web::Data<Api>,
+    body: web::Payload,
+    body_done: bool,
+    closed: bool,
+    lines: Lines,
+    /// Read, waiting for credit.
+    waiting: VecDeque<Bytes>,
+    waiting_bytes: usize,
+    credit: u64,
+    sent: u64,
+    map: Mapping,
+    updates: mpsc::Receiver<Update>,
+    ordered: bool,
+    raise: bool,
+    outputs: bool,
+    /// Ended before their turn.
+    early: BTreeMap<u64, Outcome>,
+    next: u64,
+    succeeded: u64,
+    failed: u64,
+    out: BytesMut,
+    taken: u64,
+    over: bool,
+}
+
+pub async fn map(
+    api: web::Data<Api>,
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+    body: web::Payload,
+) -> Answer {
+    let key = key_of(&path)?;
+    let asked: MapQuery = query(&request)?;
+    let raise = asked.on_error != Some(OnError::Collect);
+    let outputs = asked.outputs.unwrap_or(true);
+    let mut body = body;
+    let mut lines = Lines::new(api.config().payload_max_bytes);
+    // The first piece is read before the answer begins: a body that is wrong from the start gets a proper refusal.
+    api.function(&key).await?;
+    let mut first = Vec::new();
+    let chunk = body::next_chunk(&mut body, None).await?;
+    match &chunk {
+        Some(chunk) => lines.take(chunk.clone(), &mut first)?,
+        None => lines.end(&mut first)?,
+    }
+    let (map, updates) = api.map(&key, &terms(&request)?, raise, outputs).await?;
+    let call = ("Capstan-Call-Id", map.call.to_string());
+    let mut stream = Stream {
+        api,
+        body,
+        body_done: chunk.is_none(),
+        closed: false,
+        lines,
+        waiting_bytes: first.iter().map(Bytes::len).sum(),
+        waiting: first.into(),
+        credit: 0,
+        sent: 0,
+        map,
+        updates,
+        ordered: asked.ordered.unwrap_or(true),
+        raise,
+        outputs,
+        early: BTreeMap::new(),
+        next: 0,
+        succeeded: 0,
+        failed: 0,
+        out: BytesMut::new(),
+        taken: 0,
+        over: false,
+    };
+    let lines = async_stream::stream! {
+        while !stream.over {
+            if let Err(problem) = stream.turn().await {
+                stream.fail(&problem);
+            }
+            if !stream.out.is_empty() {
+                let chunk = stream.out.split().freeze();
+                // Comes back when the client has room for more.
+                yield Ok::<_, Problem>(chunk);
+            }
+            stream.collect().await;
+        }
+        if !stream.out.is_empty() {
+            yield Ok(stream.out.split().freeze());
+        }
+    };
+    Ok(HttpResponse::Ok().insert_header(call).content_type(NDJSON).streaming(Box::pin(lines)))
+}
+
+impl Stream {
+    /// Sends what has credit, then waits for whatever comes first: more of the body, or news.
+    async fn turn(&mut self) -> Result<(), Problem> {
+        self.send().await?;
+        if self.body_done && self.waiting.is_empty() && !self.closed {
+            self.closed = true;
+            self.map.close().await?;
+        }
+        let reading = !self.body_done && self.waiting.len() < READ_AHEAD && self.waiting_bytes < READ_AHEAD_BYTES;
+        tokio::select! {
+            biased;
+            update = self.updates.recv() => self.take(update).await,
+            chunk = body::next_chunk(&mut self.body, None), if reading => self.read(chunk?),
+        }
+    }
+
+    async fn send(&mut self) -> Result<(), Problem> {
+        let count = self.waiting.len().min(self.credit as usize);
+        if count == 0 {
+            return Ok(());
+        }
+        let mut payloads: Vec<Payload> = Vec::with_capacity(count);
+        for input in self.waiting.drain(..count) {
+            self.waiting_bytes -= input.len();
+            payloads.push(self.api.map_payload(self.map.call, self.sent, input).await?);
+            self.sent += 1;
+        }
+        self.credit -= count as u64;
+        self.map.send(payloads).await?;
+        Ok(())
+    }
+
+    fn read(&mut self, chunk: Option<Bytes>) -> Result<(), Problem> {
+        let mut inputs = Vec::new();
+        match chunk {
+            Some(chunk) => self.lines.take(chunk, &mut inputs)?,
+            None => {
+                self.body_done = true;
+                self.lines.end(&mut inputs)?;
+            }
+        }
+        self.waiting_bytes += inputs.iter().map(Bytes::len).sum::<usize>();
+        self.waiting.extend(inputs);
+        Ok(())
+    }
+
+    async fn take(&mut self, update: Option<Update>) -> Result<(), Problem> {
+        match update {
+            Some(Update::Credit(count)) => self.credit += count,
+            Some(Update::Ended(entries)) => {
+                for entry in entries.iter() {
+                    self.ended(entry).await?;
+                    if self.over {
+                        return Ok(());
+                    }
+                }
+            }
+            Some(Update::Closed(_)) => self.end(),
+            None => return Err(Problem::new(capstan_common::refusal::Code::Unavailable, "the scheduler is stopping")),
+        }
+        Ok(())
+    }
+
+    async fn ended(&mut self, entry: &Entry) -> Result<(), Problem> {
+        for index in entry.index..entry.index + entry.count {
+            let outcome = &entry.outcome;
+            match outcome {
+                Outcome::Succeeded(_) => self.succeeded += 1,
+                _ => self.failed += 1,
+            }
+            if self.raise && matches!(outcome, Outcome::Failed(_)) {
+                self.write(index, outcome.clone()).await?;
+                self.over = true;
+                return Ok(());
+            }
+            if !self.outputs {
+                self.taken += 1;
+            } else if !self.ordered {
+                self.write(index, outcome.clone()).await?;
+            } else if index == self.next {
+                self.write(index, outcome.clone()).await?;
+                self.next += 1;
+                while let Some(outcome) = self.early.remove(&self.next) {
+                    self.write(self.next, outcome).await?;
+                    self.next += 1;
+                }
+            } else {
+                self.early.insert(index, outcome.clone());
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, index: u64, outcome: Outcome) -> Result<(), Problem> {
+        let line = Line { index, outcome, cursor: Cursor::Index(index) };
+        let output = self.api.output_of(&line).await?;
+        line.write(&output, false, &mut self.out);
+        self.taken += 1;
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        self.map.ended();
+        if !self.outputs {
+            let last = json!({"done": true, "succeeded": self.succeeded, "failed": self.failed});
+            self.out.extend_from_slice(format!("{last}\n").as_bytes());
+        }
+    }
+
+    /// The answer has begun: the last line tells what is wrong.
+    fn fail(&mut self, problem: &Problem) {
+        let refusal: &Refusal = problem.refusal();
+        let error = json!({"error": {"code": refusal.code.text(), "type": refusal.code.title(), "message": refusal.detail, "traceback": null}});
+        self.out.extend_from_slice(format!("{error}\n").as_bytes());
+        self.over = true;
+    }
+
+    async fn collect(&mut self) {
+        if self.taken > 0 && !self.over {
+            let taken = std::mem::take(&mut self.taken);
+            // A function that is gone ends the stream by itself.
+            let _ = self.map.collect(taken).await;
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The REST door: parses, calls the API, renders.
+
+mod body;
+mod calls;
+mod cluster;
+mod functions;
+mod guard;
+mod map;
+mod openapi;
+mod problem;
+
+use crate::{api::Api, config::SchedulerConfig};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use anyhow::Context;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an idle connection is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Serves REST. Answers a handle and the address.
+pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
+    let gate = web::Data::new(guard::Gate::new(config));
+    let shared = web::Data::from(api);
+    let server = HttpServer::new(move || {
+        App::new().app_data(shared.clone()).app_data(gate.clone()).wrap(from_fn(guard::guard)).configure(routes)
+    })
+    .workers(config.rest_threads)
+    .client_request_timeout(HEAD_TIMEOUT)
+    .keep_alive(IDLE_TIMEOUT)
+    .shutdown_timeout(5)
+    .disable_signals()
+    .bind(config.listen)
+    .with_context(|| format!("cannot listen on {}; is another capstan running there?", config.listen))?;
+    let address = server.addrs().first().copied().context("no address was bound")?;
+    let server = server.run();
+    let handle = server.handle();
+    actix::spawn(server);
+    Ok((handle, address))
+}
+
+/// Every route; `openapi` describes the same ones.
+pub fn routes(app: &mut web::ServiceConfig) {
+    app.service(openapi::swagger())
+        .route("/openapi.json", web::get().to(openapi::document))
+        .route("/", web::get().to(openapi::home))
+        .route("/healthz", web::get().to(cluster::healthz))
+        .route("/readyz", web::get().to(cluster::readyz))
+        .route("/metrics", web::get().to(cluster::metrics))
+        .service(
+            web::scope("/v1")
+                .service(
+                    web::scope("/namespaces/{ns}/functions")
+                        .service(web::resource("").get(functions::list))
+                        .service(
+                            web::resource("/{fn}").get(functions::get).put(functions::deploy).delete(functions::remove),
+                        )
+                        .service(web::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
+                        .service(web::resource("/{fn}/stats").get(functions::stats))
+                        .service(web::resource("/{fn}/explain").get(functions::explain))
+                        .service(web::resource("/{fn}/invoke").post(calls::invoke))
+                        .service(web::resource("/{fn}/spawn").post(calls::spawn))
+                        .service(web::resource("/{fn}/spawn_map").post(calls::spawn_map))
+                        .service(web::resource("/{fn}/map").post(map::map)),
+                )
+                .service(web::resource("/calls").get(calls::list))
+                .service(web::resource("/calls/{id}").get(calls::get))
+                .service(web::resource("/calls/{id}/results").get(calls::results))
+                .service(web::resource("/calls/{id}/cancel").post(calls::cancel))
+                .service(web::resource("/calls/{id}/inputs/{index}/explain").get(calls::explain))
+                .service(web::resource("/workers").get(cluster::workers))
+                .service(web::resource("/workers/{id}").get(cluster::worker))
+                .service(web::resource("/workers/{id}/drain").post(cluster::drain))
+                .service(web::resource("/workers/{id}/resume").post(cluster::resume))
+                .service(web::resource("/containers").get(cluster::containers))
+                .service(web::resource("/containers/{id}/logs").get(cluster::logs))
+                .service(web::resource("/containers/{id}/stop").post(cluster::stop))
+                .service(web::resource("/events").get(cluster::events)),
+        )
+        .default_service(web::to(problem::no_route));
+}

@@ -1,0 +1,124 @@
+//! Errors as RFC 9457 problem documents.
+
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use capstan_common::refusal::{Code, FieldError, Refusal};
+use serde_json::{Value, json};
+
+/// A refusal on its way to an HTTP client.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    refusal: Refusal,
+    /// Members beside the standard ones.
+    more: Vec<(&'static str, Value)>,
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, more: Vec::new() }
+    }
+}
+
+impl Problem {
+    /// A refusal with a further member.
+    pub fn with(refusal: Refusal, name: &'static str, value: Value) -> Self {
+        Self { refusal, more: vec![(name, value)] }
+    }
+
+    /// A code and a sentence.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Refusal::new(code, detail).into()
+    }
+
+    /// The code and the sentence.
+    pub fn refusal(&self) -> &Refusal {
+        &self.refusal
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.refusal.fmt(f)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.refusal.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let code = self.refusal.code;
+        let mut body = json!({
+            "type": format!("urn:capstan:{}", code.text()),
+            "title": code.title(),
+            "status": code.http(),
+            "detail": self.refusal.detail,
+            "code": code.text(),
+        });
+        if !self.refusal.errors.is_empty() {
+            body["errors"] = json!(self.refusal.errors);
+        }
+        for (name, value) in &self.more {
+            body[*name] = value.clone();
+        }
+        let mut response = HttpResponse::build(self.status_code());
+        response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
+        if let Some(seconds) = self.refusal.retry_after_s {
+            response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        response.body(body.to_string())
+    }
+}
+
+/// What handlers answer.
+pub type Answer = Result<HttpResponse, Problem>;
+
+/// Reads JSON; tells malformed JSON (400) from a wrong field (422 with its pointer).
+pub fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize::<_, T>(&mut reader);
+    let value = parsed.map_err(|error| {
+        let pointer = pointer(error.path());
+        let inner = error.into_inner();
+        match inner.classify() {
+            serde_json::error::Category::Data => {
+                Refusal::fields(vec![FieldError { pointer, detail: inner.to_string() }])
+            }
+            _ => malformed(&inner),
+        }
+    })?;
+    reader.end().map_err(|error| malformed(&error))?;
+    Ok(value)
+}
+
+fn malformed(error: &serde_json::Error) -> Refusal {
+    Refusal::new(Code::Malformed, format!("the body is not JSON: {error}"))
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter().fold(String::new(), |pointer, segment| match segment {
+        Segment::Seq { index } => format!("{pointer}/{index}"),
+        Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { variant } => format!("{pointer}/{variant}"),
+        Segment::Unknown => pointer,
+    })
+}
+
+/// A query string into its struct; a wrong parameter is 422 and named.
+pub fn query<T: serde::de::DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
+    actix_web::web::Query::<T>::from_query(request.query_string())
+        .map(actix_web::web::Query::into_inner)
+        .map_err(|error| Problem::new(Code::Invalid, format!("the query is not valid: {error}")))
+}
+
+/// Paths and methods that do not exist.
+pub async fn no_route(request: HttpRequest) -> Answer {
+    let detail = format!("there is no {} {}; /docs lists what there is", request.method(), request.path());
+    Err(Problem::new(Code::NotFound, detail))
+}

@@ -1,0 +1,414 @@
+//! The embedded engine: an append-only log of checksummed batches in a folder, with its keys in memory.
+//!
+//! Values are packed segments, so keys are few; memory holds keys and places, the disk holds values. Space comes back from
+//! the front: the oldest file's live values are appended again, then the file goes, so that a removal never has to outlive
+//! what it removed. See `docs/adr/0001-store-engine.md`.
+
+mod file;
+mod frame;
+mod replay;
+
+use super::{Change, Store, StoreError, layout};
+use bytes::Bytes;
+use capstan_common::id::Epoch;
+use file::{FILE_BYTES, FILE_HEAD, LogFile};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io,
+    ops::Bound,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// The part of the current file that new work may not take: outcomes of accepted work need it on a full disk.
+const RESERVE: u64 = 8;
+/// Files' worth of dead bytes that is not worth reclaiming.
+const SLACK: u64 = 4;
+/// Bytes of the oldest file that one round of housekeeping moves.
+const MOVE_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    file: u32,
+    len: u32,
+    at: u64,
+    crc: u32,
+}
+
+struct Index {
+    places: BTreeMap<Box<[u8]>, Place>,
+    files: BTreeMap<u32, Arc<File>>,
+    live: u64,
+}
+
+struct Log {
+    files: VecDeque<LogFile>,
+    end: u64,
+    sequence: u64,
+    /// How far the oldest file has been moved.
+    moved: u64,
+    buffer: Vec<u8>,
+}
+
+/// The embedded engine, open.
+pub struct Embedded {
+    folder: PathBuf,
+    file_bytes: u64,
+    epoch: Epoch,
+    index: RwLock<Index>,
+    log: Mutex<Log>,
+    preparing: Arc<AtomicBool>,
+    no_spare: Arc<AtomicBool>,
+    _lock: File,
+}
+
+/// What opening found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Opened {
+    /// Batches read back.
+    pub batches: u64,
+    /// Live keys.
+    pub keys: usize,
+    /// Bytes of a torn record that were cut off the end.
+    pub cut: u64,
+}
+
+impl Embedded {
+    /// Opens a folder, making it if it is not there; only one process may have it open.
+    pub fn open(folder: &Path) -> Result<(Self, Opened), StoreError> {
+        Self::open_with(folder, FILE_BYTES)
+    }
+
+    /// The same with log files of another size.
+    pub fn open_with(folder: &Path, file_bytes: u64) -> Result<(Self, Opened), StoreError> {
+        std::fs::create_dir_all(folder).map_err(written)?;
+        let lock = File::create(folder.join("lock")).map_err(written)?;
+        if lock.try_lock().is_err() {
+            return Err(StoreError::InUse(folder.display().to_string()));
+        }
+        let mut index = Index { places: BTreeMap::new(), files: BTreeMap::new(), live: 0 };
+        let (log, opened) = read_back(folder, file_bytes, &mut index)?;
+        let mut store = Self {
+            folder: folder.into(),
+            file_bytes,
+            epoch: Epoch(0),
+            index: RwLock::new(index),
+            log: Mutex::new(log),
+            preparing: Arc::new(AtomicBool::new(false)),
+            no_spare: Arc::new(AtomicBool::new(false)),
+            _lock: lock,
+        };
+        let before =
+            store.get(layout::EPOCH)?.map_or(0, |value| value.as_ref().try_into().map(u64::from_le_bytes).unwrap_or(0));
+        store.epoch = Epoch(before + 1);
+        let value = Bytes::copy_from_slice(&store.epoch.0.to_le_bytes());
+        store.commit(&[Change::Put(layout::EPOCH.into(), value)])?;
+        Ok((store, opened))
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the next file: the old one gets an end frame, so that later damage in it is told from a torn tail.
+    fn roll(&self, log: &mut Log) -> Result<(), StoreError> {
+        let number = log.files.back().map_or(1, |f| f.number + 1);
+        let next = LogFile::create(&self.folder, number, self.file_bytes).map_err(written)?;
+        if let Some(current) = log.files.back() {
+            let mut end = Vec::new();
+            frame::write(current.salt, log.sequence + 1, frame::END, &mut end);
+            current.file.write_all_at(&end, log.end).map_err(written)?;
+            current.file.sync_data().map_err(StoreError::Unknown)?;
+            log.sequence += 1;
+        }
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.files.insert(number, next.file.clone());
+        log.files.push_back(next);
+        log.end = FILE_HEAD;
+        self.prepare_next();
+        Ok(())
+    }
+
+    /// Has the next file prepared by a thread of its own.
+    fn prepare_next(&self) {
+        if self.preparing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (folder, bytes) = (self.folder.clone(), self.file_bytes);
+        let (preparing, no_spare) = (self.preparing.clone(), self.no_spare.clone());
+        std::thread::spawn(move || {
+            let failed = file::prepare_spare(&folder, bytes).is_err();
+            no_spare.store(failed, Ordering::Release);
+            preparing.store(false, Ordering::Release);
+        });
+    }
+
+    fn append(&self, log: &mut Log, changes: &[Change]) -> Result<(), StoreError> {
+        let mut buffer = std::mem::take(&mut log.buffer);
+        buffer.clear();
+        let result = self.append_with(log, changes, &mut buffer);
+        if buffer.capacity() <= 8 << 20 {
+            log.buffer = buffer;
+        }
+        result
+    }
+
+    fn append_with(&self, log: &mut Log, changes: &[Change], buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        let size: u64 = changes
+            .iter()
+            .map(|c| match c {
+                Change::Put(k, v) => (k.len() + v.len() + 11) as u64,
+                Change::Delete(k) => k.len() as u64 + 11,
+            })
+            .sum();
+        let room = self.file_bytes.saturating_sub(log.end + 2 * frame::FRAME_HEAD as u64);
+        if log.files.is_empty() || (size > room && log.end > FILE_HEAD) {
+            self.roll(log)?;
+        }
+        let Some(current) = log.files.back().cloned() else {
+            return Err(StoreError::Full);
+        };
+        let values = frame::write(current.salt, log.sequence + 1, changes, buffer);
+        current.file.write_all_at(buffer, log.end).map_err(written)?;
+        current.file.sync_data().map_err(StoreError::Unknown)?;
+        let start = log.end;
+        log.sequence += 1;
+        log.end += buffer.len() as u64;
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        for (change, value) in changes.iter().zip(values) {
+            match change {
+                Change::Put(key, bytes) => {
+                    let place = Place {
+                        file: current.number,
+                        len: bytes.len() as u32,
+                        at: start + value as u64,
+                        crc: crc32c::crc32c(bytes),
+                    };
+                    index.set(key, Some(place));
+                }
+                Change::Delete(key) => index.set(key, None),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves some of the oldest file's live values to the end; removes the file when none is left.
+    fn move_oldest(&self, log: &mut Log) -> Result<(), StoreError> {
+        let Some(oldest) = log.files.front().cloned() else { return Ok(()) };
+        let from = log.moved.max(FILE_HEAD);
+        let mut bytes = vec![0u8; MOVE_BYTES];
+        let got = read_some(&oldest.file, &mut bytes, from).map_err(StoreError::Read)?;
+        let mut chunk = &bytes[..got];
+        let whole;
+        if frame::read(oldest.salt, chunk).is_none() && got >= frame::FRAME_HEAD {
+            // A frame larger than the round.
+            let len = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]) as usize;
+            let mut large = vec![0u8; len.min(u32::MAX as usize)];
+            let got = read_some(&oldest.file, &mut large, from).map_err(StoreError::Read)?;
+            large.truncate(got);
+            whole = large;
+            chunk = &whole;
+        }
+        let (mut live, mut at, mut ended) = (Vec::new(), 0, true);
+        while let Some((frame, _)) = frame::read(oldest.salt, &chunk[at..]) {
+            ended = frame.len() == frame::FRAME_HEAD;
+            live.extend(self.live_in(oldest.number, from + at as u64, frame));
+            at += frame.len();
+            if ended {
+                break;
+            }
+        }
+        if !live.is_empty() {
+            self.append(log, &live)?;
+        }
+        log.moved = from + at as u64;
+        if ended {
+            log.files.pop_front();
+            log.moved = 0;
+            let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+            index.files.remove(&oldest.number);
+            std::fs::remove_file(&oldest.path).map_err(StoreError::Unknown)?;
+        }
+        Ok(())
+    }
+
+    fn live_in(&self, file: u32, frame_at: u64, frame: &[u8]) -> Vec<Change> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        frame::changes(frame)
+            .filter_map(|change| {
+                let (value, len, _) = change.value?;
+                let place = index.places.get(change.key)?;
+                let same = place.file == file && place.at == frame_at + value as u64;
+                let bytes = &frame[value..value + len as usize];
+                same.then(|| Change::Put(change.key.into(), Bytes::copy_from_slice(bytes)))
+            })
+            .collect()
+    }
+}
+
+impl Index {
+    fn set(&mut self, key: &[u8], place: Option<Place>) {
+        let before = match place {
+            Some(place) => {
+                self.live += u64::from(place.len) + key.len() as u64;
+                self.places.insert(key.into(), place)
+            }
+            None => self.places.remove(key),
+        };
+        if let Some(before) = before {
+            self.live -= u64::from(before.len) + key.len() as u64;
+        }
+    }
+}
+
+fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, Opened), StoreError> {
+    let paths = LogFile::list(folder).map_err(StoreError::Read)?;
+    let mut log = Log { files: VecDeque::new(), end: FILE_HEAD, sequence: 0, moved: 0, buffer: Vec::new() };
+    let mut opened = Opened::default();
+    let mut first = true;
+    let count = paths.len();
+    for (position, path) in paths.into_iter().enumerate() {
+        let shown = path.display().to_string();
+        let file = LogFile::open(path)
+            .map_err(|e| StoreError::Damaged(e.to_string()))?
+            .map_err(|format| StoreError::Newer(shown, format, file::FORMAT))?;
+        let last = position + 1 == count;
+        if std::mem::take(&mut first) {
+            log.sequence = first_sequence(&file).map_err(StoreError::Read)?;
+        }
+        let before = log.sequence;
+        let replayed = replay::replay(&file, before, last, |frame_at, _, change| {
+            let place =
+                change.value.map(|(at, len, crc)| Place { file: file.number, len, at: frame_at + at as u64, crc });
+            index.set(change.key, place);
+        })?;
+        opened.batches += replayed.sequence - before;
+        opened.cut += replayed.cut;
+        log.sequence = replayed.sequence;
+        log.end = if replayed.ended { file_bytes } else { replayed.end };
+        index.files.insert(file.number, file.file.clone());
+        log.files.push_back(file);
+    }
+    opened.keys = index.places.len();
+    Ok((log, opened))
+}
+
+/// One below the sequence of the file's first frame: older files may be gone.
+fn first_sequence(file: &LogFile) -> io::Result<u64> {
+    let mut head = [0u8; frame::FRAME_HEAD];
+    file.file.read_exact_at(&mut head, FILE_HEAD)?;
+    let mut sequence = [0u8; 8];
+    sequence.copy_from_slice(&head[8..]);
+    Ok(u64::from_le_bytes(sequence).saturating_sub(1))
+}
+
+fn read_some(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut got = 0;
+    while got < bytes.len() {
+        match file.read_at(&mut bytes[got..], at + got as u64)? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    Ok(got)
+}
+
+/// A failed write is either a full disk, with nothing changed that counts, or of unknown effect.
+fn written(error: io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full,
+        _ => StoreError::Unknown(error),
+    }
+}
+
+impl Store for Embedded {
+    fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.append(&mut self.log(), changes)
+    }
+
+    fn maintain(&self) -> Result<bool, StoreError> {
+        let mut log = self.log();
+        if self.no_spare.load(Ordering::Acquire) {
+            self.prepare_next();
+        }
+        let live = self.index.read().unwrap_or_else(PoisonError::into_inner).live;
+        let total = log.files.len() as u64 * self.file_bytes;
+        let moving = log.moved > 0;
+        if log.files.len() < 3 || (!moving && total < 2 * live + SLACK * self.file_bytes) {
+            return Ok(false);
+        }
+        self.move_oldest(&mut log)?;
+        Ok(true)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let (place, file) = {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(place) = index.places.get(key).copied() else {
+                return Ok(None);
+            };
+            let Some(file) = index.files.get(&place.file).cloned() else {
+                return Err(StoreError::Damaged(format!("log file {} is missing", place.file)));
+            };
+            (place, file)
+        };
+        let mut bytes = vec![0u8; place.len as usize];
+        file.read_exact_at(&mut bytes, place.at).map_err(StoreError::Read)?;
+        if crc32c::crc32c(&bytes) != place.crc {
+            let what = format!("a value of log file {} at byte {} is damaged", place.file, place.at);
+            return Err(StoreError::Damaged(what));
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    fn keys(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, reverse: bool) -> Vec<Box<[u8]>> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let end = after_prefix(prefix);
+        let mut low = Bound::Included(prefix);
+        let mut high = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        if let Some(after) = after {
+            if reverse {
+                high = Bound::Excluded(after);
+            } else {
+                low = Bound::Excluded(after);
+            }
+        }
+        let found = index.places.range::<[u8], _>((low, high)).map(|(key, _)| key.clone());
+        if reverse { found.rev().take(limit).collect() } else { found.take(limit).collect() }
+    }
+
+    fn has_room(&self) -> bool {
+        let no_spare = self.no_spare.load(Ordering::Acquire) && !file::has_spare(&self.folder);
+        !no_spare || self.log().end < self.file_bytes - self.file_bytes / RESERVE
+    }
+
+    fn size(&self) -> (u64, u64) {
+        let files = self.log().files.len() as u64;
+        let live = self.index.read().unwrap_or_else(PoisonError::into_inner).live;
+        (files * self.file_bytes, live)
+    }
+}
+
+/// The first key that is after all keys with the prefix.
+fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! What lies under which key, and how values are written.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `E` | epoch, u64 |
+//! | `F` ns `\0` name | the live revision and its overrides |
+//! | `C` call | the call's record, and its inputs if they are few |
+//! | `S` call segment | packed inputs |
+//! | `O` call sequence | packed outcomes |
+//! | `A` call index | attempts so far |
+//! | `K` ns `\0` name `\0` key | an idempotency key in use |
+//! | `W` worker | a worker that has joined |
+//!
+//! Each value begins with a format version; the rest is `postcard`.
+
+use super::{Change, StoreError};
+use bytes::Bytes;
+use capstan_common::{
+    function::Overrides,
+    id::{CallId, FunctionKey, Revision},
+    input::Payload,
+    time::Time,
+};
+use capstan_scheduler_core::record::{CallRecord, Deployment, Entry, Record};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::sync::Arc;
+
+/// The epoch's key.
+pub const EPOCH: &[u8] = b"E";
+/// Prefix of functions.
+pub const FUNCTIONS: &[u8] = b"F";
+/// Prefix of calls.
+pub const CALLS: &[u8] = b"C";
+/// Prefix of workers.
+pub const WORKERS: &[u8] = b"W";
+/// Version of all values.
+const VERSION: u8 = 1;
+
+/// What is stored of a function.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoredFunction {
+    /// The live revision.
+    pub revision: u32,
+    /// When it was deployed.
+    pub at: Time,
+    /// Its spec, as JSON.
+    pub spec: String,
+    /// The dynamic settings.
+    pub overrides: [Option<u32>; 4],
+}
+
+impl StoredFunction {
+    /// From what the core holds.
+    pub fn new(deployed: &Deployment, overrides: &Overrides) -> Self {
+        Self {
+            revision: deployed.revision.0,
+            at: deployed.at,
+            spec: serde_json::to_string(&*deployed.spec).unwrap_or_default(),
+            overrides: [
+                overrides.min_containers,
+                overrides.max_containers,
+                overrides.buffer_containers,
+                overrides.scaledown_window,
+            ],
+        }
+    }
+
+    /// Back to what the core holds.
+    pub fn read(&self) -> Result<(Deployment, Overrides), StoreError> {
+        let spec = serde_json::from_str(&self.spec)
+            .map_err(|e| StoreError::Damaged(format!("a function's spec cannot be read: {e}")))?;
+        let [min_containers, max_containers, buffer_containers, scaledown_window] = self.overrides;
+        let overrides = Overrides { min_containers, max_containers, buffer_containers, scaledown_window };
+        let deployed = Deployment { revision: Revision(self.revision), spec: Arc::new(spec), at: self.at };
+        Ok((deployed, overrides))
+    }
+}
+
+/// What is stored of a call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoredCall {
+    /// Whose it is.
+    pub function: FunctionKey,
+    /// Its record.
+    pub record: CallRecord,
+    /// Its inputs, where they are few.
+    pub here: Vec<Payload>,
+}
+
+/// Writes a value.
+pub fn encode<T: Serialize>(value: &T) -> Bytes {
+    let start = vec![VERSION];
+    postcard::to_extend(value, start).map(Bytes::from).unwrap_or_default()
+}
+
+/// Reads a value.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
+    match bytes.split_first() {
+        Some((&VERSION, rest)) => {
+            postcard::from_bytes(rest).map_err(|e| StoreError::Damaged(format!("a value cannot be read: {e}")))
+        }
+        Some((version, _)) => Err(StoreError::Newer("a value".into(), u32::from(*version), u32::from(VERSION))),
+        None => Err(StoreError::Damaged("a value is empty".into())),
+    }
+}
+
+fn key(parts: &[&[u8]]) -> Box<[u8]> {
+    parts.concat().into_boxed_slice()
+}
+
+/// The key of a function.
+pub fn function(function: &FunctionKey) -> Box<[u8]> {
+    key(&[FUNCTIONS, function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// The function whose key this is.
+pub fn function_of(key: &[u8]) -> Option<FunctionKey> {
+    let text = std::str::from_utf8(key.strip_prefix(FUNCTIONS)?).ok()?;
+    let (namespace, name) = text.split_once('\0')?;
+    Some(FunctionKey::new(namespace, name))
+}
+
+/// The key of a call.
+pub fn call(call: CallId) -> Box<[u8]> {
+    key(&[CALLS, &call.0.to_be_bytes()])
+}
+
+/// The call whose key this is.
+pub fn call_of(key: &[u8]) -> Option<CallId> {
+    let bytes: [u8; 16] = key.get(1..17)?.try_into().ok()?;
+    Some(CallId(u128::from_be_bytes(bytes)))
+}
+
+/// The prefix of a call's segments (`S`), outcomes (`O`) or attempts (`A`).
+pub fn of_call(kind: u8, call: CallId) -> Box<[u8]> {
+    key(&[&[kind], &call.0.to_be_bytes()])
+}
+
+/// The key of a segment.
+pub fn segment(call: CallId, number: u32) -> Box<[u8]> {
+    key(&[b"S", &call.0.to_be_bytes(), &number.to_be_bytes()])
+}
+
+/// The key of an outcome record.
+pub fn outcomes(call: CallId, sequence: u64) -> Box<[u8]> {
+    key(&[b"O", &call.0.to_be_bytes(), &sequence.to_be_bytes()])
+}
+
+/// The key of an input's attempts.
+pub fn attempts(call: CallId, index: u64) -> Box<[u8]> {
+    key(&[b"A", &call.0.to_be_bytes(), &index.to_be_bytes()])
+}
+
+/// The number at the end of a segment's, outcome record's or attempt's key.
+pub fn number_of(key: &[u8]) -> u64 {
+    key.get(17..).unwrap_or_default().iter().fold(0, |n, byte| (n << 8) | u64::from(*byte))
+}
+
+/// The prefix of a function's idempotency keys.
+pub fn used_keys(function: &FunctionKey) -> Box<[u8]> {
+    key(&[b"K", function.namespace.as_bytes(), b"\0", function.name.as_bytes(), b"\0"])
+}
+
+/// The key of a worker.
+pub fn worker(name: &str) -> Box<[u8]> {
+    key(&[WORKERS, name.as_bytes()])
+}
+
+/// What a record changes. `stored` is the function's value, which `Overridden` changes in part.
+pub fn changes(owner: &FunctionKey, record: Record, stored: &mut Option<StoredFunction>, out: &mut Vec<Change>) {
+    match record {
+        Record::Deployed(deployed) => {
+            let value = stored.insert(StoredFunction::new(&deployed, &Overrides::default()));
+            out.push(Change::Put(function(owner), encode(value)));
+        }
+        Record::Overridden(overrides) => {
+            let Some(value) = stored else { return };
+            value.overrides = [
+                overrides.min_containers,
+                overrides.max_containers,
+                overrides.buffer_containers,
+                overrides.scaledown_window,
+            ];
+            out.push(Change::Put(function(owner), encode(value)));
+        }
+        Record::Removed => {
+            *stored = None;
+            out.push(Change::Delete(function(owner)));
+        }
+        Record::CallOpened(record, here) => {
+            let here = if record.segments.is_empty() { here } else { Vec::new() };
+            let value = StoredCall { function: owner.clone(), record: *record, here };
+            out.push(Change::Put(call(value.record.id), encode(&value)));
+        }
+        Record::CallEnded(record) => {
+            let value = StoredCall { function: owner.clone(), record: *record, here: Vec::new() };
+            out.push(Change::Put(call(value.record.id), encode(&value)));
+        }
+        Record::SegmentEnded { call, number } => out.push(Change::Delete(segment(call, number))),
+        Record::Ended { call, sequence, entries } => {
+            let entries: &Vec<Entry> = &entries;
+            out.push(Change::Put(outcomes(call, sequence), encode(entries)));
+        }
+        Record::Attempted { call, index, failures, losses } => {
+            out.push(Change::Put(attempts(call, index), encode(&(failures, losses))));
+        }
+        Record::AttemptsEnded { call, index } => out.push(Change::Delete(attempts(call, index))),
+        Record::KeyUsed(text, used) => {
+            out.push(Change::Put(key(&[&used_keys(owner), text.as_bytes()]), encode(&used)));
+        }
+        Record::KeyFreed(text) => out.push(Change::Delete(key(&[&used_keys(owner), text.as_bytes()]))),
+    }
+}

@@ -1,0 +1,146 @@
+//! Loading back: what a scheduler reads when it takes over, without the payloads of what waits.
+
+use super::{
+    Change, Store, StoreError,
+    layout::{self, StoredCall, StoredFunction},
+};
+use capstan_common::{
+    call::Counts,
+    id::{CallId, FunctionKey},
+    input::Outcome,
+};
+use capstan_scheduler_core::{
+    function::{RecoveredCall, Recovery, Runs},
+    record::{Entry, UsedKey},
+};
+use std::collections::BTreeMap;
+
+/// Keys read at once.
+const PAGE: usize = 1024;
+
+/// Everything that a scheduler starts from.
+pub struct Loaded {
+    /// Functions with their live calls.
+    pub functions: Vec<Recovery>,
+    /// Names of workers that have joined before.
+    pub workers: Vec<String>,
+}
+
+/// Calls `each` for every key with the prefix.
+pub fn each_key(
+    store: &dyn Store,
+    prefix: &[u8],
+    mut each: impl FnMut(&[u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut after: Option<Box<[u8]>> = None;
+    loop {
+        let page = store.keys(prefix, after.as_deref(), PAGE, false);
+        for key in &page {
+            each(key)?;
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = Some(last.clone()),
+            _ => return Ok(()),
+        }
+    }
+}
+
+fn value<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
+    store.get(key)?.map(|bytes| layout::decode(&bytes)).transpose()
+}
+
+/// Reads functions, live calls and workers. Input segments of calls that were never accepted are removed.
+pub fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
+    let mut functions = BTreeMap::new();
+    each_key(store, layout::FUNCTIONS, |key| {
+        let Some(name) = layout::function_of(key) else { return Ok(()) };
+        let Some(stored) = value::<StoredFunction>(store, key)? else { return Ok(()) };
+        let (deployed, overrides) = stored.read()?;
+        let keys = load_keys(store, &name)?;
+        functions.insert(name.clone(), Recovery { key: name, deployed, overrides, calls: Vec::new(), keys });
+        Ok(())
+    })?;
+    each_key(store, layout::CALLS, |key| {
+        let Some(stored) = value::<StoredCall>(store, key)? else { return Ok(()) };
+        if stored.record.finished.is_some() {
+            return Ok(());
+        }
+        if let Some(recovery) = functions.get_mut(&stored.function) {
+            recovery.calls.push(load_call(store, stored)?);
+        }
+        Ok(())
+    })?;
+    drop_unaccepted(store)?;
+    let mut workers = Vec::new();
+    each_key(store, layout::WORKERS, |key| {
+        workers.push(String::from_utf8_lossy(&key[layout::WORKERS.len()..]).into_owned());
+        Ok(())
+    })?;
+    Ok(Loaded { functions: functions.into_values().collect(), workers })
+}
+
+fn load_keys(store: &dyn Store, function: &FunctionKey) -> Result<Vec<(String, UsedKey)>, StoreError> {
+    let prefix = layout::used_keys(function);
+    let mut keys = Vec::new();
+    each_key(store, &prefix, |key| {
+        let text = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
+        keys.extend(value::<UsedKey>(store, key)?.map(|used| (text, used)));
+        Ok(())
+    })?;
+    Ok(keys)
+}
+
+fn load_call(store: &dyn Store, stored: StoredCall) -> Result<RecoveredCall, StoreError> {
+    let id = stored.record.id;
+    let mut call = RecoveredCall {
+        record: stored.record,
+        here: stored.here,
+        open: Vec::new(),
+        ended: Runs::default(),
+        counts: Counts::default(),
+        outcome_records: 0,
+        attempted: BTreeMap::new(),
+    };
+    each_key(store, &layout::of_call(b'S', id), |key| {
+        call.open.push(layout::number_of(key) as u32);
+        Ok(())
+    })?;
+    each_key(store, &layout::of_call(b'O', id), |key| {
+        call.outcome_records = layout::number_of(key) + 1;
+        for entry in value::<Vec<Entry>>(store, key)?.unwrap_or_default() {
+            call.ended.add(entry.index, entry.count);
+            match entry.outcome {
+                Outcome::Succeeded(_) => call.counts.succeeded += entry.count,
+                Outcome::Failed(_) => call.counts.failed += entry.count,
+                Outcome::Cancelled => call.counts.cancelled += entry.count,
+            }
+        }
+        Ok(())
+    })?;
+    each_key(store, &layout::of_call(b'A', id), |key| {
+        if let Some(tries) = value(store, key)? {
+            call.attempted.insert(layout::number_of(key), tries);
+        }
+        Ok(())
+    })?;
+    Ok(call)
+}
+
+/// A crash in the middle of an upload leaves segments whose call was never accepted.
+fn drop_unaccepted(store: &dyn Store) -> Result<(), StoreError> {
+    let mut orphans = Vec::new();
+    let mut known: Option<(CallId, bool)> = None;
+    each_key(store, b"S", |key| {
+        let Some(call) = layout::call_of(key) else { return Ok(()) };
+        let accepted = match known {
+            Some((same, accepted)) if same == call => accepted,
+            _ => !store.keys(&layout::call(call), None, 1, false).is_empty(),
+        };
+        known = Some((call, accepted));
+        if !accepted {
+            orphans.push(Change::Delete(key.into()));
+        }
+        Ok(())
+    })?;
+    if orphans.is_empty() { Ok(()) } else { store.commit(&orphans) }
+}

@@ -1,0 +1,58 @@
+//! The store: what is durable. It appends, loads back and holds ownership; it never queries or decides.
+
+pub mod embedded;
+pub mod layout;
+pub mod load;
+
+use bytes::Bytes;
+use capstan_common::id::Epoch;
+
+/// One change of the store.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Sets a key.
+    Put(Box<[u8]>, Bytes),
+    /// Removes a key; a missing one is fine.
+    Delete(Box<[u8]>),
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No room on the disk: nothing was written.
+    #[error("the disk of the data folder is full")]
+    Full,
+    /// The write may or may not have happened: the owner must stop and reload.
+    #[error("the store failed in the middle of a write")]
+    Unknown(#[source] std::io::Error),
+    /// A value cannot be read.
+    #[error("the store cannot be read")]
+    Read(#[source] std::io::Error),
+    /// A value is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// Another process owns the folder.
+    #[error("{0} is in use by another process; stop it, or give another --data-dir")]
+    InUse(String),
+    /// The store was written by a newer version.
+    #[error("{0} has format {1}, this version reads up to {2}; use the version that wrote it")]
+    Newer(String, u32, u32),
+}
+
+/// A durable map of keys to values with atomic batches.
+pub trait Store: Send + Sync + 'static {
+    /// The fencing number of this opening.
+    fn epoch(&self) -> Epoch;
+    /// Makes all changes, in order, or none; durable when it returns. One caller at a time.
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
+    /// Housekeeping between commits. Whether there is more to do.
+    fn maintain(&self) -> Result<bool, StoreError>;
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+    /// Up to `limit` keys with the prefix, in order, after `after` (or before it, in reverse).
+    fn keys(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, reverse: bool) -> Vec<Box<[u8]>>;
+    /// Whether there is room for new work; what was accepted always has some left.
+    fn has_room(&self) -> bool;
+    /// Bytes on disk, and bytes of live values.
+    fn size(&self) -> (u64, u64);
+}

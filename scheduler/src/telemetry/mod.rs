@@ -1,0 +1,84 @@
+//! What is seen from outside: metrics, events, traces, logs of containers.
+
+pub mod events;
+pub mod logs;
+pub mod metrics;
+pub mod trace;
+
+pub use metrics::Metrics;
+
+use capstan_common::{
+    container::Phase,
+    id::{CallId, ContainerId, FunctionKey},
+    time::Time,
+};
+use capstan_scheduler_core::record::Entry;
+use events::Events;
+use logs::Logs;
+use serde_json::json;
+use std::sync::Arc;
+use trace::Tracer;
+
+/// All that is seen from outside of one scheduler.
+pub struct Telemetry {
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// What happened, as it happens.
+    pub events: Events,
+    /// Containers' output.
+    pub logs: Logs,
+    /// One trace an input, where a collector is named.
+    pub tracer: Option<Tracer>,
+}
+
+impl Telemetry {
+    /// A container became ready.
+    pub fn started(&self, function: &FunctionKey, container: ContainerId, decided: Time, phases: &[Phase]) {
+        self.metrics.cold_start(function, decided, phases);
+        if let Some(tracer) = &self.tracer {
+            tracer.started(container, decided, phases);
+        }
+        let phases: serde_json::Map<_, _> = phases.iter().map(|p| (p.name.clone(), json!(p.us))).collect();
+        self.events.tell(
+            "container_ready",
+            json!({"function": function.to_string(), "container": container, "phases_us": phases}),
+        );
+    }
+
+    /// A container died before it was ready.
+    pub fn start_failed(&self, function: &FunctionKey, container: ContainerId, detail: &str) {
+        self.metrics.start_failures.inc();
+        tracing::warn!(%function, %container, detail, "a container did not start");
+        self.events.tell(
+            "container_start_failed",
+            json!({"function": function.to_string(), "container": container, "detail": detail}),
+        );
+    }
+
+    /// A container ended.
+    pub fn ended(&self, function: &FunctionKey, container: ContainerId, detail: &str) {
+        self.logs.end(container);
+        if let Some(tracer) = &self.tracer {
+            tracer.ended(container);
+        }
+        self.events.tell(
+            "container_ended",
+            json!({"function": function.to_string(), "container": container, "detail": detail}),
+        );
+    }
+
+    /// Scaling was decided.
+    pub fn scaled(&self, function: &FunctionKey, from: u32, to: u32, reason: &'static str) {
+        self.metrics.scaled(reason);
+        tracing::debug!(%function, from, to, reason, "scaled");
+        self.events.tell("scaled", json!({"function": function.to_string(), "from": from, "to": to, "reason": reason}));
+    }
+
+    /// Inputs ended, durably.
+    pub fn settled(&self, function: &FunctionKey, call: CallId, entries: &[Entry]) {
+        self.metrics.settled(entries);
+        if let Some(tracer) = &self.tracer {
+            tracer.settled(function, call, entries);
+        }
+    }
+}

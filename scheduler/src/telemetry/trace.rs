@@ -1,0 +1,185 @@
+//! One trace an input, told to an OTLP collector: submit → queue → (start, with its phases) → run → outcome.
+//!
+//! Spans are made when an input has ended, from the times that its record carries.
+
+use capstan_common::{
+    container::Phase,
+    id::{CallId, ContainerId, FunctionKey},
+    input::Outcome,
+    time::Time,
+};
+use capstan_scheduler_core::record::Entry;
+use opentelemetry::{
+    KeyValue,
+    trace::{
+        Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer as _,
+        TracerProvider,
+    },
+};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// Makes spans of what records tell.
+pub struct Tracer {
+    provider: SdkTracerProvider,
+    tracer: opentelemetry_sdk::trace::SdkTracer,
+    starts: Mutex<BTreeMap<ContainerId, Start>>,
+    parents: Mutex<BTreeMap<CallId, Arc<str>>>,
+}
+
+#[derive(Clone)]
+struct Start {
+    decided: Time,
+    phases: Vec<Phase>,
+}
+
+fn at(time: Time) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(time.0)
+}
+
+/// The context that a W3C `traceparent` names.
+pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
+    let mut parts = text.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    if version.len() != 2 || version == "ff" || trace.len() != 32 || span.len() != 16 {
+        return None;
+    }
+    let trace = TraceId::from_hex(trace).ok()?;
+    let span = SpanId::from_hex(span).ok()?;
+    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
+    let context = SpanContext::new(trace, span, flags, true, TraceState::default());
+    context.is_valid().then_some(context)
+}
+
+impl Tracer {
+    /// Exports to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names; `None` where it names none.
+    pub fn from_env() -> Option<Self> {
+        std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|v| !v.is_empty())?;
+        let exporter = match opentelemetry_otlp::SpanExporter::builder().with_tonic().build() {
+            Ok(exporter) => exporter,
+            Err(error) => {
+                tracing::error!(%error, "OTEL_EXPORTER_OTLP_ENDPOINT cannot be used: no traces are exported");
+                return None;
+            }
+        };
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(Resource::builder().with_service_name("capstan").build())
+            .build();
+        let tracer = provider.tracer("capstan");
+        Some(Self { provider, tracer, starts: Mutex::default(), parents: Mutex::default() })
+    }
+
+    /// The trace that a call's inputs belong to.
+    pub fn parent(&self, call: CallId, traceparent: &Arc<str>) {
+        if !traceparent.is_empty() {
+            let mut parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
+            parents.insert(call, traceparent.clone());
+        }
+    }
+
+    /// The call has ended.
+    pub fn forget(&self, call: CallId) {
+        self.parents.lock().unwrap_or_else(PoisonError::into_inner).remove(&call);
+    }
+
+    /// A container became ready: the first input that it takes carries its start.
+    pub fn started(&self, container: ContainerId, decided: Time, phases: &[Phase]) {
+        let start = Start { decided, phases: phases.to_vec() };
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).insert(container, start);
+    }
+
+    /// A container ended.
+    pub fn ended(&self, container: ContainerId) {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).remove(&container);
+    }
+
+    /// Inputs ended.
+    pub fn settled(&self, function: &FunctionKey, call: CallId, entries: &[Entry]) {
+        let parent = self.parents.lock().unwrap_or_else(PoisonError::into_inner).get(&call).cloned();
+        let parent = parent.and_then(|text| parse_traceparent(&text));
+        for entry in entries.iter().filter(|e| e.attempts > 0) {
+            self.input(function, call, entry, parent.as_ref());
+        }
+    }
+
+    fn input(&self, function: &FunctionKey, call: CallId, entry: &Entry, parent: Option<&SpanContext>) {
+        let root = opentelemetry::Context::new();
+        let root = parent.map_or(root.clone(), |p| root.with_remote_span_context(p.clone()));
+        let begun = Time(entry.finished.0.saturating_sub(entry.run_us)).max(entry.leased);
+        let mut span = self
+            .tracer
+            .span_builder("input")
+            .with_kind(SpanKind::Server)
+            .with_start_time(at(entry.submitted))
+            .with_attributes([
+                KeyValue::new("capstan.function", function.to_string()),
+                KeyValue::new("capstan.call", call.to_string()),
+                KeyValue::new("capstan.index", entry.index as i64),
+                KeyValue::new("capstan.attempts", i64::from(entry.attempts)),
+                KeyValue::new("capstan.container", entry.container.to_string()),
+            ])
+            .start_with_context(&self.tracer, &root);
+        match &entry.outcome {
+            Outcome::Succeeded(_) => span.set_status(Status::Ok),
+            Outcome::Failed(failure) => span.set_status(Status::error(failure.message.clone())),
+            Outcome::Cancelled => span.set_status(Status::error("cancelled")),
+        }
+        let inside = root.with_remote_span_context(span.span_context().clone());
+        self.part("queue", entry.submitted, entry.leased, &inside);
+        let start = self.starts.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.container);
+        if let Some(start) = start {
+            self.start(&start, &inside);
+        }
+        self.part("run", begun, entry.finished, &inside);
+        span.end_with_timestamp(at(entry.finished));
+    }
+
+    fn start(&self, start: &Start, inside: &opentelemetry::Context) {
+        let total: u64 = start.phases.iter().map(|p| p.us).sum();
+        let end = Time(start.decided.0 + total);
+        let context = self.part("start", start.decided, end, inside);
+        let mut from = start.decided;
+        for phase in &start.phases {
+            let to = Time(from.0 + phase.us);
+            self.part(&format!("start.{}", phase.name), from, to, &context);
+            from = to;
+        }
+    }
+
+    fn part(&self, name: &str, from: Time, to: Time, inside: &opentelemetry::Context) -> opentelemetry::Context {
+        let mut span = self
+            .tracer
+            .span_builder(name.to_owned())
+            .with_start_time(at(from))
+            .start_with_context(&self.tracer, inside);
+        let context = inside.with_remote_span_context(span.span_context().clone());
+        span.end_with_timestamp(at(to.max(from)));
+        context
+    }
+
+    /// Sends what waits.
+    pub fn shutdown(&self) {
+        if let Err(error) = self.provider.shutdown() {
+            tracing::warn!(%error, "the last traces were not exported");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_traceparent;
+
+    #[test]
+    fn only_well_formed_trace_contexts_are_taken() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(parse_traceparent(good).is_some());
+        for bad in ["", "00", "00-0-0-01", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"] {
+            assert!(parse_traceparent(bad).is_none(), "{bad}");
+        }
+    }
+}

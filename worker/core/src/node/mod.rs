@@ -1,0 +1,449 @@
+//! One worker: it admits or refuses containers, hands inputs to them, and remembers every outcome until it is durable.
+//!
+//! Nobody over-commits it: an order is a proposal that is checked against what is free.
+
+mod container;
+
+use bytes::Bytes;
+use capstan_common::{
+    container::{Ending, Phase},
+    function::FunctionSpec,
+    id::{ContainerId, Epoch, LeaseId},
+    input::{Failure, FailureKind, Payload},
+    order::{Assignment, Group, Order, Start},
+    report::{Done, Held, HeldAttempt, Report},
+    resource::Amount,
+    time::Time,
+};
+use container::{Container, Life};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// An input that was fed ahead and has not begun after so long goes back: the guess of short runs was wrong.
+const AHEAD_MS: u64 = 200;
+
+/// What happens to a worker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A scheduler took the link.
+    Connected {
+        /// Its fencing number.
+        epoch: Epoch,
+    },
+    /// The link broke.
+    Disconnected,
+    /// The scheduler orders.
+    Ordered(Order),
+    /// A container's process exists.
+    Spawned {
+        /// Which.
+        container: ContainerId,
+        /// Its process.
+        pid: u32,
+    },
+    /// A container takes inputs.
+    Ready {
+        /// Which.
+        container: ContainerId,
+        /// The timed parts of its start, after the spawn.
+        phases: Vec<Phase>,
+    },
+    /// A group of inputs ended.
+    Worked {
+        /// In which container.
+        container: ContainerId,
+        /// The group's first lease.
+        group: LeaseId,
+        /// How each input ended, by lease.
+        results: Vec<(LeaseId, Result<Payload, Failure>)>,
+        /// From begin to end, in microseconds.
+        run_us: u64,
+    },
+    /// A container wrote output.
+    Wrote {
+        /// Which.
+        container: ContainerId,
+        /// To standard error, else standard output.
+        stderr: bool,
+        /// What.
+        chunk: Bytes,
+        /// Bytes left out before it.
+        dropped: u64,
+    },
+    /// A container is gone.
+    Exited {
+        /// Which.
+        container: ContainerId,
+        /// How.
+        ending: Ending,
+    },
+    /// The worker ends: everything is to stop.
+    Shutdown {
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u32,
+    },
+    /// The time that `next_alarm` named has come.
+    Alarm,
+}
+
+/// What the node asks of its shell.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Start a container.
+    Launch(Start),
+    /// Let a container work on a group.
+    Run {
+        /// Which.
+        container: ContainerId,
+        /// The group's first lease.
+        group: LeaseId,
+        /// Its inputs.
+        assignments: Vec<Assignment>,
+        /// Whether the program gets a list.
+        batch: bool,
+    },
+    /// Interrupt a group; its results are not wanted.
+    Interrupt {
+        /// In which container.
+        container: ContainerId,
+        /// The group's first lease.
+        group: LeaseId,
+    },
+    /// Stop a container: TERM, and KILL after the grace.
+    Terminate {
+        /// Which.
+        container: ContainerId,
+        /// Milliseconds between TERM and KILL.
+        grace_ms: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Tell the scheduler, if the link stands.
+    Tell(Report),
+    /// The scheduler is older than one that was obeyed before: end the link.
+    Hangup,
+}
+
+/// A worker's whole state.
+#[derive(Debug, Clone)]
+pub struct Node {
+    capacity: Amount,
+    used: Amount,
+    epoch: Epoch,
+    connected: bool,
+    containers: BTreeMap<ContainerId, Container>,
+}
+
+impl Node {
+    /// An empty worker.
+    pub fn new(capacity: Amount) -> Self {
+        Self { capacity, used: Amount::default(), epoch: Epoch(0), connected: false, containers: BTreeMap::new() }
+    }
+
+    /// Takes an event.
+    pub fn step(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
+        match event {
+            Event::Connected { epoch } => self.connected(epoch, out),
+            Event::Disconnected => self.connected = false,
+            Event::Ordered(order) => self.ordered(now, order, out),
+            Event::Spawned { container, pid } => {
+                if let Some(c) = self.containers.get(&container) {
+                    let spawn_us = now.since_us(c.ordered);
+                    self.tell(Report::Spawned { container, pid, spawn_us }, out);
+                }
+            }
+            Event::Ready { container, phases } => self.ready(now, container, phases, out),
+            Event::Worked { container, group, results, run_us } => {
+                self.worked(now, container, group, results, run_us, out);
+            }
+            Event::Wrote { container, stderr, chunk, dropped } => {
+                self.tell(Report::Log { container, stderr, chunk, dropped }, out);
+            }
+            Event::Exited { container, ending } => self.exited(container, ending, out),
+            Event::Shutdown { grace_ms } => {
+                let all: Vec<_> = self.containers.keys().copied().collect();
+                for container in all {
+                    self.stop(container, grace_ms, "the worker ends", out);
+                }
+            }
+            Event::Alarm => self.return_waiting(now, out),
+        }
+    }
+
+    fn tell(&self, report: Report, out: &mut Vec<Effect>) {
+        if self.connected {
+            out.push(Effect::Tell(report));
+        }
+    }
+
+    /// The inventory went with the shell's Hello; ended containers that still hold outcomes are told again.
+    fn connected(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
+        if epoch < self.epoch {
+            out.push(Effect::Hangup);
+            return;
+        }
+        self.epoch = epoch;
+        self.connected = true;
+        for (id, container) in &self.containers {
+            if let Life::Gone(ending, begun) = &container.life {
+                let report = Report::Ended { container: *id, ending: ending.clone(), begun: begun.clone() };
+                out.push(Effect::Tell(report));
+            }
+        }
+    }
+
+    /// What a scheduler must know to adopt this worker.
+    pub fn inventory(&self) -> Vec<Held> {
+        self.containers
+            .iter()
+            .map(|(id, c)| Held {
+                container: *id,
+                function: c.start.function.clone(),
+                revision: c.start.revision,
+                ready: c.life != Life::Starting,
+                running: c.attempts(),
+                finished: c.unrecorded.values().cloned().collect(),
+            })
+            .collect()
+    }
+
+    /// All that the worker has, and what of it is given out.
+    pub fn resources(&self) -> (Amount, Amount) {
+        (self.capacity, self.used)
+    }
+
+    /// Containers that exist as processes.
+    pub fn live(&self) -> usize {
+        self.containers.values().filter(|c| !matches!(c.life, Life::Gone(..))).count()
+    }
+
+    fn ordered(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
+        match order {
+            Order::Start(start) => self.start(now, start, out),
+            Order::Feed { container, groups } => self.feed(now, container, groups, out),
+            Order::Abort { container, leases } => self.abort(container, &leases, out),
+            Order::Stop { container, grace_ms, reason } => self.stop(container, grace_ms, &reason, out),
+            Order::Recorded { container, leases } => self.recorded(container, &leases),
+        }
+    }
+
+    fn start(&mut self, now: Time, start: Start, out: &mut Vec<Effect>) {
+        let id = start.container;
+        if self.containers.contains_key(&id) {
+            return;
+        }
+        let amount = start.spec.amount();
+        if !self.capacity.covers(self.used.plus(amount)) {
+            let free = self.capacity.minus(self.used);
+            let reason = format!("the worker has {free:?} free, the container asks for {amount:?}");
+            self.tell(Report::Refused { container: id, reason }, out);
+            return;
+        }
+        self.used = self.used.plus(amount);
+        self.containers.insert(id, Container::new(now, start.clone()));
+        out.push(Effect::Launch(start));
+    }
+
+    fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        if container.life == Life::Starting {
+            container.life = Life::Ready;
+        }
+        self.tell(Report::Ready { container: id, phases }, out);
+        self.begin_work(now, id, out);
+    }
+
+    fn feed(&mut self, now: Time, id: ContainerId, groups: Vec<Group>, out: &mut Vec<Effect>) {
+        let leases = |groups: &[Group]| -> Vec<LeaseId> {
+            groups.iter().flat_map(|g| &g.assignments).map(|a| a.lease).collect()
+        };
+        match self.containers.get_mut(&id).filter(|c| c.takes_work()) {
+            Some(container) => {
+                container.waiting.extend(groups.into_iter().map(|group| (now, group)));
+                self.begin_work(now, id, out);
+            }
+            None => {
+                let reason = "the container takes nothing new".into();
+                let leases = leases(&groups);
+                self.tell(Report::Returned { container: id, leases, reason }, out);
+            }
+        }
+    }
+
+    /// Gives the container as many groups as it works on at once.
+    fn begin_work(&mut self, now: Time, id: ContainerId, out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        while container.life == Life::Ready && container.running.len() < container.at_once as usize {
+            let Some((arrived, group)) = container.waiting.pop_front() else { return };
+            let Some(first) = group.assignments.first().map(|a| a.lease) else { continue };
+            let held = group.assignments.iter().map(container::held).collect();
+            container.running.insert(first, container::Running { held, waited_us: now.since_us(arrived) });
+            out.push(Effect::Run { container: id, group: first, assignments: group.assignments, batch: group.batch });
+        }
+    }
+
+    fn worked(
+        &mut self,
+        now: Time,
+        id: ContainerId,
+        group: LeaseId,
+        results: Vec<(LeaseId, Result<Payload, Failure>)>,
+        run_us: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        let Some(running) = container.running.remove(&group) else { return };
+        let timed_out = results.iter().any(|(_, result)| matches!(result, Err(f) if f.kind == FailureKind::Timeout));
+        let mut results: BTreeMap<LeaseId, _> = results.into_iter().collect();
+        let mut done = Vec::with_capacity(running.held.len());
+        for held in running.held {
+            // An aborted input's result is not wanted.
+            let Some(result) = results.remove(&held.lease) else { continue };
+            let ended = Done { held, waited_us: running.waited_us, run_us, result };
+            container.unrecorded.insert(held.lease, ended.clone());
+            done.push(ended);
+        }
+        if !done.is_empty() {
+            self.tell(Report::Finished { container: id, done }, out);
+        }
+        if timed_out {
+            self.spoilt(id, "an input ran past its time-out", out);
+        }
+        self.begin_work(now, id, out);
+    }
+
+    /// A server whose input was cut off may still work on it: alone, it is stopped at once; with others, when they are done.
+    fn spoilt(&mut self, id: ContainerId, why: &str, out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id).filter(|c| !c.is_exec()) else {
+            return;
+        };
+        let leases = container.take_waiting();
+        container.life = match container.life {
+            Life::Ready => Life::Draining,
+            ref other => other.clone(),
+        };
+        let empty = container.running.is_empty();
+        if !leases.is_empty() {
+            self.tell(Report::Returned { container: id, leases, reason: why.into() }, out);
+        }
+        if empty {
+            out.push(Effect::Terminate { container: id, grace_ms: 0, reason: why.into() });
+        }
+    }
+
+    fn abort(&mut self, id: ContainerId, leases: &[LeaseId], out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.forget_waiting(leases);
+        let mut cut = Vec::new();
+        for (group, running) in &mut container.running {
+            let before = running.held.len();
+            running.held.retain(|held| !leases.contains(&held.lease));
+            if running.held.is_empty() && before > 0 {
+                cut.push(*group);
+            }
+        }
+        for lease in leases {
+            container.unrecorded.remove(lease);
+        }
+        for group in &cut {
+            out.push(Effect::Interrupt { container: id, group: *group });
+        }
+        if !cut.is_empty() && !container.is_exec() {
+            cut.iter().for_each(|group| drop(container.running.remove(group)));
+            if container.at_once == 1 || container.running.is_empty() {
+                self.spoilt(id, "an input was cancelled", out);
+            }
+        }
+    }
+
+    fn stop(&mut self, id: ContainerId, grace_ms: u32, reason: &str, out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        if matches!(container.life, Life::Gone(..)) {
+            return;
+        }
+        let leases = container.take_waiting();
+        container.life = Life::Stopping;
+        if !leases.is_empty() {
+            self.tell(Report::Returned { container: id, leases, reason: reason.into() }, out);
+        }
+        out.push(Effect::Terminate { container: id, grace_ms, reason: reason.into() });
+    }
+
+    fn recorded(&mut self, id: ContainerId, leases: &[LeaseId]) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        for lease in leases {
+            container.unrecorded.remove(lease);
+        }
+        if matches!(container.life, Life::Gone(..)) && container.unrecorded.is_empty() {
+            self.containers.remove(&id);
+        }
+    }
+
+    fn exited(&mut self, id: ContainerId, ending: Ending, out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        if matches!(container.life, Life::Gone(..)) {
+            return;
+        }
+        self.used = self.used.minus(container.start.spec.amount());
+        let begun: Vec<LeaseId> = container.running.values().flat_map(|r| &r.held).map(|h| h.lease).collect();
+        container.running.clear();
+        container.waiting.clear();
+        container.life = Life::Gone(ending.clone(), begun.clone());
+        let forgotten = container.unrecorded.is_empty();
+        self.tell(Report::Ended { container: id, ending, begun }, out);
+        if forgotten {
+            self.containers.remove(&id);
+        }
+    }
+
+    /// Inputs fed ahead that have waited too long go back to the scheduler, which may have a better place.
+    fn return_waiting(&mut self, now: Time, out: &mut Vec<Effect>) {
+        let late: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, c)| c.oldest_waiting().is_some_and(|at| at.plus_ms(AHEAD_MS) <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            let Some(container) = self.containers.get_mut(&id) else { continue };
+            let leases = container.take_waiting();
+            let reason = "it waited behind a long input".into();
+            self.tell(Report::Returned { container: id, leases, reason }, out);
+        }
+    }
+
+    /// The next time that the node wants an `Alarm`, if any.
+    pub fn next_alarm(&self) -> Option<Time> {
+        let oldest = self.containers.values().filter_map(Container::oldest_waiting).min();
+        oldest.map(|at| at.plus_ms(AHEAD_MS))
+    }
+
+    /// A container's spec, while it exists.
+    pub fn spec(&self, id: ContainerId) -> Option<&Arc<FunctionSpec>> {
+        self.containers.get(&id).map(|c| &c.start.spec)
+    }
+
+    /// Attempts that a container holds, for checks.
+    pub fn attempts(&self, id: ContainerId) -> Vec<HeldAttempt> {
+        self.containers.get(&id).map_or(Vec::new(), Container::attempts)
+    }
+
+    /// Checks what must always hold: nothing is promised twice, no container works on more than it may.
+    pub fn check(&self) -> Result<(), String> {
+        let mut used = Amount::default();
+        for (id, container) in &self.containers {
+            if !matches!(container.life, Life::Gone(..)) {
+                used = used.plus(container.start.spec.amount());
+            }
+            if container.running.len() > container.at_once as usize {
+                return Err(format!("{id} works on {} groups, may on {}", container.running.len(), container.at_once));
+            }
+        }
+        if used != self.used || !self.capacity.covers(used) {
+            return Err(format!("{used:?} used, counted {:?}, of {:?}", self.used, self.capacity));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+use super::*;
+use capstan_common::id::{CallId, FunctionKey, Revision};
+
+fn start(n: u64, extra: &str) -> Order {
+    let json = format!(r#"{{"runtime":{{"process":{{"command":["true"]}}}},"resources":{{"cpu":1}}{extra}}}"#);
+    Order::Start(Start {
+        container: ContainerId(n),
+        function: FunctionKey::new("default", "f"),
+        revision: Revision(1),
+        spec: Arc::new(serde_json::from_str(&json).unwrap()),
+    })
+}
+
+fn feed(n: u64, leases: impl IntoIterator<Item = u64>) -> Order {
+    let groups = leases
+        .into_iter()
+        .map(|lease| Group {
+            batch: false,
+            assignments: vec![Assignment {
+                lease: LeaseId(lease),
+                call: CallId(1),
+                index: lease,
+                attempt: 1,
+                payload: Payload::Inline(Bytes::from_static(b"1")),
+                traceparent: "".into(),
+            }],
+        })
+        .collect();
+    Order::Feed { container: ContainerId(n), groups }
+}
+
+struct Bench {
+    node: Node,
+    now: Time,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let capacity = Amount { cpu_milli: 2000, memory_mib: 4096 };
+        let mut bench = Self { node: Node::new(capacity), now: Time(0) };
+        bench.step(Event::Connected { epoch: Epoch(1) });
+        bench
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.node.step(self.now, event, &mut out);
+        self.node.check().unwrap();
+        out
+    }
+
+    fn order(&mut self, order: Order) -> Vec<Effect> {
+        self.step(Event::Ordered(order))
+    }
+
+    fn ready(&mut self, n: u64, extra: &str) {
+        self.order(start(n, extra));
+        self.step(Event::Ready { container: ContainerId(n), phases: Vec::new() });
+    }
+
+    fn worked(&mut self, lease: u64, result: Result<Payload, Failure>) -> Vec<Effect> {
+        let group = LeaseId(lease);
+        let results = vec![(group, result)];
+        self.step(Event::Worked { container: ContainerId(1), group, results, run_us: 5 })
+    }
+}
+
+fn output() -> Result<Payload, Failure> {
+    Ok(Payload::Inline(Bytes::from_static(b"2")))
+}
+
+fn begun(effects: &[Effect]) -> Vec<u64> {
+    effects
+        .iter()
+        .filter_map(|e| match e {
+            Effect::Run { group, .. } => Some(group.0),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_container_that_does_not_fit_is_refused() {
+    // RELIABILITY P1
+    let mut bench = Bench::new();
+    for n in 1..=2 {
+        assert!(matches!(bench.order(start(n, ""))[..], [Effect::Launch(_)]));
+    }
+    assert!(matches!(&bench.order(start(3, ""))[..], [Effect::Tell(Report::Refused { .. })]));
+    bench.step(Event::Exited { container: ContainerId(1), ending: Ending::default() });
+    assert!(matches!(bench.order(start(4, ""))[..], [Effect::Launch(_)]));
+}
+
+#[test]
+fn a_container_works_on_no_more_than_it_may_and_goes_on_with_what_waits() {
+    // SPEC I01 I02
+    let mut bench = Bench::new();
+    bench.ready(1, r#","concurrency":{"max_inputs":2}"#);
+    assert_eq!(begun(&bench.order(feed(1, 1..=4))), [1, 2]);
+    assert_eq!(begun(&bench.worked(1, output())), [3]);
+}
+
+#[test]
+fn an_outcome_is_kept_until_it_is_recorded_even_after_its_container_ended() {
+    let mut bench = Bench::new();
+    bench.ready(1, "");
+    bench.order(feed(1, [1]));
+    bench.worked(1, output());
+    bench.step(Event::Disconnected);
+    bench.step(Event::Exited { container: ContainerId(1), ending: Ending::default() });
+    assert_eq!(bench.node.inventory()[0].finished.len(), 1);
+    assert_eq!(bench.node.live(), 0);
+    let told = bench.step(Event::Connected { epoch: Epoch(2) });
+    assert!(matches!(&told[..], [Effect::Tell(Report::Ended { .. })]));
+    bench.order(Order::Recorded { container: ContainerId(1), leases: vec![LeaseId(1)] });
+    assert!(bench.node.inventory().is_empty());
+}
+
+#[test]
+fn inputs_fed_ahead_go_back_when_they_wait_behind_a_long_one() {
+    let mut bench = Bench::new();
+    bench.ready(1, "");
+    bench.order(feed(1, 1..=3));
+    assert_eq!(bench.node.next_alarm(), Some(Time(0).plus_ms(AHEAD_MS)));
+    bench.now = Time(0).plus_ms(AHEAD_MS);
+    let told = bench.step(Event::Alarm);
+    let returned = vec![LeaseId(2), LeaseId(3)];
+    assert!(matches!(&told[..], [Effect::Tell(Report::Returned { leases, .. })] if *leases == returned));
+    assert_eq!(bench.node.next_alarm(), None);
+}
+
+#[test]
+fn a_server_whose_input_timed_out_is_stopped_and_gives_back_the_rest() {
+    // SPEC G12, RELIABILITY F20
+    let mut bench = Bench::new();
+    bench.ready(1, "");
+    bench.order(feed(1, 1..=2));
+    let failure = Failure::new(FailureKind::Timeout, "Timeout", "");
+    let told = bench.worked(1, Err(failure));
+    assert!(told.iter().any(|e| matches!(e, Effect::Terminate { .. })));
+    assert!(
+        told.iter().any(|e| matches!(e, Effect::Tell(Report::Returned { leases, .. }) if leases[..] == [LeaseId(2)]))
+    );
+    assert!(matches!(&bench.order(feed(1, [3]))[..], [Effect::Tell(Report::Returned { .. })]));
+}
+
+#[test]
+fn an_exec_container_survives_a_cancelled_input() {
+    // RELIABILITY I9
+    let mut bench = Bench::new();
+    bench.ready(1, r#","protocol":"exec""#);
+    bench.order(feed(1, 1..=2));
+    let told = bench.order(Order::Abort { container: ContainerId(1), leases: vec![LeaseId(1)] });
+    assert_eq!(told, [Effect::Interrupt { container: ContainerId(1), group: LeaseId(1) }]);
+    let told = bench.worked(1, output());
+    assert_eq!(begun(&told), [2]);
+    assert!(!told.iter().any(|e| matches!(e, Effect::Tell(Report::Finished { .. }))));
+}
+
+#[test]
+fn a_scheduler_with_a_lower_epoch_is_not_obeyed() {
+    // RELIABILITY I5
+    let mut bench = Bench::new();
+    bench.step(Event::Connected { epoch: Epoch(5) });
+    assert_eq!(bench.step(Event::Connected { epoch: Epoch(4) }), [Effect::Hangup]);
+}

@@ -1,0 +1,400 @@
+//! One running container: its processes, its slots, its end.
+
+use super::node::{Happen, NodeActor};
+use crate::{
+    protocol::{
+        self, Results, all_failed,
+        exec::{self, Ended, Shared, Work},
+        http::Server,
+    },
+    runtime::{
+        output::Output,
+        process::{Setting, code_and_signal, kill_group},
+        tree,
+    },
+};
+use actix::Addr;
+use capstan_blob::Blobs;
+use capstan_common::{
+    container::{Ending, Phase},
+    function::Protocol,
+    id::{ContainerId, LeaseId},
+    input::{Failure, FailureKind},
+    order::{Assignment, Start},
+};
+use capstan_worker_core::node::Event;
+use rustix::process::{Pid, Signal};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::Child,
+    sync::watch,
+};
+
+/// How long a broken connection waits for its container's end, which says more.
+const END_MS: u64 = 100;
+
+/// Whether, how, and why a container is to end.
+#[derive(Debug, Clone, Default)]
+struct Stop {
+    asked: Option<(Duration, String)>,
+}
+
+/// A container that was launched.
+pub struct Running {
+    kind: Kind,
+    stop: watch::Sender<Stop>,
+}
+
+enum Kind {
+    Exec { shared: Arc<Shared>, work: flume::Sender<Work>, slots: Rc<RefCell<Slots>>, blobs: Blobs, tell: Tell },
+    Http { server: Server, groups: Groups, over: watch::Receiver<bool>, tell: Tell },
+}
+
+/// Threads of an exec container.
+struct Slots {
+    most: u32,
+    made: u32,
+    receiver: flume::Receiver<Work>,
+}
+
+type Groups = Rc<RefCell<BTreeMap<LeaseId, tokio::task::AbortHandle>>>;
+
+/// The way to the node.
+#[derive(Clone)]
+struct Tell {
+    node: Addr<NodeActor>,
+    container: ContainerId,
+}
+
+impl Tell {
+    /// Waits where the node is busy; a node that is gone needs no telling.
+    async fn tell(&self, event: Event) {
+        let _ = self.node.send(Happen(event)).await;
+    }
+
+    /// From a thread of its own.
+    fn tell_blocking(&self, event: Event) {
+        let mut happen = Happen(event);
+        loop {
+            match self.node.try_send(happen) {
+                Err(actix::dev::SendError::Full(back)) => {
+                    happen = back;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                _ => return,
+            }
+        }
+    }
+
+    async fn exited(&self, ending: Ending) {
+        self.tell(Event::Exited { container: self.container, ending }).await;
+    }
+}
+
+impl Running {
+    /// Launches a container; its life is told to the node.
+    pub fn launch(start: &Start, setting: Setting, blobs: Blobs, output_max: usize, node: Addr<NodeActor>) -> Self {
+        let (stop, stopped) = watch::channel(Stop::default());
+        let tell = Tell { node, container: start.container };
+        let timeout_ms = start.spec.timeout_s.ms;
+        let kind = match start.spec.protocol {
+            Protocol::Exec => {
+                if let (Some(cgroup), Some(cap)) = (&setting.cgroup, start.spec.resources.cpu_limit) {
+                    cgroup.cap_cpu(cap.milli);
+                }
+                let (ended, ends) = flume::unbounded();
+                actix::spawn(exec_ends(ends, blobs.clone(), tell.clone()));
+                let shared = exec_shared(setting, timeout_ms, output_max, &tell, ended);
+                let (work, receiver) = flume::unbounded();
+                let slots = Slots { most: start.spec.groups_at_once(), made: 0, receiver };
+                actix::spawn(exec_life(shared.clone(), stopped, tell.clone()));
+                Kind::Exec { shared, work, slots: Rc::new(RefCell::new(slots)), blobs, tell }
+            }
+            Protocol::Http => {
+                let port = free_port();
+                let server = Server::new(port, blobs, output_max, timeout_ms);
+                let (over, is_over) = watch::channel(false);
+                let life = HttpLife {
+                    start: start.clone(),
+                    setting: Arc::new(setting),
+                    server: server.clone(),
+                    tell: tell.clone(),
+                    output: Output::default(),
+                    port,
+                };
+                actix::spawn(life.run(stopped, over));
+                Kind::Http { server, groups: Groups::default(), over: is_over, tell }
+            }
+        };
+        Self { kind, stop }
+    }
+
+    /// Works on a group.
+    pub fn work(&self, group: LeaseId, assignments: Vec<Assignment>, batch: bool) {
+        match &self.kind {
+            Kind::Exec { shared, work, slots, blobs, tell } => {
+                slots.borrow_mut().make_if_needed(shared);
+                for assignment in assignments {
+                    let (work, blobs, tell) = (work.clone(), blobs.clone(), tell.clone());
+                    if let capstan_common::input::Payload::Inline(input) = assignment.payload.clone() {
+                        // The slots live as long as their sender.
+                        let _ = work.send(Work { assignment, input });
+                        continue;
+                    }
+                    actix::spawn(async move {
+                        match protocol::input(&blobs, &assignment).await {
+                            Ok(input) => drop(work.send(Work { assignment, input })),
+                            Err(failure) => {
+                                let results = vec![(assignment.lease, Err(failure))];
+                                let (container, group) = (tell.container, assignment.lease);
+                                tell.tell(Event::Worked { container, group, results, run_us: 0 }).await;
+                            }
+                        }
+                    });
+                }
+            }
+            Kind::Http { server, groups, over, tell } => {
+                let (server, done) = (server.clone(), groups.clone());
+                let (over, tell) = (over.clone(), tell.clone());
+                let task = actix::spawn(async move {
+                    let begun = Instant::now();
+                    let results = http_group(&server, &assignments, batch, over).await;
+                    done.borrow_mut().remove(&group);
+                    if let Some(results) = results {
+                        let run_us = begun.elapsed().as_micros() as u64;
+                        tell.tell(Event::Worked { container: tell.container, group, results, run_us }).await;
+                    }
+                });
+                groups.borrow_mut().insert(group, task.abort_handle());
+            }
+        }
+    }
+
+    /// Interrupts a group; its results are not wanted.
+    pub fn interrupt(&self, group: LeaseId) {
+        match &self.kind {
+            Kind::Exec { shared, .. } => shared.running.interrupt(group),
+            Kind::Http { groups, .. } => {
+                if let Some(task) = groups.borrow_mut().remove(&group) {
+                    task.abort();
+                }
+            }
+        }
+    }
+
+    /// Stops it: TERM, and KILL after the grace.
+    pub fn terminate(&self, grace: Duration, reason: String) {
+        self.stop.send_replace(Stop { asked: Some((grace, reason)) });
+    }
+}
+
+impl Slots {
+    fn make_if_needed(&mut self, shared: &Arc<Shared>) {
+        if self.made >= self.most {
+            return;
+        }
+        let (shared, receiver) = (shared.clone(), self.receiver.clone());
+        let spawned = std::thread::Builder::new()
+            .name("exec-slot".into())
+            .stack_size(256 << 10)
+            .spawn(move || exec::slot(&shared, &receiver));
+        match spawned {
+            Ok(_) => self.made += 1,
+            Err(error) => tracing::error!(%error, "a thread for a container cannot be made"),
+        }
+    }
+}
+
+fn exec_shared(
+    setting: Setting,
+    timeout_ms: u64,
+    output_max: usize,
+    tell: &Tell,
+    ended: flume::Sender<Ended>,
+) -> Arc<Shared> {
+    let tell = tell.clone();
+    Arc::new(Shared {
+        setting,
+        timeout_ms,
+        output_max,
+        running: exec::Running::default(),
+        output: Output::default(),
+        log: Box::new(move |chunk, dropped| {
+            let container = tell.container;
+            tell.tell_blocking(Event::Wrote { container, stderr: true, chunk, dropped });
+        }),
+        ended,
+    })
+}
+
+/// Tells the node what the slots finish; large outputs are kept first.
+async fn exec_ends(ended: flume::Receiver<Ended>, blobs: Blobs, tell: Tell) {
+    while let Ok(Ended { assignment, result, run }) = ended.recv_async().await {
+        let group = assignment.lease;
+        let result = match result {
+            Ok(bytes) => protocol::keep(&blobs, assignment.call, assignment.index, group, bytes).await,
+            Err(failure) => Err(failure),
+        };
+        let (container, run_us) = (tell.container, run.as_micros() as u64);
+        tell.tell(Event::Worked { container, group, results: vec![(group, result)], run_us }).await;
+    }
+}
+
+/// An exec container is ready at once; it ends when it is told to.
+async fn exec_life(shared: Arc<Shared>, mut stopped: watch::Receiver<Stop>, tell: Tell) {
+    let container = tell.container;
+    if let Some(reason) = shared.setting.obstacle() {
+        tell.exited(Ending { reason, ..Ending::default() }).await;
+        return;
+    }
+    tell.tell(Event::Ready { container, phases: Vec::new() }).await;
+    let asked = stopped.wait_for(|stop| stop.asked.is_some()).await.ok().and_then(|stop| stop.asked.clone());
+    let (_, reason) = asked.unwrap_or_default();
+    // Scaling stops only idle containers; an operator's stop interrupts what runs.
+    let killing = tokio::task::spawn_blocking(move || shared.setting.kill_rest());
+    let _ = killing.await;
+    tell.exited(Ending { reason, exit_code: Some(0), ..Ending::default() }).await;
+}
+
+/// A group's results; `None` if the container ended with it, whose end then tells of it.
+async fn http_group(
+    server: &Server,
+    assignments: &[Assignment],
+    batch: bool,
+    mut over: watch::Receiver<bool>,
+) -> Option<Results> {
+    match server.run(assignments, batch).await {
+        Ok(results) => Some(results),
+        Err(error) => {
+            let ended = tokio::time::timeout(Duration::from_millis(END_MS), over.wait_for(|over| *over)).await;
+            if matches!(ended, Ok(Ok(_))) {
+                return None;
+            }
+            let leases: Vec<_> = assignments.iter().map(|a| a.lease).collect();
+            let failure = Failure::new(FailureKind::BadOutput, "ConnectionBroken", error);
+            Some(all_failed(&leases, &failure))
+        }
+    }
+}
+
+/// A port that is free now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .map_or(0, |address| address.port())
+}
+
+struct HttpLife {
+    start: Start,
+    setting: Arc<Setting>,
+    server: Server,
+    tell: Tell,
+    output: Output,
+    port: u16,
+}
+
+impl HttpLife {
+    async fn run(self, stopped: watch::Receiver<Stop>, over: watch::Sender<bool>) {
+        let ending = match self.spawn().await {
+            Ok(child) => self.live(child, stopped).await,
+            Err(reason) => Ending { reason, ..Ending::default() },
+        };
+        over.send_replace(true);
+        self.tell.exited(ending).await;
+    }
+
+    async fn spawn(&self) -> Result<Child, String> {
+        if let Some(obstacle) = self.setting.obstacle() {
+            return Err(obstacle);
+        }
+        let (setting, port) = (self.setting.clone(), self.port);
+        let spawning = tokio::task::spawn_blocking(move || {
+            setting.spawn_watched(setting.command(&BTreeMap::from([("PORT", port.to_string())])))
+        });
+        let spawned = spawning.await.map_err(|e| e.to_string())?;
+        spawned.map_err(|e| format!("`{}` cannot be started: {e}", self.setting.process.command.join(" ")))
+    }
+
+    /// From its first breath to its last.
+    async fn live(&self, mut child: Child, mut stopped: watch::Receiver<Stop>) -> Ending {
+        let number = child.id().unwrap_or(0);
+        let Some(pid) = Pid::from_raw(number as i32) else {
+            return Ending { reason: "it ended at once".into(), ..Ending::default() };
+        };
+        self.tell.tell(Event::Spawned { container: self.tell.container, pid: number }).await;
+        self.forward(child.stdout.take(), false);
+        self.forward(child.stderr.take(), true);
+        let begun = Instant::now();
+        let mut reason = tokio::select! {
+            () = self.server.ready() => None,
+            _ = child.wait() => Some("it ended before it was ready".to_owned()),
+            why = asked(&mut stopped) => Some(why.1),
+            () = tokio::time::sleep(Duration::from_millis(self.start.spec.startup_timeout_s.ms)) => {
+                Some(format!("it was not ready within startup_timeout_s ({} s)", self.start.spec.startup_timeout_s.ms / 1000))
+            }
+        };
+        if reason.is_none() {
+            let phases = vec![Phase { name: "ready".into(), us: begun.elapsed().as_micros() as u64 }];
+            if let (Some(cgroup), Some(cap)) = (&self.setting.cgroup, self.start.spec.resources.cpu_limit) {
+                cgroup.cap_cpu(cap.milli);
+            }
+            self.tell.tell(Event::Ready { container: self.tell.container, phases }).await;
+            reason = Some(tokio::select! {
+                _ = child.wait() => "it ended by itself".to_owned(),
+                (grace, why) = asked(&mut stopped) => {
+                    tree::signal_group(pid, Signal::TERM);
+                    let _ = tokio::time::timeout(grace, child.wait()).await;
+                    why
+                }
+            });
+        }
+        self.end(child, pid, reason.unwrap_or_default()).await
+    }
+
+    async fn end(&self, mut child: Child, pid: Pid, reason: String) -> Ending {
+        kill_group(pid);
+        let status = child.wait().await.ok();
+        let setting = self.setting.clone();
+        let reaping = tokio::task::spawn_blocking(move || {
+            let oom = setting.cgroup.as_ref().is_some_and(|c| c.oom_kills() > 0);
+            setting.kill_rest();
+            oom
+        });
+        let oom = reaping.await.unwrap_or(false);
+        let (exit_code, signal) = status.map_or((None, None), code_and_signal);
+        Ending { exit_code, signal, oom, reason, tail: self.output.tail() }
+    }
+
+    /// Forwards a pipe as logs.
+    fn forward(&self, pipe: Option<impl AsyncRead + Unpin + 'static>, stderr: bool) {
+        let Some(mut pipe) = pipe else { return };
+        let (tell, output) = (self.tell.clone(), self.output.clone());
+        actix::spawn(async move {
+            let mut buffer = vec![0u8; 16 << 10];
+            while let Ok(n) = pipe.read(&mut buffer).await {
+                if n == 0 {
+                    return;
+                }
+                if let Some((chunk, dropped)) = output.take(&buffer[..n]) {
+                    let container = tell.container;
+                    tell.tell(Event::Wrote { container, stderr, chunk, dropped }).await;
+                }
+            }
+        });
+    }
+}
+
+async fn asked(stopped: &mut watch::Receiver<Stop>) -> (Duration, String) {
+    match stopped.wait_for(|stop| stop.asked.is_some()).await {
+        Ok(stop) => stop.asked.clone().unwrap_or_default(),
+        // The node is gone: so shall we be.
+        Err(_) => (Duration::ZERO, "the worker ends".into()),
+    }
+}

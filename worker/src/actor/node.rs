@@ -1,0 +1,273 @@
+//! The shell around the node's core: it stamps events and performs effects on real containers.
+
+use super::{container::Running, link::BACKLOG};
+use crate::{
+    config::WorkerConfig,
+    runtime::{cgroup::Cgroups, process::Setting},
+};
+use actix::prelude::*;
+use capstan_blob::Blobs;
+use capstan_clock::now;
+use capstan_common::{
+    container::Ending,
+    function::Runtime,
+    id::{ContainerId, Epoch},
+    order::{Order, Start},
+    report::{Hello, Report},
+    time::Time,
+    wire::PROTOCOL,
+};
+use capstan_worker_core::node::{Effect, Event, Node};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+
+/// Owns the node.
+pub struct NodeActor {
+    core: Node,
+    epoch: Epoch,
+    config: WorkerConfig,
+    instance: Arc<str>,
+    scratch: PathBuf,
+    cgroups: Cgroups,
+    limits: String,
+    blobs: Blobs,
+    containers: BTreeMap<ContainerId, Running>,
+    outbox: Option<mpsc::Sender<Report>>,
+    out: Vec<Effect>,
+    alarm_at: Option<Time>,
+    shutting: Option<oneshot::Sender<()>>,
+    hung_up: bool,
+}
+
+/// Something happened to a container.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Happen(pub Event);
+
+/// Orders came.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Orders {
+    /// Their sender's fencing number.
+    pub epoch: u64,
+    /// The orders.
+    pub orders: Vec<Order>,
+}
+
+/// A link is being made: answers who we are, and from now on reports go there.
+#[derive(Message)]
+#[rtype(result = "Hello")]
+pub struct Introduce {
+    /// Where reports go.
+    pub outbox: mpsc::Sender<Report>,
+}
+
+/// The link broke.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Parted;
+
+/// Stop everything; answered when nothing is left.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shut {
+    /// Milliseconds between TERM and KILL.
+    pub grace_ms: u32,
+}
+
+impl NodeActor {
+    /// An empty node.
+    pub fn new(
+        config: WorkerConfig,
+        instance: Arc<str>,
+        scratch: PathBuf,
+        cgroups: Cgroups,
+        limits: String,
+        blobs: Blobs,
+    ) -> Self {
+        Self {
+            core: Node::new(config.capacity()),
+            epoch: Epoch(0),
+            config,
+            instance,
+            scratch,
+            cgroups,
+            limits,
+            blobs,
+            containers: BTreeMap::new(),
+            outbox: None,
+            out: Vec::new(),
+            alarm_at: None,
+            shutting: None,
+            hung_up: false,
+        }
+    }
+
+    fn step(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let mut out = std::mem::take(&mut self.out);
+        self.core.step(now(), event, &mut out);
+        for effect in out.drain(..) {
+            self.perform(effect, ctx);
+        }
+        self.out = out;
+        self.set_alarm(ctx);
+        if self.core.live() == 0
+            && let Some(done) = self.shutting.take()
+        {
+            // Whoever waited may have gone.
+            let _ = done.send(());
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Launch(start) => self.launch(&start, ctx),
+            Effect::Run { container, group, assignments, batch } => {
+                if let Some(running) = self.containers.get(&container) {
+                    running.work(group, assignments, batch);
+                }
+            }
+            Effect::Interrupt { container, group } => {
+                if let Some(running) = self.containers.get(&container) {
+                    running.interrupt(group);
+                }
+            }
+            Effect::Terminate { container, grace_ms, reason } => {
+                if let Some(running) = self.containers.get(&container) {
+                    running.terminate(Duration::from_millis(u64::from(grace_ms)), reason);
+                }
+            }
+            Effect::Tell(report) => self.tell(report),
+            Effect::Hangup => self.hung_up = true,
+        }
+    }
+
+    /// A report that finds no room breaks the link: the next Hello tells everything.
+    fn tell(&mut self, report: Report) {
+        let Some(outbox) = &self.outbox else { return };
+        if outbox.try_send(report).is_err() {
+            tracing::warn!(waiting = BACKLOG, "the scheduler does not take reports: the link is cut");
+            self.outbox = None;
+            self.hung_up = true;
+        }
+    }
+
+    fn launch(&mut self, start: &Start, ctx: &mut Context<Self>) {
+        let id = start.container;
+        let Runtime::Process(process) = &start.spec.runtime else {
+            let reason = "this worker runs processes only".into();
+            ctx.notify(Happen(Event::Exited { container: id, ending: Ending { reason, ..Ending::default() } }));
+            return;
+        };
+        let resources = &start.spec.resources;
+        let scratch = self.scratch.join(id.to_string());
+        if let Err(error) = std::fs::create_dir_all(&scratch) {
+            let reason = format!("the scratch folder cannot be made: {error}");
+            ctx.notify(Happen(Event::Exited { container: id, ending: Ending { reason, ..Ending::default() } }));
+            return;
+        }
+        let setting = Setting {
+            container: id,
+            process: process.clone(),
+            scratch,
+            instance: self.instance.clone(),
+            cgroup: self.cgroups.create(&id.to_string(), resources.memory_mib, resources.cpu.milli),
+        };
+        let running = Running::launch(start, setting, self.blobs.clone(), self.config.output_max_bytes, ctx.address());
+        self.containers.insert(id, running);
+    }
+
+    fn set_alarm(&mut self, ctx: &mut Context<Self>) {
+        let Some(at) = self.core.next_alarm() else { return };
+        if self.alarm_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        self.alarm_at = Some(at);
+        let wait = Duration::from_micros(at.since_us(now()));
+        let node = ctx.address();
+        // A task of its own: a busy actor's timers starve behind its mailbox.
+        actix::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let _ = node.send(Happen(Event::Alarm)).await;
+        });
+    }
+}
+
+impl Actor for NodeActor {
+    type Context = Context<Self>;
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(1 << 14);
+    }
+}
+
+impl Handler<Happen> for NodeActor {
+    type Result = ();
+    fn handle(&mut self, Happen(event): Happen, ctx: &mut Context<Self>) {
+        match &event {
+            Event::Alarm => self.alarm_at = None,
+            Event::Exited { container, .. } => drop(self.containers.remove(container)),
+            _ => {}
+        }
+        self.step(event, ctx);
+    }
+}
+
+impl Handler<Orders> for NodeActor {
+    type Result = bool;
+    fn handle(&mut self, message: Orders, ctx: &mut Context<Self>) -> bool {
+        let epoch = Epoch(message.epoch);
+        if epoch != self.epoch {
+            self.step(Event::Connected { epoch }, ctx);
+            self.epoch = self.epoch.max(epoch);
+        }
+        for order in message.orders {
+            if self.hung_up {
+                return false;
+            }
+            self.step(Event::Ordered(order), ctx);
+        }
+        !self.hung_up
+    }
+}
+
+impl Handler<Introduce> for NodeActor {
+    type Result = MessageResult<Introduce>;
+    fn handle(&mut self, introduce: Introduce, ctx: &mut Context<Self>) -> Self::Result {
+        self.hung_up = false;
+        let inventory = self.core.inventory();
+        self.outbox = Some(introduce.outbox);
+        // What happens from here on is told behind the Hello.
+        let epoch = self.epoch;
+        self.step(Event::Connected { epoch }, ctx);
+        MessageResult(Hello {
+            protocol: PROTOCOL,
+            worker: self.config.name.clone(),
+            capacity: self.core.resources().0,
+            inventory,
+            version: env!("CARGO_PKG_VERSION").into(),
+            limits: self.limits.clone(),
+        })
+    }
+}
+
+impl Handler<Parted> for NodeActor {
+    type Result = ();
+    fn handle(&mut self, _: Parted, ctx: &mut Context<Self>) {
+        self.outbox = None;
+        self.step(Event::Disconnected, ctx);
+    }
+}
+
+impl Handler<Shut> for NodeActor {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, shut: Shut, ctx: &mut Context<Self>) -> Self::Result {
+        let (done, waiting) = oneshot::channel();
+        self.shutting = Some(done);
+        self.step(Event::Shutdown { grace_ms: shut.grace_ms }, ctx);
+        Box::pin(async move {
+            // Bounded: TERM, the grace, KILL, and a second for the kernel.
+            let limit = Duration::from_millis(u64::from(shut.grace_ms) + 1000);
+            let _ = tokio::time::timeout(limit, waiting).await;
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! A worker's configuration.
+
+use capstan_common::resource::Amount;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Everything that can be set of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// Its name, unique in a cluster; the host's by default.
+    pub name: String,
+    /// Cores that it offers; all of the machine's by default.
+    pub cpu: Option<f64>,
+    /// Memory that it offers; nine tenths of the machine's by default.
+    pub memory_mib: Option<u64>,
+    /// Where containers have their scratch folders and large payloads lie.
+    pub data_dir: PathBuf,
+    /// Outputs above this travel through the blob store.
+    pub blob_threshold_bytes: usize,
+    /// The largest output of one input.
+    pub output_max_bytes: usize,
+    /// Whether limits are enforced by cgroups where the machine allows it.
+    pub cgroups: bool,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = host.trim();
+        Self {
+            name: if host.is_empty() { "worker".into() } else { host.into() },
+            cpu: None,
+            memory_mib: None,
+            data_dir: PathBuf::from("capstan-data"),
+            blob_threshold_bytes: 32 << 10,
+            output_max_bytes: 16 << 20,
+            cgroups: true,
+        }
+    }
+}
+
+impl WorkerConfig {
+    /// What the worker offers.
+    pub fn capacity(&self) -> Amount {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let memory = || {
+            let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+            let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+            let kib = total.and_then(|t| t.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            kib.unwrap_or(1 << 20) / 1024 * 9 / 10
+        };
+        Amount {
+            cpu_milli: (self.cpu.unwrap_or(cores) * 1000.0) as u64,
+            memory_mib: self.memory_mib.unwrap_or_else(memory),
+        }
+    }
+}

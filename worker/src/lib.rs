@@ -1,0 +1,11 @@
+//! The worker: shells around the pure core of `capstan-worker-core`.
+//!
+//! The node's actor owns the core; a link carries orders and reports; runtimes start real processes; protocols bring them inputs.
+
+pub mod actor;
+pub mod config;
+pub mod protocol;
+pub mod runtime;
+
+pub use actor::{Dial, Worker, start};
+pub use runtime::keeper;

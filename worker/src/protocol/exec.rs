@@ -1,0 +1,303 @@
+//! The `exec` protocol: one process an input; JSON on standard input, the output on standard output.
+//!
+//! Each slot of a container is a thread: starting a process blocks, and a thread can enter a cgroup so that its children
+//! are born inside.
+
+use super::{end_of, timed_out, too_large};
+use crate::runtime::{
+    output::Output,
+    process::{Setting, kill_group, pid_of},
+};
+use bytes::Bytes;
+use capstan_common::{
+    id::LeaseId,
+    input::{Failure, FailureKind},
+    order::Assignment,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, memfd_create},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, ErrorKind, Read, Seek, Write},
+    os::fd::{AsFd, OwnedFd},
+    process::{Child, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Bytes that a pipe takes without a reader.
+const PIPE_BYTES: usize = 60 << 10;
+/// Bytes of standard error that an error keeps.
+const STDERR_BYTES: usize = 16 << 10;
+
+/// One input for a slot.
+pub struct Work {
+    /// The attempt.
+    pub assignment: Assignment,
+    /// Its input.
+    pub input: Bytes,
+}
+
+/// How it ended.
+pub struct Ended {
+    /// The attempt.
+    pub assignment: Assignment,
+    /// Its output as JSON, or its error.
+    pub result: Result<Bytes, Failure>,
+    /// How long it ran.
+    pub run: Duration,
+}
+
+/// Processes that run now, so that they can be interrupted.
+#[derive(Debug, Default)]
+pub struct Running(Mutex<BTreeMap<LeaseId, Option<Pid>>>);
+
+impl Running {
+    fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<LeaseId, Option<Pid>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the attempt's processes; one that has not begun will not begin.
+    pub fn interrupt(&self, lease: LeaseId) {
+        match self.table().insert(lease, None) {
+            // Held while the process is not yet waited for: its number cannot have been reused.
+            Some(Some(pid)) => kill_group(pid),
+            Some(None) | None => {}
+        }
+    }
+
+    fn begin(&self, lease: LeaseId, pid: Pid) -> bool {
+        let mut table = self.table();
+        let interrupted = table.contains_key(&lease);
+        table.insert(lease, Some(pid));
+        !interrupted
+    }
+
+    /// The attempt is over. Whether it was interrupted.
+    fn end(&self, lease: LeaseId) -> bool {
+        self.table().remove(&lease) == Some(None)
+    }
+}
+
+/// What all slots of a container share.
+pub struct Shared {
+    /// How its processes are started.
+    pub setting: Setting,
+    /// The longest attempt.
+    pub timeout_ms: u64,
+    /// The largest output.
+    pub output_max: usize,
+    /// What runs.
+    pub running: Running,
+    /// Its output, for logs.
+    pub output: Output,
+    /// Told of log chunks.
+    pub log: Box<dyn Fn(Bytes, u64) + Send + Sync>,
+    /// Told of ends.
+    pub ended: flume::Sender<Ended>,
+}
+
+/// A slot: takes work until there is no more.
+pub fn slot(shared: &Arc<Shared>, work: &flume::Receiver<Work>) {
+    if let Some(cgroup) = &shared.setting.cgroup {
+        cgroup.enter_thread();
+    }
+    for Work { assignment, input } in work {
+        let begun = Instant::now();
+        let result = run(shared, &assignment, &input);
+        // Whoever listens lives as long as the container.
+        let _ = shared.ended.send(Ended { assignment, result, run: begun.elapsed() });
+    }
+}
+
+fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, Failure> {
+    let mut more = BTreeMap::from([
+        ("CAPSTAN_CALL_ID", assignment.call.to_string()),
+        ("CAPSTAN_INPUT_INDEX", assignment.index.to_string()),
+        ("CAPSTAN_ATTEMPT", assignment.attempt.to_string()),
+    ]);
+    if !assignment.traceparent.is_empty() {
+        more.insert("TRACEPARENT", assignment.traceparent.to_string());
+    }
+    let failed =
+        |what: &str, error: io::Error| Failure::new(FailureKind::Function, "StartFailed", format!("{what}: {error}"));
+    let oom_before = shared.setting.cgroup.as_ref().map_or(0, |c| c.oom_kills());
+    let (stdin, rest) = stdin_of(input).map_err(|e| failed("the input cannot be handed over", e))?;
+    let mut child = shared
+        .setting
+        .spawn(shared.setting.command(&more), stdin)
+        .map_err(|e| failed("the process cannot be started", e))?;
+    let pid = pid_of(&child);
+    if !shared.running.begin(assignment.lease, pid) {
+        kill_group(pid);
+    }
+    if rest && let Some(mut pipe) = child.stdin.take() {
+        // A program need not read its input.
+        let _ = pipe.write_all(input);
+    }
+    let watched = watch(shared, &mut child, pid);
+    let interrupted = shared.running.end(assignment.lease);
+    // Whatever it started and left behind ends with it.
+    kill_group(pid);
+    let status = child.wait().map_err(|e| failed("the process cannot be waited for", e))?;
+    let watched = watched.map_err(|e| failed("the process cannot be watched", e))?;
+    if interrupted {
+        return Err(Failure::new(FailureKind::Crashed, "Interrupted", "the attempt was interrupted"));
+    }
+    let oom = shared.setting.cgroup.as_ref().map_or(0, |c| c.oom_kills()) > oom_before;
+    judge(shared, watched, status, oom)
+}
+
+/// Small inputs fit a pipe; larger ones lie in memory as a file, so that nobody has to write while the program runs.
+fn stdin_of(input: &[u8]) -> io::Result<(Stdio, bool)> {
+    if input.len() <= PIPE_BYTES {
+        return Ok((Stdio::piped(), true));
+    }
+    let mut file = File::from(memfd_create("capstan-input", MemfdFlags::CLOEXEC)?);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok((Stdio::from(file), false))
+}
+
+struct Watched {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    timed_out: bool,
+    overflow: bool,
+}
+
+/// Reads both outputs until the process has ended or its time is up.
+fn watch(shared: &Shared, child: &mut Child, pid: Pid) -> io::Result<Watched> {
+    let exited = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut stdout = nonblocking(child.stdout.take().map(OwnedFd::from))?;
+    let mut stderr = nonblocking(child.stderr.take().map(OwnedFd::from))?;
+    let deadline = Instant::now() + Duration::from_millis(shared.timeout_ms);
+    let mut seen = Watched { stdout: Vec::new(), stderr: Vec::new(), timed_out: false, overflow: false };
+    let mut buffer = vec![0u8; 16 << 10];
+    let mut over = false;
+    while !over {
+        over = wait_any(&exited, [stdout.as_ref(), stderr.as_ref()], deadline)?;
+        if Instant::now() >= deadline && !over {
+            seen.timed_out = true;
+            kill_group(pid);
+            return Ok(seen);
+        }
+        drain(&mut stdout, &mut buffer, |bytes| {
+            let room = shared.output_max.saturating_sub(seen.stdout.len());
+            seen.overflow |= bytes.len() > room;
+            seen.stdout.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            !seen.overflow
+        })?;
+        drain(&mut stderr, &mut buffer, |bytes| {
+            if let Some((chunk, dropped)) = shared.output.take(bytes) {
+                (shared.log)(chunk, dropped);
+            }
+            seen.stderr.extend_from_slice(bytes);
+            let surplus = seen.stderr.len().saturating_sub(2 * STDERR_BYTES);
+            if surplus > 0 {
+                seen.stderr.drain(..surplus);
+            }
+            true
+        })?;
+        if seen.overflow {
+            kill_group(pid);
+            return Ok(seen);
+        }
+    }
+    Ok(seen)
+}
+
+fn nonblocking(fd: Option<OwnedFd>) -> io::Result<Option<File>> {
+    let Some(fd) = fd else { return Ok(None) };
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(Some(File::from(fd)))
+}
+
+/// Waits for the end of the process, output, or the deadline. Whether the process has ended.
+fn wait_any(exited: &OwnedFd, pipes: [Option<&File>; 2], deadline: Instant) -> io::Result<bool> {
+    let mut fds = vec![PollFd::new(exited, PollFlags::IN)];
+    fds.extend(pipes.into_iter().flatten().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+    match poll(&mut fds, Some(&left)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads what is there; a pipe that has ended is closed. Stops when `take` says so.
+fn drain(pipe: &mut Option<File>, buffer: &mut [u8], mut take: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+    while let Some(file) = pipe.as_mut() {
+        match file.read(buffer) {
+            Ok(0) => *pipe = None,
+            Ok(n) => {
+                if !take(&buffer[..n]) {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn judge(shared: &Shared, watched: Watched, status: ExitStatus, oom: bool) -> Result<Bytes, Failure> {
+    if watched.timed_out {
+        return Err(timed_out(shared.timeout_ms));
+    }
+    if watched.overflow {
+        return Err(too_large(shared.output_max));
+    }
+    if !status.success() {
+        let (code, signal) = crate::runtime::process::code_and_signal(status);
+        let how = match (oom, code, signal) {
+            (true, _, _) => "was ended by the kernel: out of memory".into(),
+            (_, Some(code), _) => format!("ended with exit code {code}"),
+            (_, _, Some(signal)) => format!("was ended by signal {signal}"),
+            _ => "ended".to_owned(),
+        };
+        let stderr = end_of(&String::from_utf8_lossy(&watched.stderr));
+        let error_type =
+            if oom { "OutOfMemory".into() } else { code.map_or("Signal".into(), |c| format!("ExitCode{c}")) };
+        let said = stderr.trim();
+        let message = if said.is_empty() { format!("the process {how}") } else { format!("the process {how}: {said}") };
+        return Err(Failure { kind: FailureKind::Function, error_type, message, traceback: stderr });
+    }
+    Ok(output_of(watched.stdout))
+}
+
+/// JSON as it is; anything else as a string, without its last line end.
+fn output_of(stdout: Vec<u8>) -> Bytes {
+    let bytes = Bytes::from(stdout);
+    if let Ok(value) = serde_json::from_slice::<&serde_json::value::RawValue>(&bytes) {
+        return bytes.slice_ref(value.get().as_bytes());
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    serde_json::to_vec(text).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_stays_json_and_text_becomes_a_string() {
+        for (stdout, output) in [
+            ("{\"a\": 1}\n", "{\"a\": 1}"),
+            ("hello\n", "\"hello\""),
+            ("", "\"\""),
+            ("two\nlines\n", "\"two\\nlines\""),
+            ("12", "12"),
+        ] {
+            assert_eq!(output_of(stdout.as_bytes().to_vec()), output.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Protocols: how an input reaches a program and its output comes back.
+
+pub mod exec;
+pub mod http;
+
+use bytes::Bytes;
+use capstan_blob::Blobs;
+use capstan_common::{
+    id::{CallId, LeaseId},
+    input::{Failure, FailureKind, Payload},
+    order::Assignment,
+};
+
+/// How each input of a group ended, by lease.
+pub type Results = Vec<(LeaseId, Result<Payload, Failure>)>;
+
+/// Characters of an error's text that are kept.
+const ERROR_CHARS: usize = 16 << 10;
+
+/// The same failure for every input of a group.
+pub fn all_failed(leases: &[LeaseId], failure: &Failure) -> Results {
+    leases.iter().map(|lease| (*lease, Err(failure.clone()))).collect()
+}
+
+/// The end of a text, where errors say what matters.
+pub fn end_of(text: &str) -> String {
+    let start = text.len().saturating_sub(ERROR_CHARS);
+    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text[start..].to_owned()
+}
+
+/// The failure of an attempt that ran too long.
+pub fn timed_out(timeout_ms: u64) -> Failure {
+    let seconds = timeout_ms as f64 / 1000.0;
+    Failure::new(
+        FailureKind::Timeout,
+        "FunctionTimeout",
+        format!("the attempt ran longer than timeout_s ({seconds} s)"),
+    )
+}
+
+/// An output too large to be an output.
+pub fn too_large(limit: usize) -> Failure {
+    Failure::new(FailureKind::BadOutput, "OutputTooLarge", format!("the output has more than {limit} bytes"))
+}
+
+/// Keeps an output, in the blob store if it is large. The lease makes the blob's name unique: a late attempt overwrites nothing.
+pub async fn keep(blobs: &Blobs, call: CallId, index: u64, lease: LeaseId, bytes: Bytes) -> Result<Payload, Failure> {
+    let kept = blobs.keep(call, &format!("out-{index}-{:x}", lease.0), bytes).await;
+    kept.map_err(|error| Failure::new(FailureKind::BadOutput, "OutputNotKept", error.to_string()))
+}
+
+/// An input's bytes.
+pub async fn input(blobs: &Blobs, assignment: &Assignment) -> Result<Bytes, Failure> {
+    let fetched = blobs.fetch(&assignment.payload).await;
+    fetched.map_err(|error| Failure::new(FailureKind::Lost, "InputNotReadable", error.to_string()))
+}

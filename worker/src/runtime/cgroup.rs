@@ -1,0 +1,247 @@
+//! Limits by cgroups, version 1 or 2, where the machine allows them.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Processes and threads that one container may have.
+const PIDS_MAX: u32 = 4096;
+/// Microseconds of a CPU quota's period.
+const PERIOD_US: u64 = 100_000;
+/// Controllers that are used.
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// The machine's cgroups, as far as this worker may use them.
+#[derive(Debug, Default)]
+pub struct Cgroups {
+    version: u8,
+    /// Our own folders, by controller (version 1) or one for all (version 2).
+    bases: Vec<(&'static str, PathBuf)>,
+}
+
+/// One container's cgroup; removed when dropped.
+#[derive(Debug)]
+pub struct Cgroup {
+    version: u8,
+    folders: Vec<(&'static str, PathBuf)>,
+}
+
+impl Cgroups {
+    /// Finds out what may be used, and makes a folder named `name` there.
+    pub fn detect(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let v1 = Self::detect_v1(name, &mounts, &own);
+        if v1.bases.is_empty() { Self::detect_v2(name, &mounts, &own) } else { v1 }
+    }
+
+    fn detect_v1(name: &str, mounts: &str, own: &str) -> Self {
+        let mut bases = Vec::new();
+        for controller in CONTROLLERS {
+            let mount = mounts.lines().find_map(|line| {
+                let fields: Vec<_> = line.split(' ').collect();
+                let here = fields.get(2) == Some(&"cgroup") && fields.get(3)?.split(',').any(|o| o == controller);
+                here.then(|| fields[1].to_owned())
+            });
+            let path = own.lines().find_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let here = fields.next()?.split(',').any(|c| c == controller);
+                fields.next().filter(|_| here)
+            });
+            let (Some(mount), Some(path)) = (mount, path) else { continue };
+            let base = Path::new(&mount).join(path.trim_start_matches('/')).join(name);
+            if fs::create_dir(&base).is_ok() {
+                bases.push((controller, base));
+            }
+        }
+        Self { version: 1, bases }
+    }
+
+    /// Version 2 forbids processes beside child groups: the worker moves itself into a leaf, if it is alone in its group.
+    fn detect_v2(name: &str, mounts: &str, own: &str) -> Self {
+        let none = Self::default();
+        let mount = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (at, kind) = (fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| at.to_owned())
+        });
+        let path = own.lines().find_map(|line| line.strip_prefix("0::"));
+        let (Some(mount), Some(path)) = (mount, path) else { return none };
+        let here = Path::new(&mount).join(path.trim_start_matches('/'));
+        let alone = fs::read_to_string(here.join("cgroup.procs"))
+            .is_ok_and(|procs| procs.trim() == std::process::id().to_string());
+        let set_up = || -> io::Result<PathBuf> {
+            let leaf = here.join("capstan-agent");
+            fs::create_dir_all(&leaf)?;
+            fs::write(leaf.join("cgroup.procs"), "0")?;
+            fs::write(here.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+            let base = here.join(name);
+            fs::create_dir(&base)?;
+            fs::write(base.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+            Ok(base)
+        };
+        match alone.then(set_up) {
+            Some(Ok(base)) => Self { version: 2, bases: vec![("all", base)] },
+            _ => none,
+        }
+    }
+
+    /// What is enforced, in words.
+    pub fn describe(&self) -> String {
+        match self.version {
+            _ if self.bases.is_empty() => {
+                "not enforced: no cgroup of this machine may be written; requests are only counted".into()
+            }
+            1 => {
+                let names: Vec<_> = self.bases.iter().map(|(c, _)| *c).collect();
+                format!("enforced by cgroup v1: {}", names.join(", "))
+            }
+            _ => "enforced by cgroup v2: memory, cpu, pids".into(),
+        }
+    }
+
+    /// Our own folders, for whoever cleans up after us.
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        self.bases.iter().map(|(_, path)| path.as_path())
+    }
+
+    /// A container's cgroup with its memory limit and CPU weight; `None` where limits cannot be enforced.
+    pub fn create(&self, container: &str, memory_mib: u32, cpu_milli: u32) -> Option<Cgroup> {
+        let mut folders = Vec::new();
+        for (controller, base) in &self.bases {
+            let folder = base.join(container);
+            if let Err(error) = fs::create_dir(&folder) {
+                tracing::warn!(folder = %folder.display(), %error, "a cgroup cannot be made: its limit is not enforced");
+                continue;
+            }
+            folders.push((*controller, folder));
+        }
+        if folders.is_empty() {
+            return None;
+        }
+        let group = Cgroup { version: self.version, folders };
+        let memory = (u64::from(memory_mib) << 20).to_string();
+        let shares = (u64::from(cpu_milli) * 1024 / 1000).clamp(2, 262_144).to_string();
+        let weight = (u64::from(cpu_milli) / 10).clamp(1, 10_000).to_string();
+        group.set("memory", "memory.limit_in_bytes", "memory.max", &memory);
+        group.set("cpu", "cpu.shares", "cpu.weight", if self.version == 1 { &shares } else { &weight });
+        group.set("pids", "pids.max", "pids.max", &PIDS_MAX.to_string());
+        Some(group)
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for (_, base) in &self.bases {
+            // A clone, or the keeper, may have removed it; one that is in use stays for the keeper.
+            let _ = fs::remove_dir(base);
+        }
+    }
+}
+
+impl Cgroup {
+    fn folder(&self, controller: &str) -> Option<&Path> {
+        let found = self.folders.iter().find(|(c, _)| *c == controller || *c == "all");
+        found.map(|(_, path)| path.as_path())
+    }
+
+    fn set(&self, controller: &str, v1: &str, v2: &str, value: &str) {
+        let Some(folder) = self.folder(controller) else { return };
+        let file = folder.join(if self.version == 1 { v1 } else { v2 });
+        if let Err(error) = fs::write(&file, value) {
+            tracing::warn!(file = %file.display(), %error, "a limit cannot be set");
+        }
+    }
+
+    /// Caps the CPU from now on.
+    pub fn cap_cpu(&self, milli: u32) {
+        let quota = (u64::from(milli) * PERIOD_US / 1000).max(1000);
+        if self.version == 1 {
+            self.set("cpu", "cpu.cfs_quota_us", "", &quota.to_string());
+        } else {
+            self.set("cpu", "", "cpu.max", &format!("{quota} {PERIOD_US}"));
+        }
+    }
+
+    /// Moves the calling thread in: processes that it starts are born inside. Version 2 moves only whole processes.
+    pub fn enter_thread(&self) {
+        if self.version != 1 {
+            return;
+        }
+        for (_, folder) in &self.folders {
+            if let Err(error) = fs::write(folder.join("tasks"), "0") {
+                tracing::warn!(folder = %folder.display(), %error, "a thread cannot enter its cgroup");
+            }
+        }
+    }
+
+    /// Moves a process in that was just started, where its parent could not enter.
+    pub fn add(&self, pid: Pid) {
+        if self.version == 1 {
+            return;
+        }
+        for (_, folder) in &self.folders {
+            if let Err(error) = fs::write(folder.join("cgroup.procs"), pid.as_raw_nonzero().to_string()) {
+                tracing::warn!(folder = %folder.display(), %error, "a process cannot enter its cgroup");
+            }
+        }
+    }
+
+    /// How many of its processes the kernel ended for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let Some(folder) = self.folder("memory") else { return 0 };
+        let file = if self.version == 1 { "memory.oom_control" } else { "memory.events" };
+        let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let found = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        found.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Kills everything inside.
+    pub fn kill(&self) {
+        for (_, folder) in &self.folders {
+            kill_all(folder);
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for (_, folder) in &self.folders {
+            kill_all(folder);
+            remove(folder);
+        }
+    }
+}
+
+/// Kills every process of a folder's cgroup.
+pub fn kill_all(folder: &Path) {
+    // Version 2 kills all at once.
+    let _ = fs::write(folder.join("cgroup.kill"), "1");
+    for _ in 0..100 {
+        let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        let pids: Vec<_> = procs.lines().filter_map(|l| Pid::from_raw(l.parse().ok()?)).collect();
+        let own = rustix::process::getpid();
+        if pids.iter().all(|pid| *pid == own) {
+            return;
+        }
+        for pid in pids.into_iter().filter(|pid| *pid != own) {
+            // Gone already: nothing to do.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// Removes an emptied cgroup; the kernel may need a moment to see that it is empty.
+pub fn remove(folder: &Path) {
+    for _ in 0..50 {
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            _ => return,
+        }
+    }
+}

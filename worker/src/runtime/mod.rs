@@ -1,0 +1,7 @@
+//! Runtimes: how a container becomes processes, and how they end without leaving any behind.
+
+pub mod cgroup;
+pub mod keeper;
+pub mod output;
+pub mod process;
+pub mod tree;

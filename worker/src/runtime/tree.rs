@@ -1,0 +1,49 @@
+//! Whole process trees: found by what every process of a container inherits, whatever it does to its parents.
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use std::path::PathBuf;
+
+/// The variable that names a process's container.
+pub const CONTAINER: &str = "CAPSTAN_CONTAINER";
+/// The variable that names a process's worker instance.
+pub const WORKER: &str = "CAPSTAN_WORKER";
+
+/// Processes whose environment has `variable=value`, except our own.
+pub fn marked(variable: &str, value: &str) -> Vec<Pid> {
+    let mark = format!("{variable}={value}");
+    let own = std::process::id().to_string();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let name = name.to_str()?;
+            let pid = name.parse().ok().filter(|_| name != own)?;
+            let path: PathBuf = entry.path().join("environ");
+            let environ = std::fs::read(path).ok()?;
+            let found = environ.split(|b| *b == 0).any(|v| v == mark.as_bytes());
+            found.then(|| Pid::from_raw(pid)).flatten()
+        })
+        .collect()
+}
+
+/// Signals a process group; one that is gone is fine.
+pub fn signal_group(leader: Pid, signal: Signal) {
+    // Gone already: nothing to do.
+    let _ = kill_process_group(leader, signal);
+}
+
+/// Kills every marked process until none is left, or a bounded number of rounds has passed.
+pub fn kill_marked(variable: &str, value: &str) {
+    for _ in 0..50 {
+        let found = marked(variable, value);
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            // Gone already: nothing to do.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::yield_now();
+    }
+}

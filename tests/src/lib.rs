@@ -1,1 +1,5 @@
-//! Placeholder.
+//! What tests share: the real binary, started and stopped, and a client of its interface.
+
+pub mod bench;
+pub mod real;
+pub mod world;

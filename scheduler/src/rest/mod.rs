@@ -28,6 +28,8 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
     })
     .workers(config.rest_threads)
     .client_request_timeout(HEAD_TIMEOUT)
+    // A client that closes its side has gone: what has not started of its call is cancelled.
+    .h1_allow_half_closed(false)
     .keep_alive(IDLE_TIMEOUT)
     .shutdown_timeout(5)
     .disable_signals()

@@ -225,6 +225,7 @@ fn exec_shared(
         timeout_ms,
         output_max,
         running: exec::Running::default(),
+        oom_kills: Default::default(),
         output: Output::default(),
         log: Box::new(move |chunk, dropped| {
             let container = tell.container;

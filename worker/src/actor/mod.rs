@@ -34,6 +34,8 @@ pub async fn start(config: WorkerConfig, dial: Dial) -> anyhow::Result<Worker> {
     let scratch = scratch.canonicalize()?;
     let cgroups = if config.cgroups { Cgroups::detect(&format!("capstan-{instance}")) } else { Cgroups::default() };
     let limits = cgroups.describe();
+    let parents: Vec<_> = cgroups.folders().filter_map(|f| f.parent().map(std::path::Path::to_path_buf)).collect();
+    keeper::clean_stale(&parents);
     // From here on, whatever happens to us, nothing of ours is left behind.
     let keeper = keeper::start(&instance, &scratch, cgroups.folders()).context("the keeper cannot be started")?;
     let blobs = Blobs::open(config.data_dir.join("blobs"), config.blob_threshold_bytes)?;

@@ -17,15 +17,21 @@ use capstan_common::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, memfd_create},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, pidfd_open},
 };
 use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, ErrorKind, Read, Seek, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     process::{Child, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -63,10 +69,9 @@ impl Running {
 
     /// Ends the attempt's processes; one that has not begun will not begin.
     pub fn interrupt(&self, lease: LeaseId) {
-        match self.table().insert(lease, None) {
-            // Held while the process is not yet waited for: its number cannot have been reused.
-            Some(Some(pid)) => kill_group(pid),
-            Some(None) | None => {}
+        // Killed while the table is held: the process is not yet waited for, so its number cannot have been reused.
+        if let Some(Some(pid)) = self.table().insert(lease, None) {
+            kill_group(pid);
         }
     }
 
@@ -93,12 +98,22 @@ pub struct Shared {
     pub output_max: usize,
     /// What runs.
     pub running: Running,
+    /// Processes that the kernel is known to have ended for want of memory.
+    pub oom_kills: AtomicU64,
     /// Its output, for logs.
     pub output: Output,
     /// Told of log chunks.
     pub log: Box<dyn Fn(Bytes, u64) + Send + Sync>,
     /// Told of ends.
     pub ended: flume::Sender<Ended>,
+}
+
+impl Shared {
+    /// Whether the kernel has ended more of the container's processes for want of memory than were known.
+    fn saw_oom(&self) -> bool {
+        let kills = self.setting.cgroup.as_ref().map_or(0, |c| c.oom_kills());
+        kills > self.oom_kills.swap(kills, Ordering::Relaxed)
+    }
 }
 
 /// A slot: takes work until there is no more.
@@ -125,7 +140,6 @@ fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, 
     }
     let failed =
         |what: &str, error: io::Error| Failure::new(FailureKind::Function, "StartFailed", format!("{what}: {error}"));
-    let oom_before = shared.setting.cgroup.as_ref().map_or(0, |c| c.oom_kills());
     let (stdin, rest) = stdin_of(input).map_err(|e| failed("the input cannot be handed over", e))?;
     let mut child = shared
         .setting
@@ -148,7 +162,7 @@ fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, 
     if interrupted {
         return Err(Failure::new(FailureKind::Crashed, "Interrupted", "the attempt was interrupted"));
     }
-    let oom = shared.setting.cgroup.as_ref().map_or(0, |c| c.oom_kills()) > oom_before;
+    let oom = status.signal() == Some(Signal::KILL.as_raw()) && shared.saw_oom();
     judge(shared, watched, status, oom)
 }
 

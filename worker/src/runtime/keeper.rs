@@ -48,6 +48,28 @@ fn clean(instance: &str, folders: &[PathBuf]) {
     }
 }
 
+/// Cleans up after workers of this machine that died together with their keepers. `parents` are the folders that hold
+/// workers' cgroups.
+pub fn clean_stale(parents: &[PathBuf]) {
+    let alive = |instance: &str| {
+        let pid = instance.split('-').next().unwrap_or_default();
+        Path::new("/proc").join(pid).exists()
+    };
+    for instance in tree::values(tree::WORKER).into_iter().filter(|instance| !alive(instance)) {
+        tracing::warn!(instance, "processes of a dead worker were found and are ended");
+        tree::kill_marked(tree::WORKER, &instance);
+    }
+    for parent in parents {
+        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let instance = name.to_str().and_then(|n| n.strip_prefix("capstan-"));
+            if let Some(instance) = instance.filter(|i| i.contains('-') && !alive(i)) {
+                clean(instance, &[entry.path()]);
+            }
+        }
+    }
+}
+
 /// Starts the keeper for this process; it acts when the answered child's pipe closes.
 pub fn start<'a>(instance: &str, scratch: &Path, folders: impl Iterator<Item = &'a Path>) -> std::io::Result<Child> {
     use std::os::unix::process::CommandExt;
@@ -57,6 +79,7 @@ pub fn start<'a>(instance: &str, scratch: &Path, folders: impl Iterator<Item = &
         .arg(scratch)
         .args(folders)
         .env_remove(tree::WORKER)
+        .env_remove(tree::CONTAINER)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

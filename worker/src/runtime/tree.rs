@@ -8,6 +8,21 @@ pub const CONTAINER: &str = "CAPSTAN_CONTAINER";
 /// The variable that names a process's worker instance.
 pub const WORKER: &str = "CAPSTAN_WORKER";
 
+/// Every value that any process's environment has for the variable.
+pub fn values(variable: &str) -> std::collections::BTreeSet<String> {
+    let start = format!("{variable}=");
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Default::default() };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())))
+        .filter_map(|entry| std::fs::read(entry.path().join("environ")).ok())
+        .flat_map(|environ| {
+            let found = environ.split(|b| *b == 0).filter_map(|v| v.strip_prefix(start.as_bytes()));
+            found.map(|v| String::from_utf8_lossy(v).into_owned()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
 /// Processes whose environment has `variable=value`, except our own.
 pub fn marked(variable: &str, value: &str) -> Vec<Pid> {
     let mark = format!("{variable}={value}");

@@ -58,6 +58,10 @@ impl Function {
             container.decided
         });
         let Some(decided) = decided else { return };
+        // What of the whole start is not the worker's: the order's way down and the report's way up.
+        let there: u64 = phases.iter().map(|p| p.us).sum();
+        let order = Phase { name: "order".into(), us: now.since_us(decided).saturating_sub(there) };
+        let phases = std::iter::once(order).chain(phases).collect();
         if self.pool.get(id).is_some_and(|c| c.revision == self.deployed.revision) {
             self.starts.succeeded();
         }

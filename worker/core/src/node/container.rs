@@ -41,6 +41,8 @@ pub struct Container {
     pub start: Start,
     /// When that came.
     pub ordered: Time,
+    /// From then to its process, in microseconds; 0 before, and where a process is started for each input.
+    pub spawn_us: u64,
     /// Where it stands.
     pub life: Life,
     /// Groups that it may work on at once.
@@ -65,6 +67,7 @@ impl Container {
             at_once: start.spec.groups_at_once(),
             start,
             ordered: now,
+            spawn_us: 0,
             life: Life::Starting,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),

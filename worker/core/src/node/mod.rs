@@ -146,8 +146,9 @@ impl Node {
             Event::Disconnected => self.connected = false,
             Event::Ordered(order) => self.ordered(now, order, out),
             Event::Spawned { container, pid } => {
-                if let Some(c) = self.containers.get(&container) {
+                if let Some(c) = self.containers.get_mut(&container) {
                     let spawn_us = now.since_us(c.ordered);
+                    c.spawn_us = spawn_us;
                     self.tell(Report::Spawned { container, pid, spawn_us }, out);
                 }
             }
@@ -248,7 +249,9 @@ impl Node {
         if container.life == Life::Starting {
             container.life = Life::Ready;
         }
-        self.tell(Report::Ready { container: id, phases }, out);
+        let mut all = vec![Phase { name: "spawn".into(), us: container.spawn_us }];
+        all.extend(phases);
+        self.tell(Report::Ready { container: id, phases: all }, out);
         self.begin_work(now, id, out);
     }
 

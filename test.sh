@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Passes all tests on a fresh Debian machine with Rust; installs what is missing, by package name.
+#   ./test.sh         everything that CI runs
+#   ./test.sh fast    the inner loop: formats, lints, and the pure tests
+set -euo pipefail
+cd "$(dirname "$0")"
+
+install() { # command package
+    command -v "$1" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get install -y --no-install-recommends "$2" >/dev/null || { apt-get update >/dev/null && apt-get install -y --no-install-recommends "$2" >/dev/null; }
+    else
+        echo "test.sh: $1 is missing: install the package $2" >&2
+        exit 1
+    fi
+}
+install cc gcc
+install python3 python3
+install mount mount
+
+pure=(-p capstan-common -p capstan-scheduler-core -p capstan-worker-core)
+run() {
+    if command -v cargo-nextest >/dev/null; then cargo nextest run "$@"; else cargo test "$@"; fi
+}
+
+cargo fmt --all --check
+if [ "${1:-}" = fast ]; then
+    cargo clippy "${pure[@]}" --all-targets -- -D warnings
+    run "${pure[@]}"
+    exit
+fi
+
+cargo clippy --workspace --all-targets --all-features -- -D warnings
+if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; fi
+cargo build --workspace
+run --workspace
+# The checker is checked: every planted fault must be found.
+run -p capstan-tests --features mutants --test sim

@@ -1,0 +1,141 @@
+//! Functions over REST: deploy, settings, scaling, explanations.
+
+use crate::fresh;
+use capstan_tests::real::{echo, spec};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn containers(stats: &Value) -> u64 {
+    stats["containers"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum()
+}
+
+#[tokio::test]
+async fn a_function_scales_from_zero_serves_and_returns_to_zero() {
+    // SPEC A01 A02 A05 A06 A10 B12
+    let (_folder, up) = fresh(&[]);
+    up.deploy("f", echo("", json!({"autoscaler": {"scaledown_window": 1}})).unwrap()).await.unwrap();
+    assert_eq!(containers(&up.get("/v1/namespaces/default/functions/f/stats").await.unwrap()), 0);
+    assert_eq!(up.invoke("f", json!({"a": [1, "x"]})).await.unwrap(), (200, json!({"a": [1, "x"]})));
+    up.until("f", SOON, |s| containers(s) == 0).await.unwrap();
+    let explained = up.get("/v1/namespaces/default/functions/f/explain").await.unwrap();
+    let reasons: Vec<_> =
+        explained["decisions"].as_array().unwrap().iter().map(|d| d["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons, ["no_inputs", "inputs"]);
+    assert_eq!(explained["decisions"][1]["facts"]["pending"], 1);
+}
+
+#[tokio::test]
+async fn settings_change_while_it_runs_survive_a_restart_and_fall_with_a_deploy() {
+    // SPEC D01 D03 D07 D08 D09 D10 B03
+    let (folder, mut up) = fresh(&[]);
+    let deployed = echo("", json!({"autoscaler": {"max_containers": 5}})).unwrap();
+    up.deploy("f", deployed.clone()).await.unwrap();
+    let url = up.function("f", "/autoscaler");
+    let patch = async |up: &capstan_tests::real::Up, url: &str, body: Value| -> (u16, Value) {
+        let response = up.http.patch(url).json(&body).send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    };
+    let (status, settings) = patch(&up, &url, json!({"min_containers": 2})).await;
+    assert_eq!((status, &settings["effective"]["min_containers"]), (200, &json!(2)));
+    up.until("f", SOON, |s| s["containers"]["idle"] == 2).await.unwrap();
+    let (_, settings) = patch(&up, &url, json!({"max_containers": 3})).await;
+    assert_eq!(settings["overrides"], json!({"min_containers": 2, "max_containers": 3}));
+    let (status, problem) = patch(&up, &url, json!({"min_containers": 4})).await;
+    assert_eq!((status, problem["errors"][0]["pointer"].as_str()), (422, Some("/min_containers")));
+    up.kill().unwrap();
+    let up = capstan_tests::real::Up::start(&folder.path().join("data"), &[]).unwrap();
+    let settings = up.get("/v1/namespaces/default/functions/f/autoscaler").await.unwrap();
+    assert_eq!(settings["overrides"], json!({"min_containers": 2, "max_containers": 3}));
+    up.until("f", SOON, |s| s["containers"]["idle"] == 2).await.unwrap();
+    let function = up.deploy("f", deployed).await.unwrap();
+    assert_eq!(function["revision"], 2);
+    let settings = up.get("/v1/namespaces/default/functions/f/autoscaler").await.unwrap();
+    assert_eq!((&settings["overrides"], &settings["effective"]["max_containers"]), (&json!({}), &json!(5)));
+}
+
+#[tokio::test]
+async fn running_inputs_finish_on_the_old_revision_and_new_ones_start_on_the_new() {
+    let (_folder, up) = fresh(&[]);
+    let version = |n: u32, pause: &str| spec(&["sh", "-c", &format!("sleep {pause}; echo {n}")], "exec", json!({}));
+    up.deploy("f", version(1, "1")).await.unwrap();
+    let (_, call) = up.post(&up.function("f", "/spawn"), "0").await.unwrap();
+    up.until("f", SOON, |s| s["running"] == 1).await.unwrap();
+    up.deploy("f", version(2, "0")).await.unwrap();
+    assert_eq!(up.invoke("f", json!(0)).await.unwrap(), (200, json!(2)));
+    let results = up.results(call["call_id"].as_str().unwrap()).await.unwrap();
+    assert_eq!(results[0]["output"], 1);
+}
+
+#[tokio::test]
+async fn wrong_specs_are_refused_with_the_field_and_nothing_is_deployed() {
+    let (_folder, up) = fresh(&[]);
+    let process = json!({"process": {"command": ["true"]}});
+    for (body, status, pointer) in [
+        (json!({}), 422, ""),
+        (json!({"runtime": process, "timeouts": 3}), 422, "/timeouts"),
+        (json!({"runtime": process, "timeout_s": "3"}), 422, "/timeout_s"),
+        (json!({"runtime": process, "timeout_s": 0}), 422, "/timeout_s"),
+        (json!({"runtime": process, "autoscaler": {"min_containers": -1}}), 422, "/autoscaler/min_containers"),
+        (
+            json!({"runtime": process, "autoscaler": {"min_containers": 2, "max_containers": 1}}),
+            422,
+            "/autoscaler/min_containers",
+        ),
+        (json!({"runtime": {"container": {"image": "x"}}}), 422, "/runtime/container"),
+        (
+            json!({"runtime": {"process": {"command": ["true"], "working_dir": "here"}}}),
+            422,
+            "/runtime/process/working_dir",
+        ),
+    ] {
+        let response = up.http.put(up.function("f", "")).json(&body).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{body}");
+        let problem: Value = response.json().await.unwrap();
+        assert_eq!(problem["errors"][0]["pointer"], pointer, "{problem}");
+    }
+    let malformed = up.http.put(up.function("f", "")).body("{").send().await.unwrap();
+    assert_eq!(malformed.status().as_u16(), 400);
+    assert_eq!(up.http.get(up.function("f", "")).send().await.unwrap().status().as_u16(), 404);
+    let bad_name = up.http.put(up.function("a%20b", "")).json(&json!({"runtime": process})).send().await.unwrap();
+    assert_eq!(bad_name.status().as_u16(), 422);
+}
+
+#[tokio::test]
+async fn an_expected_revision_that_is_not_live_is_412_and_a_removed_function_is_404() {
+    let (_folder, up) = fresh(&[]);
+    let body = spec(&["cat"], "exec", json!({}));
+    let put =
+        |revision: &str| up.http.put(up.function("f", "")).header("If-Match", revision.to_owned()).json(&body).send();
+    assert_eq!(up.http.put(up.function("f", "")).json(&body).send().await.unwrap().status().as_u16(), 201);
+    assert_eq!(put("\"7\"").await.unwrap().status().as_u16(), 412);
+    assert_eq!(put("\"1\"").await.unwrap().status().as_u16(), 200);
+    assert_eq!(up.http.delete(up.function("f", "")).send().await.unwrap().status().as_u16(), 204);
+    assert_eq!(up.http.delete(up.function("f", "")).send().await.unwrap().status().as_u16(), 404);
+    assert_eq!(up.invoke("f", json!(1)).await.unwrap().0, 404);
+    assert_eq!(up.http.put(up.function("f", "")).json(&body).send().await.unwrap().status().as_u16(), 201);
+    assert_eq!(up.invoke("f", json!(1)).await.unwrap(), (200, json!(1)));
+}
+
+#[tokio::test]
+async fn idle_containers_give_way_to_waiting_work_of_another_function() {
+    let (_folder, up) = fresh(&["--set", "worker.cpu=1"]);
+    let whole = json!({"resources": {"cpu": 1}, "autoscaler": {"scaledown_window": 600}});
+    up.deploy("a", echo("", whole.clone()).unwrap()).await.unwrap();
+    up.deploy("b", echo("", whole).unwrap()).await.unwrap();
+    assert_eq!(up.invoke("a", json!(1)).await.unwrap(), (200, json!(1)));
+    assert_eq!(up.invoke("b", json!(2)).await.unwrap(), (200, json!(2)));
+    assert_eq!(up.invoke("a", json!(3)).await.unwrap(), (200, json!(3)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_placed_says_why() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("f", spec(&["cat"], "exec", json!({"resources": {"gpu": ["H100"]}}))).await.unwrap();
+    up.post(&up.function("f", "/spawn"), "1").await.unwrap();
+    up.until("f", SOON, |s| s["backlog"] == 1).await.unwrap();
+    let explained = up.get("/v1/namespaces/default/functions/f/explain").await.unwrap();
+    assert_eq!(explained["waiting"]["code"], "no_capacity");
+    assert!(explained["waiting"]["detail"].as_str().unwrap().contains("H100"));
+}

@@ -1,0 +1,133 @@
+//! kill -9 of the whole process at random moments: every accepted input ends once, with the right output.
+
+use capstan_tests::real::{Up, echo};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, time::Duration};
+
+/// Kills in one run; CAPSTAN_KILLS sets another number for a long run.
+fn kills() -> u32 {
+    std::env::var("CAPSTAN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(6)
+}
+
+/// Inputs of one upload.
+fn inputs() -> u64 {
+    std::env::var("CAPSTAN_KILL_INPUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000)
+}
+
+fn function() -> Value {
+    let more = json!({"concurrency": {"max_inputs": 4}, "autoscaler": {"max_containers": 4}});
+    echo("", more).expect("the echo server is built")
+}
+
+struct Seed(u64);
+
+impl Seed {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
+}
+
+async fn check(up: &Up, call: &str, count: u64) {
+    let results = up.results(call).await.expect("results");
+    let mut ended: BTreeMap<u64, u32> = BTreeMap::new();
+    for line in &results {
+        let index = line["index"].as_u64().expect("an index");
+        assert_eq!(line["output"], json!(index), "{line}");
+        *ended.entry(index).or_default() += 1;
+    }
+    assert_eq!(ended.len() as u64, count, "inputs of {call} that ended");
+    assert!(ended.values().all(|n| *n == 1), "an input of {call} ended twice");
+}
+
+/// Orphans of a dead worker would answer on; none may be left.
+fn echo_servers() -> usize {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let marked = |path: std::path::PathBuf, mark: &str| {
+        std::fs::read(path).is_ok_and(|bytes| bytes.windows(mark.len()).any(|w| w == mark.as_bytes()))
+    };
+    let own = format!("CAPSTAN_KILL_TEST={}", std::process::id());
+    entries.filter(|e| marked(e.path().join("environ"), &own)).count()
+}
+
+#[tokio::test]
+async fn killed_at_random_moments_every_accepted_input_ends_exactly_once() {
+    // RELIABILITY F1 F17 I1 I2 I3 L2
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let mut seed = Seed(std::env::var("CAPSTAN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1));
+    let body: String = (0..inputs()).map(|n| format!("{n}\n")).collect();
+    let mut spec = function();
+    spec["runtime"]["process"]["env"] = json!({"CAPSTAN_KILL_TEST": std::process::id().to_string()});
+    let mut up = Up::start(&data, &[]).expect("capstan up");
+    up.deploy("f", spec).await.expect("deployed");
+    let (mut accepted, mut keyed): (Vec<String>, BTreeMap<String, Option<String>>) = Default::default();
+    for round in 0..kills() {
+        // With a key in every other round: the client sends again after the kill until it hears an answer.
+        let key = (round % 2 == 0).then(|| format!("round-{round}"));
+        let mut request = up.http.post(up.function("f", "/spawn_map")).body(body.clone());
+        if let Some(key) = &key {
+            request = request.header("Idempotency-Key", key);
+            keyed.insert(key.clone(), None);
+        }
+        let upload = tokio::spawn(request.send());
+        tokio::time::sleep(Duration::from_millis(seed.below(400))).await;
+        up.kill().expect("killed");
+        if let Ok(Ok(response)) = upload.await
+            && response.status().as_u16() == 202
+            && let Ok(answer) = response.json::<Value>().await
+        {
+            let id = answer["call_id"].as_str().expect("an id").to_owned();
+            match key {
+                Some(key) => drop(keyed.insert(key, Some(id))),
+                None => accepted.push(id),
+            }
+        }
+        up = Up::start(&data, &[]).expect("capstan up again");
+        for (key, heard) in &mut keyed {
+            let request =
+                up.http.post(up.function("f", "/spawn_map")).header("Idempotency-Key", key).body(body.clone());
+            let answer: Value = request.send().await.expect("sent").json().await.expect("an answer");
+            let id = answer["call_id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
+            let first = heard.get_or_insert(id.clone());
+            assert_eq!(*first, id, "the key made two calls");
+        }
+    }
+    accepted.extend(keyed.into_values().flatten());
+    assert!(!accepted.is_empty());
+    for call in &accepted {
+        check(&up, call, inputs()).await;
+    }
+    assert!(up.stop().expect("stopped").success());
+    assert_eq!(echo_servers(), 0, "containers outlived their worker");
+}
+
+#[tokio::test]
+async fn a_worker_killed_together_with_its_scheduler_leaves_no_process() {
+    // RELIABILITY F15 R2
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut up = Up::start(&folder.path().join("data"), &[]).expect("capstan up");
+    let mark = format!("{}", folder.path().display());
+    let spec = json!({
+        "runtime": {"process": {"command": ["sh", "-c", "setsid sleep 1000 & sleep 1000 & exec sleep 1000"], "env": {"CAPSTAN_TEST_MARK": mark}}},
+        "protocol": "exec",
+    });
+    up.deploy("f", spec).await.expect("deployed");
+    up.post(&up.function("f", "/spawn"), "1").await.expect("spawned");
+    let alive = || {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let environs = entries.filter_map(|e| std::fs::read(e.path().join("environ")).ok());
+        environs.filter(|e| e.windows(mark.len()).any(|w| w == mark.as_bytes())).count()
+    };
+    let begun = std::time::Instant::now();
+    while alive() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "its processes did not start");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    up.kill().expect("killed");
+    let begun = std::time::Instant::now();
+    while alive() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{} processes are left", alive());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,16 @@
+//! Black-box tests: the real binary, its real interface, real processes.
+
+mod calls;
+mod faults;
+mod functions;
+mod kill;
+mod telemetry;
+
+use capstan_tests::real::Up;
+
+/// A fresh `capstan up` and the folder that it lives in.
+fn fresh(arguments: &[&str]) -> (tempfile::TempDir, Up) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let up = Up::start(&folder.path().join("data"), arguments).expect("capstan up");
+    (folder, up)
+}

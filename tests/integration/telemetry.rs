@@ -1,0 +1,169 @@
+//! What is seen from outside: traces, metrics, logs, events, health, authentication.
+
+use crate::fresh;
+use capstan_tests::real::{Up, echo, spec};
+use futures_util::StreamExt;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::Span,
+};
+use serde_json::json;
+use std::{process::Command, time::Duration};
+use tokio::sync::mpsc;
+
+struct Collector(mpsc::UnboundedSender<Span>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        let resources = request.into_inner().resource_spans.into_iter();
+        for span in resources.flat_map(|r| r.scope_spans).flat_map(|s| s.spans) {
+            let _ = self.0.send(span);
+        }
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[tokio::test]
+async fn an_input_is_one_trace_that_continues_the_clients_and_reaches_the_container() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (told, mut spans) = mpsc::unbounded_channel();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(TraceServiceServer::new(Collector(told)))
+            .serve_with_incoming(incoming),
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start_with(&folder.path().join("data"), &[], |command: &mut Command| {
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    })
+    .unwrap();
+    up.deploy("f", spec(&["sh", "-c", "echo $TRACEPARENT"], "exec", json!({}))).await.unwrap();
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let response =
+        up.http.post(up.function("f", "/invoke")).header("traceparent", parent).body("1").send().await.unwrap();
+    assert_eq!(response.json::<String>().await.unwrap(), parent);
+    let mut seen = std::collections::BTreeMap::new();
+    while !["input", "queue", "start", "start.order", "run"].iter().all(|name| seen.contains_key(*name)) {
+        let span = tokio::time::timeout(Duration::from_secs(20), spans.recv()).await.expect("spans in time").unwrap();
+        assert_eq!(hex(&span.trace_id), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
+        seen.insert(span.name.clone(), span);
+    }
+    assert_eq!(hex(&seen["input"].parent_span_id), "00f067aa0ba902b7");
+    for part in ["queue", "start", "run"] {
+        assert_eq!(seen[part].parent_span_id, seen["input"].span_id, "{part}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_tell_of_queue_containers_starts_decisions_and_latencies() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("f", echo("", json!({})).unwrap()).await.unwrap();
+    up.invoke("f", json!(1)).await.unwrap();
+    let text = up.http.get(up.at("/metrics")).send().await.unwrap().text().await.unwrap();
+    for line in [
+        "capstan_queue_depth{namespace=\"default\",function=\"f\"} 0",
+        "capstan_containers{namespace=\"default\",function=\"f\",state=\"idle\"} 1",
+        "capstan_cold_starts_total 1",
+        "capstan_cold_start_phase_seconds_count{kind=\"spawn\"} 1",
+        "capstan_outcomes_total{kind=\"succeeded\"} 1",
+        "capstan_scale_decisions_total{kind=\"inputs\"} 1",
+        "capstan_commit_latency_seconds_count",
+        "capstan_api_latency_seconds_bucket",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn logs_and_events_follow_what_happens() {
+    let (_folder, up) = fresh(&[]);
+    let events = up.http.get(up.at("/v1/events")).send().await.unwrap();
+    let mut events = events.bytes_stream();
+    up.deploy("f", spec(&["sh", "-c", "echo said so >&2; echo 1"], "exec", json!({}))).await.unwrap();
+    up.invoke("f", json!(1)).await.unwrap();
+    let mut text = String::new();
+    while !["\"deployed\"", "\"scaled\"", "\"container_ready\""].iter().all(|kind| text.contains(kind)) {
+        let chunk = tokio::time::timeout(Duration::from_secs(20), events.next()).await.expect("events in time");
+        text.push_str(std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap());
+    }
+    let containers = up.get("/v1/containers?function=f").await.unwrap();
+    let id = containers["containers"][0]["id"].as_str().unwrap();
+    let log = up.http.get(up.at(&format!("/v1/containers/{id}/logs?follow=true"))).send().await.unwrap();
+    let first = log.bytes_stream().next().await.unwrap().unwrap();
+    assert_eq!(first, "said so\n");
+    assert_eq!(
+        up.http.get(up.at("/v1/containers/ct-00000000000000ff/logs")).send().await.unwrap().status().as_u16(),
+        404
+    );
+}
+
+#[tokio::test]
+async fn tokens_are_asked_for_and_foreign_pages_are_kept_out() {
+    let token = "0123456789abcdef0123";
+    let (_folder, up) = fresh(&["--set", &format!("scheduler.tokens={token}")]);
+    let status = |path: &str, sent: Option<&str>| {
+        let request = up.http.get(up.at(path));
+        let request = match sent {
+            Some(sent) => request.bearer_auth(sent),
+            None => request,
+        };
+        async move { request.send().await.unwrap().status().as_u16() }
+    };
+    assert_eq!(status("/healthz", None).await, 200);
+    assert_eq!(status("/readyz", None).await, 200);
+    assert_eq!(status("/v1/workers", None).await, 401);
+    assert_eq!(status("/v1/workers", Some("wrong")).await, 401);
+    assert_eq!(status("/v1/workers", Some(token)).await, 200);
+    let (_folder, open) = fresh(&[]);
+    let foreign = open.http.get(open.at("/v1/workers")).header("Origin", "http://example.com").send().await.unwrap();
+    assert_eq!(foreign.status().as_u16(), 403);
+}
+
+#[tokio::test]
+async fn a_token_that_sends_too_fast_is_told_when_to_come_back() {
+    // SPEC M07
+    let token = "0123456789abcdef0123";
+    let tokens = format!("scheduler.tokens={token}");
+    let (_folder, up) =
+        fresh(&["--set", &tokens, "--set", "scheduler.rate_per_s=1", "--set", "scheduler.rate_burst=5"]);
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        let response = up.http.get(up.at("/v1/workers")).bearer_auth(token).send().await.unwrap();
+        let told = response.headers().contains_key("Retry-After");
+        statuses.push((response.status().as_u16(), told));
+    }
+    assert_eq!(statuses[..5], [(200, false); 5]);
+    assert_eq!(statuses[5], (429, true));
+}
+
+#[tokio::test]
+async fn a_drained_worker_takes_nothing_until_it_is_resumed() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("f", echo("", json!({})).unwrap()).await.unwrap();
+    up.invoke("f", json!(1)).await.unwrap();
+    let name = up.get("/v1/workers").await.unwrap()["workers"][0]["id"].as_str().unwrap().to_owned();
+    let (status, worker) = up.post(&up.at(&format!("/v1/workers/{name}/drain")), "").await.unwrap();
+    assert_eq!((status, worker["state"].as_str()), (200, Some("draining")));
+    up.until("f", Duration::from_secs(20), |s| s["containers"]["idle"] == 0 && s["containers"]["draining"] == 0)
+        .await
+        .unwrap();
+    up.post(&up.function("f", "/spawn"), "1").await.unwrap();
+    up.until("f", Duration::from_secs(20), |s| s["backlog"] == 1).await.unwrap();
+    up.post(&up.at(&format!("/v1/workers/{name}/resume")), "").await.unwrap();
+    up.until("f", Duration::from_secs(20), |s| s["backlog"] == 0 && s["running"] == 0).await.unwrap();
+}

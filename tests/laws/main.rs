@@ -1,0 +1,1 @@
+//! The laws of the design, as far as tools can keep them.

@@ -51,6 +51,8 @@ pub enum Report {
         leases: Vec<LeaseId>,
         /// Why.
         reason: String,
+        /// Whether the container takes nothing more.
+        closed: bool,
     },
     /// The container is gone, with all it held.
     Ended {

@@ -279,8 +279,8 @@ impl From<Report> for link::Report {
                 container: container.0,
                 done: done.into_iter().map(done_out).collect(),
             }),
-            Report::Returned { container, leases, reason } => {
-                Kind::Returned(link::Returned { container: container.0, leases: numbers(&leases), reason })
+            Report::Returned { container, leases, reason, closed } => {
+                Kind::Returned(link::Returned { container: container.0, leases: numbers(&leases), reason, closed })
             }
             Report::Ended { container, ending, begun } => Kind::Ended(link::Ended {
                 container: container.0,
@@ -328,6 +328,7 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
             container: ContainerId(returned.container),
             leases: leases(returned.leases),
             reason: returned.reason,
+            closed: returned.closed,
         },
         Kind::Ended(ended) => Report::Ended {
             container: ContainerId(ended.container),

@@ -284,7 +284,9 @@ impl Session {
             Report::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
             Report::Ready { container, phases } => (container, Event::Ready { container, phases }),
             Report::Finished { container, done } => (container, Event::Finished { container, done }),
-            Report::Returned { container, leases, .. } => (container, Event::Returned { container, leases }),
+            Report::Returned { container, leases, closed, .. } => {
+                (container, Event::Returned { container, leases, closed })
+            }
             Report::Ended { container, ending, begun } => (container, Event::Ended { container, ending, begun }),
         })
     }

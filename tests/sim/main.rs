@@ -1,1 +1,82 @@
-//! The cores in virtual time.
+//! The cores in virtual time: seeds full of faults, the same log twice, and a checker that is itself checked.
+
+use capstan_tests::world::{Plan, run};
+
+#[cfg(not(feature = "mutants"))]
+mod healthy {
+    use super::*;
+
+    /// Seeds in one run; CAPSTAN_SEEDS sets another number for a long run.
+    fn seeds() -> u64 {
+        std::env::var("CAPSTAN_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
+    }
+
+    #[test]
+    fn no_seed_breaks_a_promise() {
+        // RELIABILITY I1 I2 I3 I5 I6 I7 L2, F1 F4 F15 F29
+        for seed in 0..seeds() {
+            if let Err(broken) = run(&Plan::small(seed)) {
+                panic!("{}\nreplay: cargo run -p capstan-tests -- sim --seed {seed}", broken.what);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_log_byte_for_byte() {
+        let plan = Plan { log: true, ..Plan::small(7) };
+        let (first, second) = (run(&plan).unwrap(), run(&plan).unwrap());
+        assert!(first.log.len() > 100_000);
+        assert!(first.log == second.log);
+        assert!(first.log != run(&Plan { seed: 8, ..plan }).unwrap().log);
+    }
+
+    #[test]
+    fn a_larger_world_keeps_its_promises_too() {
+        // SPEC A07
+        let plan = Plan { functions: 60, workers: 80, inputs: 30_000, faults: 40, check_all: false, ..Plan::small(3) };
+        let report = run(&plan).unwrap();
+        assert!(report.ended >= 20_000, "{report:?}");
+    }
+}
+
+#[cfg(feature = "mutants")]
+mod planted {
+    use super::*;
+
+    /// Seeds in which a planted fault must be found.
+    const SEEDS: u64 = 200;
+
+    fn found_in(mutant: u8) -> Option<(u64, String)> {
+        (0..SEEDS).find_map(|seed| run(&Plan { mutant, ..Plan::small(seed) }).err().map(|broken| (seed, broken.what)))
+    }
+
+    macro_rules! planted {
+        ($($name:ident = $mutant:ident;)*) => {$(
+            #[test]
+            fn $name() {
+                let mutant = capstan_scheduler_core::mutant::$mutant;
+                let (seed, broken) = found_in(mutant).expect("the planted fault was not found");
+                println!("found with seed {seed}: {broken}");
+            }
+        )*};
+    }
+
+    planted! {
+        a_late_outcome_that_is_accepted_is_found = LATE_OUTCOME_ACCEPTED;
+        an_attempt_that_is_counted_twice_is_found = ATTEMPT_COUNTED_TWICE;
+        a_retry_too_many_is_found = ONE_RETRY_TOO_MANY;
+        an_input_dropped_with_its_container_is_found = INPUT_DROPPED_WITH_CONTAINER;
+        an_input_dropped_when_returned_is_found = INPUT_DROPPED_WHEN_RETURNED;
+        a_batch_that_is_too_large_is_found = BATCH_TOO_LARGE;
+        capacity_that_is_not_returned_is_found = CAPACITY_NOT_RETURNED;
+        capacity_that_is_promised_twice_is_found = CAPACITY_PROMISED_TWICE;
+        an_outcome_that_is_not_recorded_is_found = OUTCOME_NOT_RECORDED;
+        a_busy_container_that_is_stopped_is_found = BUSY_CONTAINER_STOPPED;
+        credit_that_is_not_returned_is_found = CREDIT_NOT_RETURNED;
+        ended_inputs_that_recovery_forgets_are_found = ENDED_FORGOTTEN;
+        a_key_that_recovery_forgets_is_found = KEY_FORGOTTEN;
+        a_segment_that_loses_its_last_input_is_found = SEGMENT_CUT_SHORT;
+        a_maximum_that_is_exceeded_is_found = MAXIMUM_EXCEEDED;
+        a_cancel_that_leaves_inputs_waiting_is_found = CANCEL_LEAVES_WAITING;
+    }
+}

@@ -104,6 +104,8 @@ pub enum Event {
         container: ContainerId,
         /// Which.
         leases: Vec<LeaseId>,
+        /// Whether the container takes nothing more.
+        closed: bool,
     },
     /// A container is gone.
     Ended {

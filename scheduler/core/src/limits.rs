@@ -36,6 +36,10 @@ pub struct Limits {
     pub idempotency_s: u64,
     /// How long a recovered owner waits for known workers before it re-runs what they may hold.
     pub adopt_grace_ms: u64,
+    /// The planted fault; 0 is none.
+    #[cfg(feature = "mutants")]
+    #[serde(skip)]
+    pub mutant: u8,
 }
 
 impl Default for Limits {
@@ -56,6 +60,8 @@ impl Default for Limits {
             retention_s: 7 * 24 * 3600,
             idempotency_s: 24 * 3600,
             adopt_grace_ms: 2_500,
+            #[cfg(feature = "mutants")]
+            mutant: 0,
         }
     }
 }

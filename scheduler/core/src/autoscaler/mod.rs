@@ -116,9 +116,17 @@ pub struct Autoscaler {
     /// Functions with something outstanding.
     hungry: BTreeSet<FunctionKey>,
     containers: BTreeMap<ContainerId, (FunctionKey, WorkerId, Amount)>,
+    #[cfg(feature = "mutants")]
+    mutant: u8,
 }
 
 impl Autoscaler {
+    /// Plants a fault.
+    #[cfg(feature = "mutants")]
+    pub fn plant(&mut self, mutant: u8) {
+        self.mutant = mutant;
+    }
+
     /// Knows nothing yet.
     pub fn new(epoch: Epoch) -> Self {
         Self {
@@ -127,6 +135,8 @@ impl Autoscaler {
             wants: BTreeMap::new(),
             hungry: BTreeSet::new(),
             containers: BTreeMap::new(),
+            #[cfg(feature = "mutants")]
+            mutant: 0,
         }
     }
 
@@ -193,6 +203,9 @@ impl Autoscaler {
     }
 
     fn released(&mut self, id: ContainerId) {
+        if mutated!(self.mutant, CAPACITY_NOT_RETURNED) {
+            return;
+        }
         let Some((function, worker, amount)) = self.containers.remove(&id) else {
             return;
         };
@@ -227,7 +240,11 @@ impl Autoscaler {
         self.workers.iter().map(|(id, worker)| Candidate {
             id,
             capacity: worker.capacity,
-            free: worker.capacity.minus(worker.used),
+            free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
+                worker.capacity
+            } else {
+                worker.capacity.minus(worker.used)
+            },
             state: worker.state,
         })
     }

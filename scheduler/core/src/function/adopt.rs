@@ -64,12 +64,14 @@ impl Function {
             .map(|c| c.leases.keys().filter(|l| !known.contains(l)).copied().collect())
             .unwrap_or_default();
         if !missing.is_empty() {
-            self.returned(now, id, &missing, out);
+            self.returned(now, id, &missing, false, out);
         }
     }
 
     fn adopt_container(&mut self, now: Time, worker: &WorkerId, held: &Held, out: &mut Output) {
-        let current = held.revision == self.deployed.revision && !self.removed;
+        // A worker that comes back late may find its containers replaced: what is above the maximum only finishes its work.
+        let fits = self.pool.live() < self.facts().max;
+        let current = held.revision == self.deployed.revision && !self.removed && fits;
         let life = match (current, held.ready) {
             (true, true) => Life::Ready,
             (true, false) => Life::Starting,
@@ -81,6 +83,7 @@ impl Function {
                 worker: worker.clone(),
                 revision: held.revision,
                 life,
+                adopted: true,
                 decided: now,
                 since: now,
                 leases: BTreeMap::new(),

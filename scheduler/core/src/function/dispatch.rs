@@ -16,6 +16,7 @@ impl Function {
             return;
         }
         let size = self.deployed.spec.group_size() as usize;
+        let size = size + usize::from(size > 1 && mutated!(self.limits.mutant, BATCH_TOO_LARGE));
         let mut taken = Vec::new();
         while let Some((container, room)) = self.pool.next_free() {
             let ready = self.queue.ready();

@@ -10,10 +10,17 @@ impl Function {
         self.pool.check()?;
         self.check_accounts()?;
         self.check_leases()?;
-        let facts = self.facts();
-        let grace = self.pool.iter().filter(|(_, c)| c.decided < self.deployed.at).count() as u32;
-        if !self.removed && facts.live > facts.max.max(self.wanted) + grace && self.overrides.max_containers.is_none() {
-            return Err(format!("{} live containers, at most {} allowed", facts.live, facts.max));
+        self.check_size()
+    }
+
+    /// RELIABILITY P3: never more than the maximum, stopping ones included. Adopted ones and those of older revisions may
+    /// come on top until they are done; a maximum that was lowered takes nothing away.
+    fn check_size(&self) -> Result<(), String> {
+        let ours = |c: &&super::pool::Container| !c.adopted && c.revision == self.deployed.revision;
+        let count = self.pool.iter().map(|(_, c)| c).filter(ours).count() as u32;
+        let max = self.facts().max;
+        if !self.removed && count > max && self.overrides.max_containers.is_none() {
+            return Err(format!("{count} containers, at most {max} allowed"));
         }
         Ok(())
     }

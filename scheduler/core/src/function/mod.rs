@@ -191,7 +191,7 @@ impl Function {
             Event::Spawned { .. } | Event::Alarm => {}
             Event::Ready { container, phases } => self.ready(now, container, phases, out),
             Event::Finished { container, done } => self.finished(now, container, done, out),
-            Event::Returned { container, leases } => self.returned(now, container, &leases, out),
+            Event::Returned { container, leases, closed } => self.returned(now, container, &leases, closed, out),
             Event::Ended { container, ending, begun } => self.ended(now, container, ending, &begun, out),
             Event::Inventory { worker, held } => self.inventory(now, &worker, held, out),
             Event::WorkerLost { worker } => self.worker_lost(now, &worker, out),

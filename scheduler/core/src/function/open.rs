@@ -165,6 +165,9 @@ impl Function {
     /// A map sends nothing more: its credit is free for others.
     pub(super) fn end_credit(&mut self, id: CallId) {
         self.maps.remove(&id);
+        if mutated!(self.limits.mutant, CREDIT_NOT_RETURNED) {
+            return;
+        }
         if let Some(bulk) = self.calls.get_mut(&id).and_then(|c| c.bulk.as_mut()) {
             self.credit -= std::mem::take(&mut bulk.credit);
         }
@@ -229,6 +232,10 @@ impl Function {
         let submitted = call.created;
         let Some(bulk) = call.bulk.as_mut() else { return };
         let Some(segment) = bulk.loading.remove(&number) else { return };
+        let mut payloads = payloads;
+        if mutated!(self.limits.mutant, SEGMENT_CUT_SHORT) {
+            payloads.pop();
+        }
         let mut live = 0;
         let mut held = Vec::new();
         for (offset, payload) in payloads.into_iter().enumerate() {

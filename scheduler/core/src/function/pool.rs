@@ -6,6 +6,8 @@ use capstan_common::{
     container::ContainerState,
     function::FunctionSpec,
     id::{ContainerId, LeaseId, Revision, WorkerId},
+    input::Payload,
+    report::HeldAttempt,
     time::Time,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +28,15 @@ pub struct Lease {
     pub given: Time,
     /// The lease that stands for its group: the first of a batch, or itself.
     pub group: LeaseId,
+}
+
+impl Lease {
+    /// A lease that nobody gave, for the planted fault of accepting late outcomes.
+    pub fn planted(held: &HeldAttempt, now: Time) -> Self {
+        let payload = Payload::Inline(bytes::Bytes::new());
+        let input = Queued { call: held.call, index: held.index, payload, submitted: now, failures: 0, losses: 0 };
+        Self { input, given: now, group: held.lease }
+    }
 }
 
 /// A container's life as the function's owner sees it.
@@ -50,7 +61,9 @@ pub struct Container {
     pub revision: Revision,
     /// Its state.
     pub life: Life,
-    /// When its start was decided.
+    /// Whether it was there before its owner.
+    pub adopted: bool,
+    /// When its start was decided, or it was adopted.
     pub decided: Time,
     /// When it last began to have nothing to do, or last had something.
     pub since: Time,

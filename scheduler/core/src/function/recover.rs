@@ -62,6 +62,9 @@ impl Function {
         function.holding = true;
         let mut keys = recovery.keys;
         keys.sort_by(|a, b| (a.1.at, &a.0).cmp(&(b.1.at, &b.0)));
+        if mutated!(function.limits.mutant, KEY_FORGOTTEN) {
+            keys.clear();
+        }
         for (key, used) in keys {
             function.key_ages.push_back((used.at, key.clone()));
             function.keys.insert(key, used);
@@ -73,7 +76,11 @@ impl Function {
         function
     }
 
-    fn recover_call(&mut self, now: Time, recovered: RecoveredCall, out: &mut Output) {
+    fn recover_call(&mut self, now: Time, mut recovered: RecoveredCall, out: &mut Output) {
+        if mutated!(self.limits.mutant, ENDED_FORGOTTEN) {
+            recovered.ended = Runs::default();
+            recovered.counts = Counts::default();
+        }
         let record = recovered.record;
         let id = record.id;
         let mut call = Call::new(id, record.kind, record.created, record.traceparent.clone());

@@ -70,6 +70,9 @@ impl Function {
         let lacking =
             if self.starts.failed > 0 { lacking.min(1u32.saturating_sub(self.pool.starting())) } else { lacking };
         let max = self.facts().max;
+        if mutated!(self.limits.mutant, MAXIMUM_EXCEEDED) {
+            return lacking;
+        }
         lacking.min(max.saturating_sub(self.pool.len()))
     }
 
@@ -102,6 +105,10 @@ impl Function {
                 return;
             }
             let Some((_, id)) = self.pool.longest_idle() else { return };
+            let id = match self.pool.iter().find(|(_, c)| c.life == Life::Ready) {
+                Some((first, _)) if mutated!(self.limits.mutant, BUSY_CONTAINER_STOPPED) => first,
+                _ => id,
+            };
             self.stop(id, "idle", out);
         }
     }

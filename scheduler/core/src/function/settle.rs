@@ -31,13 +31,19 @@ pub(super) struct Attempt {
 impl Function {
     pub(super) fn finished(&mut self, now: Time, id: ContainerId, done: Vec<Done>, out: &mut Output) {
         let spec = self.deployed.spec.clone();
+        let accepts_late = mutated!(self.limits.mutant, LATE_OUTCOME_ACCEPTED);
         let settled = self.pool.change(id, |container| {
             let mut settled = Vec::with_capacity(done.len());
             let mut late = Vec::new();
             for done in done {
                 // An outcome counts only with the current lease (DESIGN law 6).
                 let Some(lease) = container.leases.remove(&done.held.lease) else {
-                    late.push(done.held.lease);
+                    if accepts_late {
+                        let lease = Lease::planted(&done.held, now);
+                        settled.push((done, lease));
+                    } else {
+                        late.push(done.held.lease);
+                    }
                     continue;
                 };
                 close_group(container, lease.group, done.run_us);
@@ -103,11 +109,12 @@ impl Function {
     ) {
         let retries = self.deployed.spec.retries.clone();
         let cancelled = self.calls.get(&input.call).is_none_or(|c| c.cancelled);
-        if input.failures >= retries.max_retries || cancelled {
+        let allowed = retries.max_retries + u32::from(mutated!(self.limits.mutant, ONE_RETRY_TOO_MANY));
+        if input.failures >= allowed || cancelled {
             self.end(now, &input, Place::Running, Outcome::Failed(failure), attempt);
             return;
         }
-        input.failures += 1;
+        input.failures += 1 + u32::from(mutated!(self.limits.mutant, ATTEMPT_COUNTED_TWICE));
         self.shift(input.call, Place::Running, Place::Pending, 1);
         self.record_attempt(&input, out);
         let due = now.plus_ms(retries.delay_ms(input.failures, self.limits.retry_floor_ms));
@@ -130,7 +137,9 @@ impl Function {
             return;
         }
         self.record_attempt(&input, out);
-        self.give_back(input);
+        if !mutated!(self.limits.mutant, INPUT_DROPPED_WITH_CONTAINER) {
+            self.give_back(input);
+        }
     }
 
     /// The attempt never began: it goes back to the front and does not count.
@@ -204,7 +213,7 @@ impl Function {
         self.touched.insert(id);
     }
 
-    pub(super) fn returned(&mut self, now: Time, id: ContainerId, leases: &[LeaseId], out: &mut Output) {
+    pub(super) fn returned(&mut self, now: Time, id: ContainerId, leases: &[LeaseId], closed: bool, out: &mut Output) {
         let back = self.pool.change(id, |container| {
             let mut back = Vec::new();
             for lease in leases {
@@ -214,6 +223,9 @@ impl Function {
                 }
             }
             container.since = now;
+            if closed && Self::takes_work(&container.life) {
+                container.life = Life::Draining;
+            }
             // What came back unbegun shows that the guess of short runs was wrong.
             container.run_us = None;
             container.room = room(&self.deployed.spec, None);
@@ -221,7 +233,9 @@ impl Function {
         });
         for held in back.unwrap_or_default().into_iter().rev() {
             self.queue.release(held.input.call, 1);
-            self.give_back(held.input);
+            if !mutated!(self.limits.mutant, INPUT_DROPPED_WHEN_RETURNED) {
+                self.give_back(held.input);
+            }
         }
         self.after_work(id, out);
     }
@@ -235,7 +249,9 @@ impl Function {
         call.closed = true;
         self.touched.insert(id);
         self.end_credit(id);
-        self.end_waiting(now, id, &Outcome::Cancelled);
+        if !mutated!(self.limits.mutant, CANCEL_LEAVES_WAITING) {
+            self.end_waiting(now, id, &Outcome::Cancelled);
+        }
         let holders: Vec<ContainerId> =
             self.pool.iter().filter(|(_, c)| c.leases.values().any(|l| l.input.call == id)).map(|(id, _)| id).collect();
         for container in holders {
@@ -342,7 +358,11 @@ impl Function {
         }
         for id in std::mem::take(&mut self.touched) {
             let Some(call) = self.calls.get_mut(&id) else { continue };
+            let before = out.records.len();
             settle_call(call, out);
+            if mutated!(self.limits.mutant, OUTCOME_NOT_RECORDED) {
+                out.records.truncate(before);
+            }
             if call.is_over() {
                 end_call(call, now, out);
                 let state = call.state();

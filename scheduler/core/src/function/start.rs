@@ -38,6 +38,7 @@ impl Function {
                 worker,
                 revision: self.deployed.revision,
                 life: Life::Starting,
+                adopted: false,
                 decided: now,
                 since: now,
                 leases: BTreeMap::new(),

@@ -267,7 +267,7 @@ impl Node {
             None => {
                 let reason = "the container takes nothing new".into();
                 let leases = leases(&groups);
-                self.tell(Report::Returned { container: id, leases, reason }, out);
+                self.tell(Report::Returned { container: id, leases, reason, closed: true }, out);
             }
         }
     }
@@ -305,11 +305,12 @@ impl Node {
             container.unrecorded.insert(held.lease, ended.clone());
             done.push(ended);
         }
+        let drained = container.life == Life::Draining && container.running.is_empty();
         if !done.is_empty() {
             self.tell(Report::Finished { container: id, done }, out);
         }
-        if timed_out {
-            self.spoilt(id, "an input ran past its time-out", out);
+        if timed_out || drained {
+            self.spoilt(id, "an input ran past its time-out or was cancelled", out);
         }
         self.begin_work(now, id, out);
     }
@@ -326,7 +327,7 @@ impl Node {
         };
         let empty = container.running.is_empty();
         if !leases.is_empty() {
-            self.tell(Report::Returned { container: id, leases, reason: why.into() }, out);
+            self.tell(Report::Returned { container: id, leases, reason: why.into(), closed: true }, out);
         }
         if empty {
             out.push(Effect::Terminate { container: id, grace_ms: 0, reason: why.into() });
@@ -366,7 +367,7 @@ impl Node {
         let leases = container.take_waiting();
         container.life = Life::Stopping;
         if !leases.is_empty() {
-            self.tell(Report::Returned { container: id, leases, reason: reason.into() }, out);
+            self.tell(Report::Returned { container: id, leases, reason: reason.into(), closed: true }, out);
         }
         out.push(Effect::Terminate { container: id, grace_ms, reason: reason.into() });
     }
@@ -410,7 +411,7 @@ impl Node {
             let Some(container) = self.containers.get_mut(&id) else { continue };
             let leases = container.take_waiting();
             let reason = "it waited behind a long input".into();
-            self.tell(Report::Returned { container: id, leases, reason }, out);
+            self.tell(Report::Returned { container: id, leases, reason, closed: false }, out);
         }
     }
 

@@ -1,0 +1,124 @@
+//! What must hold of what cores say, seen from outside of them.
+
+use super::engine::World;
+use capstan_common::{
+    id::{CallId, ContainerId, LeaseId},
+    order::Order,
+};
+use capstan_scheduler_core::{effect::Effect, event::Event};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Attempts that a function has given to containers and not had back, as its own orders and events tell.
+#[derive(Default)]
+pub struct Given {
+    containers: BTreeMap<ContainerId, BTreeSet<LeaseId>>,
+}
+
+impl Given {
+    /// An event that the function is about to take.
+    pub fn before(&mut self, event: &Event) {
+        match event {
+            Event::Finished { container, done } => {
+                let held = self.containers.entry(*container).or_default();
+                done.iter().for_each(|d| {
+                    held.remove(&d.held.lease);
+                });
+            }
+            Event::Returned { container, leases, .. } => {
+                let held = self.containers.entry(*container).or_default();
+                leases.iter().for_each(|l| {
+                    held.remove(l);
+                });
+            }
+            Event::Ended { container, .. } => drop(self.containers.remove(container)),
+            Event::Inventory { held, .. } => {
+                for of in held {
+                    let known: BTreeSet<_> = of.running.iter().map(|a| a.lease).collect();
+                    self.containers.insert(of.container, known);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Effects that the function has just had; `free` are containers that may be stopped with work in them.
+    pub fn after(
+        &mut self,
+        effects: &[Effect],
+        free: &BTreeSet<ContainerId>,
+        most_in_group: usize,
+    ) -> Result<(), String> {
+        for effect in effects {
+            let Effect::Order(_, order) = effect else { continue };
+            match order {
+                Order::Feed { container, groups } => {
+                    for group in groups {
+                        if group.assignments.len() > most_in_group || group.assignments.is_empty() {
+                            let size = group.assignments.len();
+                            return Err(format!(
+                                "J03: {container} is fed a group of {size}, at most {most_in_group} allowed"
+                            ));
+                        }
+                    }
+                    let leases = groups.iter().flat_map(|g| &g.assignments).map(|a| a.lease);
+                    self.containers.entry(*container).or_default().extend(leases);
+                }
+                Order::Abort { container, leases } => {
+                    let held = self.containers.entry(*container).or_default();
+                    leases.iter().for_each(|l| {
+                        held.remove(l);
+                    });
+                }
+                Order::Stop { container, reason, .. } => {
+                    let holds = self.containers.get(container).is_some_and(|h| !h.is_empty());
+                    if holds && !free.contains(container) {
+                        return Err(format!("law 7: busy container {container} is stopped: {reason}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// After the last fault and enough time: everything that was promised has come true.
+    pub(super) fn check_end(&self) -> Result<(), String> {
+        let mut owners: BTreeMap<CallId, usize> = BTreeMap::new();
+        for (number, client) in self.clients.iter().enumerate() {
+            owners.extend(client.asked.iter().map(|id| (*id, number)));
+        }
+        let mut opened: BTreeMap<usize, u32> = BTreeMap::new();
+        for function in &self.functions {
+            for (id, stored) in &function.durable.calls {
+                if let Some(owner) = owners.get(id) {
+                    *opened.entry(*owner).or_default() += 1;
+                }
+                if stored.record.finished.is_none() {
+                    return Err(format!("L2: {id} has not ended: {:?}", stored.counts));
+                }
+            }
+            let left =
+                function.durable.segments.keys().filter(|(call, _)| function.durable.calls.contains_key(call)).count();
+            if left > 0 {
+                return Err(format!("{left} segments of ended calls were not removed"));
+            }
+        }
+        for (number, client) in self.clients.iter().enumerate() {
+            if client.keyed && opened.get(&number).copied().unwrap_or(0) > 1 {
+                return Err(format!("I2: client {number} used one key and has {} calls", opened[&number]));
+            }
+            let Some(call) = client.accepted else { continue };
+            let stored = self.functions[client.function].durable.calls.get(&call);
+            let stored = stored.ok_or_else(|| format!("I1: accepted call {call} is not in the store"))?;
+            if stored.counts.ended() != client.inputs {
+                return Err(format!("I1: {call} had {} inputs, {} ended", client.inputs, stored.counts.ended()));
+            }
+            if stored.counts.cancelled > 0 && !client.cancels {
+                return Err(format!("{call}: {} inputs were cancelled by nobody", stored.counts.cancelled));
+            }
+        }
+        Ok(())
+    }
+}

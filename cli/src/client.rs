@@ -43,6 +43,14 @@ impl std::fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
+/// A name as one segment of a path, or one value of a query, whatever is in it.
+pub fn segment(name: &str) -> String {
+    // A dot alone would be taken for a step in the path.
+    let dots = name.bytes().all(|b| b == b'.');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'~') || (b == b'.' && !dots);
+    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
 /// A scheduler, by its address.
 #[derive(Clone)]
 pub struct Client {
@@ -67,7 +75,7 @@ impl Client {
     /// The path of a function, and what of it.
     pub fn function(&self, name: &str, what: &str) -> String {
         let slash = if what.is_empty() { "" } else { "/" };
-        format!("/v1/namespaces/{}/functions/{name}{slash}{what}", self.namespace)
+        format!("/v1/namespaces/{}/functions/{}{slash}{what}", segment(&self.namespace), segment(name))
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -89,9 +89,9 @@ mod tests {
         assert_eq!(yaml, toml);
         let listed = read_text(
             "l.yaml",
-            "functions:\n- {name: a, runtime: {process: {command: [cat]}}}\n- {name: b, namespace: n, runtime: {process: {command: [cat]}}}\n",
+            "functions:\n- {name: a, runtime: {process: {command: [cat]}}}\n- {name: b, namespace: team, runtime: {process: {command: [cat]}}}\n",
         );
-        assert_eq!(listed.unwrap()[1].namespace.as_deref(), Some("n"));
+        assert_eq!(listed.unwrap()[1].namespace.as_deref(), Some("team"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `capstan top`: functions and workers, live.
 
 use crate::{
-    client::{Client, Failed},
+    client::{Client, Failed, segment},
     output,
 };
 use ratatui::{
@@ -61,7 +61,7 @@ struct Seen {
 }
 
 async fn look(client: &Client) -> Result<Seen, Failed> {
-    let path = format!("/v1/namespaces/{}/functions?limit=200", client.namespace);
+    let path = format!("/v1/namespaces/{}/functions?limit=200", segment(&client.namespace));
     let list = |mut value: Value, name: &str| match value[name].take() {
         Value::Array(items) => items,
         _ => Vec::new(),

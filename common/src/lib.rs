@@ -13,5 +13,6 @@ pub mod report;
 pub mod resource;
 pub mod time;
 pub mod validate;
+#[cfg(feature = "wire")]
 pub mod wire;
 pub mod worker;

@@ -109,6 +109,8 @@ pub struct Held {
     pub revision: Revision,
     /// Whether it takes inputs.
     pub ready: bool,
+    /// Whether its process has ended, and only outcomes are left of it.
+    pub gone: bool,
     /// Attempts that it holds.
     pub running: Vec<HeldAttempt>,
     /// Outcomes that are not known to be durable.

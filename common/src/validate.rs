@@ -23,6 +23,7 @@ impl Findings {
 pub fn function_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal> {
     for (what, text) in [("namespace", namespace), ("function", name)] {
         let ok = (1..=128).contains(&text.len())
+            && !matches!(text, "." | "..")
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         if !ok {
             let shown: String = text.chars().take(160).collect();
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn names_are_checked_at_both_ends() {
         assert!(function_key("default", &"a".repeat(128)).is_ok());
-        for bad in ["", "a b", "a/b", "ü", &"a".repeat(129)] {
+        for bad in ["", ".", "..", "a b", "a/b", "ü", &"a".repeat(129)] {
             assert!(function_key("default", bad).is_err(), "{bad}");
         }
     }

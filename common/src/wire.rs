@@ -237,6 +237,7 @@ fn hello_out(hello: Hello) -> link::Hello {
                 function: held.function.name.to_string(),
                 revision: held.revision.0,
                 ready: held.ready,
+                gone: held.gone,
                 running: held.running.into_iter().map(held_attempt_out).collect(),
                 finished: held.finished.into_iter().map(done_out).collect(),
             })
@@ -257,6 +258,7 @@ fn held_in(held: link::Held) -> Result<Held, WireError> {
         function: FunctionKey::new(&held.namespace, &held.function),
         revision: Revision(held.revision),
         ready: held.ready,
+        gone: held.gone,
         running,
         finished: held.finished.into_iter().map(done_in).collect::<Result<_, _>>()?,
     })
@@ -377,6 +379,7 @@ mod tests {
                     function: FunctionKey::new("default", "f"),
                     revision: Revision(3),
                     ready: true,
+                    gone: false,
                     running: vec![held(1)],
                     finished: vec![done(2, Err(failure))],
                 }],

@@ -163,10 +163,11 @@ impl Session {
         };
         let generation = env.registry.join(&worker, orders.clone(), entry);
         let joined = autoscaler::Event::Joined { worker: worker.clone(), capacity: hello.capacity };
-        // The autoscaler lives as long as the scheduler.
-        let _ = env.autoscaler.send(Told(joined)).await;
         let session = Self { env, worker, generation, orders };
+        // What the worker holds is accounted before any of it could be promised again.
         session.tell_inventory(hello.inventory).await;
+        // The autoscaler lives as long as the scheduler.
+        let _ = session.env.autoscaler.send(Told(joined)).await;
         session.tell_state().await;
         server.heard_from(&hello.worker).await;
         tracing::info!(worker = %session.worker, "a worker joined");
@@ -277,10 +278,7 @@ impl Session {
                 self.env.telemetry.logs.add(container, chunk, dropped);
                 return None;
             }
-            Report::Refused { container, reason } => {
-                let ending = capstan_common::container::Ending { reason, ..Default::default() };
-                (container, Event::Ended { container, ending, begun: Vec::new() })
-            }
+            Report::Refused { container, reason } => (container, Event::Refused { container, reason: reason.into() }),
             Report::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
             Report::Ready { container, phases } => (container, Event::Ready { container, phases }),
             Report::Finished { container, done } => (container, Event::Finished { container, done }),

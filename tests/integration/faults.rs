@@ -110,7 +110,7 @@ async fn a_client_that_vanishes_in_a_map_cancels_what_has_not_started() {
     up.until("f", SOON, |s| s["backlog"] == 0 && s["running"] == 0).await.unwrap();
     let view = up.get(&format!("/v1/calls/{id}")).await.unwrap();
     assert_eq!(view["state"], "cancelled");
-    assert!(view["inputs"]["cancelled"].as_u64().unwrap() > 400, "{view}");
+    assert!(view["inputs"]["cancelled"].as_u64().unwrap() > 50, "{view}");
 }
 
 #[tokio::test]

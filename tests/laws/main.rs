@@ -1,1 +1,153 @@
-//! The laws of the design, as far as tools can keep them.
+//! The laws of the design, as far as tools can keep them: what cores may depend on, that routes and their description agree,
+//! and that house rules hold in the sources.
+
+use capstan_tests::real::Up;
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_path_buf()
+}
+
+/// Crates that a core may link, directly or not. A new one is a decision: write it here, with its reason in the review.
+const CORE_MAY_LINK: [&str; 1] = ["laws/core-dependencies.txt"];
+
+fn links_of(package: &str) -> BTreeSet<String> {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "-p", package, "-e", "normal", "--prefix", "none", "--format", "{p}"])
+        .current_dir(root())
+        .output()
+        .expect("cargo tree");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let text = String::from_utf8(tree.stdout).expect("text");
+    text.lines().filter_map(|line| line.split(' ').next()).filter(|n| !n.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_cores_link_only_what_is_on_the_list() {
+    let list = std::fs::read_to_string(root().join("tests").join(CORE_MAY_LINK[0])).expect("the list");
+    let allowed: BTreeSet<String> = list.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect();
+    for core in ["capstan-scheduler-core", "capstan-worker-core"] {
+        let new: Vec<_> = links_of(core).difference(&allowed).cloned().collect();
+        assert!(new.is_empty(), "{core} links {new:?}: not on {}", CORE_MAY_LINK[0]);
+    }
+}
+
+#[test]
+fn scheduler_and_worker_never_see_each_other() {
+    assert!(!links_of("capstan-scheduler").contains("capstan-worker"));
+    assert!(!links_of("capstan-worker").contains("capstan-scheduler"));
+    assert!(!links_of("capstan-worker").contains("capstan-scheduler-core"));
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() && name != "target" && name != ".git" {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_open_in_the_sources() {
+    let mut files = Vec::new();
+    sources(&root(), &mut files);
+    assert!(files.len() > 50);
+    let own = Path::new(file!()).file_name().expect("a name");
+    for file in files.iter().filter(|f| !(f.ends_with("laws/main.rs") && own == "main.rs")) {
+        let text = std::fs::read_to_string(file).expect("text");
+        for banned in ["todo!(", "unimplemented!(", ".do_send(", "dbg!("] {
+            assert!(!text.contains(banned), "{} has {banned}", file.display());
+        }
+    }
+}
+
+#[test]
+fn cores_have_no_async_and_no_clock() {
+    for core in ["scheduler/core/src", "worker/core/src"] {
+        let mut files = Vec::new();
+        sources(&root().join(core), &mut files);
+        for file in files {
+            let text = std::fs::read_to_string(&file).expect("text");
+            for banned in [
+                "async ",
+                "Instant",
+                "SystemTime",
+                "std::thread",
+                "std::fs",
+                "std::net",
+                "std::env",
+                "HashMap",
+                "tokio",
+                "actix",
+                "rand::",
+            ] {
+                assert!(!text.contains(banned), "{} has {banned}", file.display());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_described_path_exists_and_no_other_answers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let up = Up::start(&folder.path().join("data"), &[]).expect("capstan up");
+    let document: Value = up.get("/openapi.json").await.expect("the document");
+    assert!(document["openapi"].as_str().expect("a version").starts_with("3.1"));
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        let asked = path
+            .replace("{ns}", "default")
+            .replace("{fn}", "nothing")
+            .replace("{id}", "nothing")
+            .replace("{index}", "0");
+        for method in methods.as_object().expect("methods").keys() {
+            if path == "/v1/events" {
+                continue;
+            }
+            let verb = method.to_uppercase().parse().expect("a method");
+            let response = up.http.request(verb, up.at(&asked)).body("{}").send().await.expect("an answer");
+            let status = response.status().as_u16();
+            let text = response.text().await.expect("text");
+            assert!(
+                !text.contains("there is no ") && status != 405 && status < 500,
+                "{method} {path}: {status} {text}"
+            );
+            let described = &methods[method]["responses"];
+            assert!(
+                !described[status.to_string()].is_null(),
+                "{method} {path} answered {status}, which is not described"
+            );
+        }
+        let patched = up.http.request(reqwest::Method::TRACE, up.at(&asked)).send().await.expect("an answer");
+        assert_eq!(patched.status().as_u16(), 405, "{path}");
+    }
+    let page = up.http.get(up.at("/docs/")).send().await.expect("the page");
+    assert_eq!(page.status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn no_metric_is_registered_that_nothing_sets() {
+    // DESIGN §8: a metric that nothing increments fails.
+    let source = std::fs::read_to_string(root().join("scheduler/src/telemetry/metrics.rs")).expect("the metrics");
+    let mut all = Vec::new();
+    sources(&root().join("scheduler/src"), &mut all);
+    let everything: String = all.iter().map(|f| std::fs::read_to_string(f).expect("text")).collect();
+    let fields = source.lines().filter_map(|l| l.trim().trim_start_matches("pub ").split_once(": "));
+    let metrics =
+        fields.filter(|(_, kind)| ["Family<", "Counter,", "Histogram,", "Gauge,"].iter().any(|k| kind.starts_with(k)));
+    let mut count = 0;
+    for (name, _) in metrics {
+        count += 1;
+        let uses = everything.matches(&format!(".{name}")).count();
+        assert!(uses >= 2, "metric {name} is registered and never set");
+    }
+    assert!(count > 10);
+}

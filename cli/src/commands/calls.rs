@@ -2,7 +2,7 @@
 
 use super::print_list;
 use crate::{
-    client::{Client, Failed, body_of, lines},
+    client::{Client, Failed, body_of, lines, segment},
     output,
 };
 use bytes::Bytes;
@@ -69,10 +69,10 @@ pub async fn list(
     limit: usize,
     as_json: bool,
 ) -> anyhow::Result<()> {
-    let mut path = format!("/v1/calls?namespace={}&limit={limit}", client.namespace);
+    let mut path = format!("/v1/calls?namespace={}&limit={limit}", segment(&client.namespace));
     for (name, value) in [("function", function), ("state", state)] {
         if let Some(value) = value {
-            path.push_str(&format!("&{name}={value}"));
+            path.push_str(&format!("&{name}={}", segment(value)));
         }
     }
     let page = client.get(&path).await?;
@@ -93,7 +93,7 @@ pub async fn list(
 
 /// Shows a call; a failed one ends with exit code 1.
 pub async fn show(client: &Client, id: &str, as_json: bool) -> anyhow::Result<ExitCode> {
-    let call = client.get(&format!("/v1/calls/{id}")).await?;
+    let call = client.get(&format!("/v1/calls/{}", segment(id))).await?;
     if as_json {
         output::print_json(&call)?;
     } else {
@@ -108,10 +108,10 @@ pub async fn show(client: &Client, id: &str, as_json: bool) -> anyhow::Result<Ex
 
 /// Prints results, page by page.
 pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> anyhow::Result<()> {
-    let mut after = String::new();
+    let (call, mut after) = (segment(id), String::new());
     loop {
         let wait_s = if wait { 30 } else { 0 };
-        let path = format!("/v1/calls/{id}/results?ordered={ordered}&limit=1000&wait_s={wait_s}{after}");
+        let path = format!("/v1/calls/{call}/results?ordered={ordered}&limit=1000&wait_s={wait_s}{after}");
         let mut page = lines(client.follow(&path).await?);
         let mut last = None;
         while let Some(line) = page.next().await {
@@ -129,13 +129,13 @@ pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> an
 }
 
 async fn ended(client: &Client, id: &str) -> Result<bool, Failed> {
-    let call = client.get(&format!("/v1/calls/{id}")).await?;
+    let call = client.get(&format!("/v1/calls/{}", segment(id))).await?;
     Ok(!call["finished_at"].is_null())
 }
 
 /// Cancels a call.
 pub async fn cancel(client: &Client, id: &str, as_json: bool) -> anyhow::Result<()> {
-    let call = client.send(Method::POST, &format!("/v1/calls/{id}/cancel"), &json!({})).await?;
+    let call = client.send(Method::POST, &format!("/v1/calls/{}/cancel", segment(id)), &json!({})).await?;
     if as_json {
         return output::print_json(&call);
     }

@@ -2,7 +2,7 @@
 
 use super::print_list;
 use crate::{
-    client::{Client, Failed},
+    client::{Client, Failed, segment},
     manifest, output,
 };
 use reqwest::Method;
@@ -41,7 +41,7 @@ pub async fn deploy(client: &Client, files: &[PathBuf], as_json: bool) -> anyhow
 
 /// Lists functions.
 pub async fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
-    let base = format!("/v1/namespaces/{}/functions?limit=1000", client.namespace);
+    let base = format!("/v1/namespaces/{}/functions?limit=1000", segment(&client.namespace));
     let mut path = base.clone();
     let mut all = Vec::new();
     loop {
@@ -50,7 +50,7 @@ pub async fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
             all.extend(functions);
         }
         match page["next"].as_str() {
-            Some(next) => path = format!("{base}&after={next}"),
+            Some(next) => path = format!("{base}&after={}", segment(next)),
             None => break,
         }
     }

@@ -3,7 +3,7 @@
 use super::print_list;
 use crate::{
     cli::UpArgs,
-    client::{Client, Failed},
+    client::{Client, Failed, segment},
     config, output,
 };
 use futures_util::StreamExt;
@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, io::Write, time::Duration};
 
 /// The effective configuration.
 pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
-    let loaded = config::load(args)?;
+    let loaded = super::usage(config::load(args))?;
     let shown = |key: &str, value: &toml::Value| {
         if key.ends_with("tokens") {
             format!("{} hidden", value.as_array().map_or(0, Vec::len))
@@ -38,7 +38,7 @@ pub async fn explain(client: &Client, what: &str, index: Option<u64>, as_json: b
         let Some(index) = index else {
             return Err(Failed::Usage("which input? write: capstan explain CALL INDEX".into()).into());
         };
-        let life = client.get(&format!("/v1/calls/{what}/inputs/{index}/explain")).await?;
+        let life = client.get(&format!("/v1/calls/{}/inputs/{index}/explain", segment(what))).await?;
         return if as_json { output::print_json(&life) } else { print_life(&life) };
     }
     let told = client.get(&client.function(what, "explain")).await?;
@@ -115,7 +115,7 @@ pub async fn logs(client: &Client, function: &str, follow: bool) -> anyhow::Resu
 }
 
 async fn container_ids(client: &Client, function: &str) -> Vec<String> {
-    let path = format!("/v1/containers?namespace={}&function={function}", client.namespace);
+    let path = format!("/v1/containers?namespace={}&function={}", segment(&client.namespace), segment(function));
     let listed = client.get(&path).await.unwrap_or_default();
     let containers = listed["containers"].as_array().cloned().unwrap_or_default();
     containers.iter().filter_map(|c| c["id"].as_str().map(str::to_owned)).collect()
@@ -155,9 +155,9 @@ pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
 
 /// Lists containers.
 pub async fn containers(client: &Client, function: Option<&str>, as_json: bool) -> anyhow::Result<()> {
-    let mut path = format!("/v1/containers?namespace={}", client.namespace);
+    let mut path = format!("/v1/containers?namespace={}", segment(&client.namespace));
     if let Some(function) = function {
-        path.push_str(&format!("&function={function}"));
+        path.push_str(&format!("&function={}", segment(function)));
     }
     let answer = client.get(&path).await?;
     if as_json {

@@ -7,7 +7,7 @@ pub mod map;
 
 use crate::{
     cli::{Cli, Command},
-    client::Client,
+    client::{Client, Failed},
     config, demo, output, top, up,
 };
 use clap::CommandFactory;
@@ -33,7 +33,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => {
             log("info");
-            up::up(config::load(&args)?.settings).await?;
+            up::up(usage(config::load(&args))?.settings).await?;
         }
         Command::Demo(args) => {
             log("error");
@@ -70,6 +70,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Containers { function } => look::containers(&client, function.as_deref(), json).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A wrong configuration is wrong usage.
+fn usage<T>(loaded: anyhow::Result<T>) -> Result<T, Failed> {
+    loaded.map_err(|error| Failed::Usage(format!("{error:#}")))
 }
 
 /// Prints a list: as JSON, or as a table of the named fields.

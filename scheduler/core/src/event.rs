@@ -77,6 +77,13 @@ pub enum Event {
         /// How many.
         count: u32,
     },
+    /// The worker did not admit a container.
+    Refused {
+        /// Which.
+        container: ContainerId,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// A container's process exists.
     Spawned {
         /// Which.

@@ -151,19 +151,25 @@ impl Api {
         }
     }
 
-    async fn view(&self, stored: StoredCall) -> CallView {
+    /// A call's counts and state as its owner has them; `None` once it has ended.
+    async fn live(&self, stored: &StoredCall) -> Option<(Counts, CallState)> {
+        let id = stored.record.id;
+        let known = self.ask(&stored.function, move |core| core.call(id)).await.ok().flatten();
+        known.map(|(_, counts, state)| (counts, state))
+    }
+
+    async fn view(&self, mut stored: StoredCall) -> CallView {
+        let mut live = None;
+        if stored.record.finished.is_none() {
+            live = self.live(&stored).await;
+        }
+        if stored.record.finished.is_none() && live.is_none() {
+            // It ended between the two looks: its record is durable by now, or will be at once.
+            self.flush().await;
+            stored = self.stored_call(stored.record.id).await.unwrap_or(stored);
+        }
         let record = &stored.record;
-        let live = match record.finished {
-            Some(_) => None,
-            None => {
-                let id = record.id;
-                self.ask(&stored.function, move |core| core.call(id)).await.ok().flatten()
-            }
-        };
-        let (inputs, state) = match live {
-            Some((_, counts, state)) => (counts, state),
-            None => (record.counts, record.state),
-        };
+        let (inputs, state) = live.unwrap_or((record.counts, record.state));
         CallView {
             id: record.id,
             namespace: stored.function.namespace.clone(),
@@ -178,13 +184,6 @@ impl Api {
 
     /// A call's state.
     pub async fn call(&self, call: CallId) -> Result<CallView, Refusal> {
-        let stored = self.stored_call(call).await?;
-        let view = self.view(stored).await;
-        if !view.state.is_ended() || view.finished_at.is_some() {
-            return Ok(view);
-        }
-        // It ended between the two looks: its record is durable by now or will be at once.
-        self.flush().await;
         let stored = self.stored_call(call).await?;
         Ok(self.view(stored).await)
     }

@@ -66,7 +66,7 @@ fn container_of(text: &str) -> Result<ContainerId, Problem> {
 
 pub async fn stop(api: web::Data<Api>, path: web::Path<String>) -> Answer {
     api.stop_container(container_of(&path)?).await?;
-    Ok(HttpResponse::Accepted().json(json!({"id": &*path, "state": "draining"})))
+    Ok(HttpResponse::Accepted().json(json!({"id": &*path, "state": "stopping"})))
 }
 
 #[derive(Deserialize)]

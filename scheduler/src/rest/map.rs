@@ -85,20 +85,25 @@ pub async fn map(
     let outputs = asked.outputs.unwrap_or(true);
     let mut body = body;
     let mut lines = Lines::new(api.config().payload_max_bytes);
-    // The first piece is read before the answer begins: a body that is wrong from the start gets a proper refusal.
+    // The first input is read before the answer begins: a body that is wrong from the start gets a proper refusal.
     api.function(&key).await?;
     let mut first = Vec::new();
-    let chunk = body::next_chunk(&mut body, None).await?;
-    match &chunk {
-        Some(chunk) => lines.take(chunk.clone(), &mut first)?,
-        None => lines.end(&mut first)?,
+    let mut body_done = false;
+    while first.is_empty() && !body_done {
+        match body::next_chunk(&mut body, None).await? {
+            Some(chunk) => lines.take(chunk, &mut first)?,
+            None => {
+                body_done = true;
+                lines.end(&mut first)?;
+            }
+        }
     }
     let (map, updates) = api.map(&key, &terms(&request)?, raise, outputs).await?;
     let call = ("Capstan-Call-Id", map.call.to_string());
     let mut stream = Stream {
         api,
         body,
-        body_done: chunk.is_none(),
+        body_done,
         closed: false,
         lines,
         waiting_bytes: first.iter().map(Bytes::len).sum(),

@@ -45,11 +45,11 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
 /// Every route; `openapi` describes the same ones.
 pub fn routes(app: &mut web::ServiceConfig) {
     app.service(openapi::swagger())
-        .route("/openapi.json", web::get().to(openapi::document))
-        .route("/", web::get().to(openapi::home))
-        .route("/healthz", web::get().to(cluster::healthz))
-        .route("/readyz", web::get().to(cluster::readyz))
-        .route("/metrics", web::get().to(cluster::metrics))
+        .service(web::resource("/openapi.json").get(openapi::document))
+        .service(web::resource("/").get(openapi::home))
+        .service(web::resource("/healthz").get(cluster::healthz))
+        .service(web::resource("/readyz").get(cluster::readyz))
+        .service(web::resource("/metrics").get(cluster::metrics))
         .service(
             web::scope("/v1")
                 .service(

@@ -96,7 +96,8 @@ impl World {
                     *opened.entry(*owner).or_default() += 1;
                 }
                 if stored.record.finished.is_none() {
-                    return Err(format!("L2: {id} has not ended: {:?}", stored.counts));
+                    let (stats, why) = (function.core.stats(), function.core.waiting());
+                    return Err(format!("L2: {id} has not ended: {:?}; {stats:?}; waits: {why:?}", stored.counts));
                 }
             }
             let left =

@@ -1,7 +1,7 @@
 //! Clients: they bring calls, send again what was not answered, and remember what they were promised.
 
 use bytes::Bytes;
-use capstan_common::{call::CallKind, id::CallId, input::Payload};
+use capstan_common::{call::CallKind, id::CallId, input::Payload, time::Time};
 use capstan_scheduler_core::{
     event::{Inputs, Opening},
     record::Segment,
@@ -30,6 +30,8 @@ pub struct Client {
     pub accepted: Option<CallId>,
     /// Inputs that a map has sent.
     pub sent: u64,
+    /// When the last of them arrives: a stream keeps its order.
+    pub arrives: Time,
     /// Maps: whether all were sent.
     pub closed: bool,
     /// It waits for nothing any more.

@@ -212,6 +212,7 @@ impl World {
             asked: BTreeSet::new(),
             accepted: None,
             sent: 0,
+            arrives: Time(0),
             closed: false,
             done: false,
         };
@@ -532,7 +533,8 @@ impl World {
         client.sent += sending;
         let closing =
             client.sent == client.inputs && !std::mem::replace(&mut client.closed, client.sent == client.inputs);
-        let at = self.after(10, 2_000);
+        let at = self.after(10, 2_000).max(self.clients[number].arrives);
+        self.clients[number].arrives = at;
         if sending > 0 {
             self.plan(at, Action::Function { function: f, generation, event: Event::Arrive { call, payloads } });
         }
@@ -562,8 +564,7 @@ impl World {
         let (container, event) = match report {
             WorkerReport::Hello(_) | WorkerReport::Beat { .. } | WorkerReport::Log { .. } => return Ok(()),
             WorkerReport::Refused { container, reason } => {
-                let ending = capstan_common::container::Ending { reason, ..Default::default() };
-                (container, Event::Ended { container, ending, begun: Vec::new() })
+                (container, Event::Refused { container, reason: reason.into() })
             }
             WorkerReport::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
             WorkerReport::Ready { container, phases } => (container, Event::Ready { container, phases }),

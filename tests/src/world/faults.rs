@@ -52,10 +52,17 @@ impl World {
             function.under_way = None;
             function.alarm_at = None;
             function.given = Default::default();
-            let Some(recovery) = function.durable.recovery(&function.key) else { continue };
             let mut out = Output::default();
-            let limits = self.limits.clone();
-            function.core = Function::recover(recovery, self.epoch, limits, self.now, &mut out);
+            let (limits, key) = (self.limits.clone(), function.key.clone());
+            function.core = match function.durable.recovery(&key) {
+                Some(recovery) => Function::recover(recovery, self.epoch, limits, self.now, &mut out),
+                None => {
+                    // Its deployment was not durable: whoever deployed it heard no answer and does it again.
+                    let spec = function.core.deployment().spec.clone();
+                    let deployed = Function::deploy(key, self.epoch, limits, self.now, spec, &mut out);
+                    deployed.map_err(|refusal| refusal.to_string())?
+                }
+            };
             function.core.check()?;
             self.perform(f, out)?;
         }
@@ -118,12 +125,12 @@ impl World {
         let epoch = self.epoch;
         let id = self.workers[w].id.clone();
         let capacity = super::workers::CAPACITY;
-        self.tell_autoscaler(autoscaler::Event::Joined { worker: id.clone(), capacity })?;
         for f in 0..self.functions.len() {
             let held: Vec<_> = inventory.iter().filter(|h| h.function == self.functions[f].key).cloned().collect();
             self.routes.extend(held.iter().map(|h| (h.container, f)));
             self.step_function(f, Event::Inventory { worker: id.clone(), held })?;
         }
+        self.tell_autoscaler(autoscaler::Event::Joined { worker: id, capacity })?;
         self.step_node(w, node::Event::Connected { epoch })
     }
 

@@ -35,6 +35,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::Child,
     sync::watch,
+    task::JoinHandle,
 };
 
 /// How long a broken connection waits for its container's end, which says more.
@@ -259,6 +260,7 @@ async fn exec_life(shared: Arc<Shared>, mut stopped: watch::Receiver<Stop>, tell
     let asked = stopped.wait_for(|stop| stop.asked.is_some()).await.ok().and_then(|stop| stop.asked.clone());
     let (_, reason) = asked.unwrap_or_default();
     // Scaling stops only idle containers; an operator's stop interrupts what runs.
+    shared.running.interrupt_all();
     let killing = tokio::task::spawn_blocking(move || shared.setting.kill_rest());
     let _ = killing.await;
     tell.exited(Ending { reason, exit_code: Some(0), ..Ending::default() }).await;
@@ -330,8 +332,7 @@ impl HttpLife {
             return Ending { reason: "it ended at once".into(), ..Ending::default() };
         };
         self.tell.tell(Event::Spawned { container: self.tell.container, pid: number }).await;
-        self.forward(child.stdout.take(), false);
-        self.forward(child.stderr.take(), true);
+        let outputs = [self.forward(child.stdout.take(), false), self.forward(child.stderr.take(), true)];
         let begun = Instant::now();
         let mut reason = tokio::select! {
             () = self.server.ready() => None,
@@ -356,10 +357,10 @@ impl HttpLife {
                 }
             });
         }
-        self.end(child, pid, reason.unwrap_or_default()).await
+        self.end(child, pid, reason.unwrap_or_default(), outputs).await
     }
 
-    async fn end(&self, mut child: Child, pid: Pid, reason: String) -> Ending {
+    async fn end(&self, mut child: Child, pid: Pid, reason: String, outputs: [JoinHandle<()>; 2]) -> Ending {
         kill_group(pid);
         let status = child.wait().await.ok();
         let setting = self.setting.clone();
@@ -369,15 +370,18 @@ impl HttpLife {
             oom
         });
         let oom = reaping.await.unwrap_or(false);
+        // Its last words may still be in the pipes; everything that wrote to them is gone.
+        let last_words = futures_util::future::join_all(outputs);
+        let _ = tokio::time::timeout(Duration::from_millis(END_MS), last_words).await;
         let (exit_code, signal) = status.map_or((None, None), code_and_signal);
         Ending { exit_code, signal, oom, reason, tail: self.output.tail() }
     }
 
     /// Forwards a pipe as logs.
-    fn forward(&self, pipe: Option<impl AsyncRead + Unpin + 'static>, stderr: bool) {
-        let Some(mut pipe) = pipe else { return };
+    fn forward(&self, pipe: Option<impl AsyncRead + Unpin + 'static>, stderr: bool) -> JoinHandle<()> {
         let (tell, output) = (self.tell.clone(), self.output.clone());
         actix::spawn(async move {
+            let Some(mut pipe) = pipe else { return };
             let mut buffer = vec![0u8; 16 << 10];
             while let Ok(n) = pipe.read(&mut buffer).await {
                 if n == 0 {
@@ -388,7 +392,7 @@ impl HttpLife {
                     tell.tell(Event::Wrote { container, stderr, chunk, dropped }).await;
                 }
             }
-        });
+        })
     }
 }
 

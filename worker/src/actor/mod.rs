@@ -50,10 +50,13 @@ pub async fn start(config: WorkerConfig, dial: Dial) -> anyhow::Result<Worker> {
 }
 
 impl Worker {
-    /// Stops every container, politely and then not, and ends.
+    /// Lets what runs end within `grace`, then stops everything, and ends. What was cut off is not told as failed: it runs
+    /// again.
     pub async fn stop(mut self, grace: Duration) {
-        // An actor that is gone has nothing left to stop.
-        let _ = self.node.send(Shut { grace_ms: grace.as_millis() as u32 }).await;
+        for (now, within) in [(false, grace), (true, Duration::from_secs(2))] {
+            // An actor that is gone has nothing left to stop.
+            let _ = self.node.send(Shut { within, now }).await;
+        }
         self.arbiter.stop();
         drop(self.keeper.stdin.take());
         // Blocks for a moment: nothing else is left to do.

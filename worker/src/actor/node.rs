@@ -67,12 +67,14 @@ pub struct Introduce {
 #[rtype(result = "()")]
 pub struct Parted;
 
-/// Stop everything; answered when nothing is left.
+/// Begin nothing new and stop what has no work, or stop everything now; answered when nothing is left.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Shut {
-    /// Milliseconds between TERM and KILL.
-    pub grace_ms: u32,
+    /// How long what runs may go on.
+    pub within: Duration,
+    /// Whether to cut it off.
+    pub now: bool,
 }
 
 impl NodeActor {
@@ -263,11 +265,10 @@ impl Handler<Shut> for NodeActor {
     fn handle(&mut self, shut: Shut, ctx: &mut Context<Self>) -> Self::Result {
         let (done, waiting) = oneshot::channel();
         self.shutting = Some(done);
-        self.step(Event::Shutdown { grace_ms: shut.grace_ms }, ctx);
+        self.step(if shut.now { Event::Shutdown } else { Event::Drain }, ctx);
         Box::pin(async move {
-            // Bounded: TERM, the grace, KILL, and a second for the kernel.
-            let limit = Duration::from_millis(u64::from(shut.grace_ms) + 1000);
-            let _ = tokio::time::timeout(limit, waiting).await;
+            // Past the limit the caller goes on without it.
+            let _ = tokio::time::timeout(shut.within, waiting).await;
         })
     }
 }

@@ -75,6 +75,12 @@ impl Running {
         }
     }
 
+    /// Ends everything that runs.
+    pub fn interrupt_all(&self) {
+        let leases: Vec<LeaseId> = self.table().keys().copied().collect();
+        leases.into_iter().for_each(|lease| self.interrupt(lease));
+    }
+
     fn begin(&self, lease: LeaseId, pid: Pid) -> bool {
         let mut table = self.table();
         let interrupted = table.contains_key(&lease);
@@ -126,6 +132,9 @@ pub fn slot(shared: &Arc<Shared>, work: &flume::Receiver<Work>) {
         let result = run(shared, &assignment, &input);
         // Whoever listens lives as long as the container.
         let _ = shared.ended.send(Ended { assignment, result, run: begun.elapsed() });
+    }
+    if let Some(cgroup) = &shared.setting.cgroup {
+        cgroup.leave_thread();
     }
 }
 

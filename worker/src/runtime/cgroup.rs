@@ -177,6 +177,19 @@ impl Cgroup {
         }
     }
 
+    /// Moves the calling thread back to where the worker is: a cgroup with a thread inside cannot be removed.
+    pub fn leave_thread(&self) {
+        if self.version != 1 {
+            return;
+        }
+        let outside = |folder: &Path| Some(folder.parent()?.parent()?.join("tasks"));
+        for tasks in self.folders.iter().filter_map(|(_, folder)| outside(folder)) {
+            if let Err(error) = fs::write(&tasks, "0") {
+                tracing::warn!(tasks = %tasks.display(), %error, "a thread cannot leave its cgroup");
+            }
+        }
+    }
+
     /// Moves a process in that was just started, where its parent could not enter.
     pub fn add(&self, pid: Pid) {
         if self.version == 1 {
@@ -201,7 +214,7 @@ impl Cgroup {
     /// Kills everything inside.
     pub fn kill(&self) {
         for (_, folder) in &self.folders {
-            kill_all(folder);
+            kill_all(folder, rustix::process::getpid());
         }
     }
 }
@@ -209,24 +222,24 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         for (_, folder) in &self.folders {
-            kill_all(folder);
+            kill_all(folder, rustix::process::getpid());
             remove(folder);
         }
     }
 }
 
-/// Kills every process of a folder's cgroup.
-pub fn kill_all(folder: &Path) {
+/// Kills every process of a folder's cgroup but the worker itself, whose threads may be inside (version 1).
+pub fn kill_all(folder: &Path, worker: Pid) {
     // Version 2 kills all at once.
     let _ = fs::write(folder.join("cgroup.kill"), "1");
     for _ in 0..100 {
         let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-        let pids: Vec<_> = procs.lines().filter_map(|l| Pid::from_raw(l.parse().ok()?)).collect();
-        let own = rustix::process::getpid();
-        if pids.iter().all(|pid| *pid == own) {
+        let pids = procs.lines().filter_map(|l| Pid::from_raw(l.parse().ok()?));
+        let pids: Vec<_> = pids.filter(|pid| *pid != worker).collect();
+        if pids.is_empty() {
             return;
         }
-        for pid in pids.into_iter().filter(|pid| *pid != own) {
+        for pid in pids {
             // Gone already: nothing to do.
             let _ = kill_process(pid, Signal::KILL);
         }

@@ -1,6 +1,7 @@
 //! The keeper: a small process that outlives the worker by a moment and kills what it left behind, even after kill -9.
 
 use super::{cgroup, tree};
+use rustix::process::Pid;
 use std::{
     io::Read,
     path::{Path, PathBuf},
@@ -30,10 +31,13 @@ pub fn run_if_asked() {
 }
 
 fn clean(instance: &str, folders: &[PathBuf]) {
+    let worker = instance.split('-').next().and_then(|pid| Pid::from_raw(pid.parse().ok()?));
+    // Without a worker there is nobody to spare.
+    let worker = worker.unwrap_or_else(rustix::process::getpid);
     for base in folders {
         for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
             if entry.path().is_dir() {
-                cgroup::kill_all(&entry.path());
+                cgroup::kill_all(&entry.path(), worker);
             }
         }
     }

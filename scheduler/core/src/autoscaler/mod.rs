@@ -300,8 +300,15 @@ impl Autoscaler {
             if used != worker.used {
                 return Err(format!("worker {id}: used {:?}, containers take {used:?}", worker.used));
             }
-            if !worker.capacity.covers(used) {
-                return Err(format!("worker {id}: {used:?} promised of {:?}", worker.capacity));
+            // While a worker joins, what is lost and what is adopted are told one after the other; nothing is granted there.
+            if worker.state == WorkerState::Ready && !worker.capacity.covers(used) {
+                let there = self
+                    .containers
+                    .iter()
+                    .filter(|(_, (_, at, _))| at == id)
+                    .map(|(c, (f, _, _))| format!("{c} of {f}"));
+                let there: Vec<_> = there.collect();
+                return Err(format!("worker {id}: {used:?} promised of {:?}: {there:?}", worker.capacity));
             }
         }
         Ok(())

@@ -38,6 +38,10 @@ impl Function {
         } else if held.ready && self.pool.get(id).is_some_and(|c| c.life == Life::Starting) {
             self.ready(now, id, Vec::new(), out);
         }
+        if self.pool.get(id).is_some_and(|c| c.life == Life::Stopping) {
+            // The order to stop may have been lost with the link.
+            self.stop(id, "it was told to stop before", out);
+        }
         let known: BTreeSet<LeaseId> =
             held.running.iter().map(|a| a.lease).chain(held.finished.iter().map(|d| d.held.lease)).collect();
         self.give_back_unknown(now, id, &known, out);
@@ -71,7 +75,7 @@ impl Function {
     fn adopt_container(&mut self, now: Time, worker: &WorkerId, held: &Held, out: &mut Output) {
         // A worker that comes back late may find its containers replaced: what is above the maximum only finishes its work.
         let fits = self.pool.live() < self.facts().max;
-        let current = held.revision == self.deployed.revision && !self.removed && fits;
+        let current = held.revision == self.deployed.revision && !self.removed && fits && !held.gone;
         let life = match (current, held.ready) {
             (true, true) => Life::Ready,
             (true, false) => Life::Starting,
@@ -93,6 +97,9 @@ impl Function {
                 room: room(&self.deployed.spec, None),
             },
         );
+        if held.gone {
+            return;
+        }
         out.effects.push(Effect::Hold {
             container: held.container,
             worker: worker.clone(),

@@ -188,6 +188,7 @@ impl Function {
             Event::Granted { container, worker } => self.granted(now, container, worker, out),
             Event::Unplaced { reason } => self.unplaced = Some(reason),
             Event::GiveWay { count } => self.give_way(count, out),
+            Event::Refused { container, reason } => self.refused(now, container, reason, out),
             Event::Spawned { .. } | Event::Alarm => {}
             Event::Ready { container, phases } => self.ready(now, container, phases, out),
             Event::Finished { container, done } => self.finished(now, container, done, out),

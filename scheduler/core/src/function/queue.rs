@@ -254,9 +254,9 @@ mod tests {
         queue.open(CallId(2), false, u32::MAX);
         (0..1000).for_each(|i| queue.push_back(input(1, i)));
         (0..1000).for_each(|i| queue.push_back(input(2, i)));
-        let taken = take(&mut queue, 800);
+        let taken = take(&mut queue, 1024);
         let background = taken.iter().filter(|(call, _)| *call == 2).count();
-        assert_eq!(background, 800 / 8);
+        assert_eq!(background, 1024 / 8);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Function {
         });
         let Some((settled, late, worker)) = settled else { return };
         self.drop_late(id, &worker, late, out);
-        let leases = settled.iter().map(|(done, _)| done.held.lease).collect();
+        let leases: Vec<LeaseId> = settled.iter().map(|(done, _)| done.held.lease).collect();
         for (done, lease) in settled {
             let attempt = Attempt { container: id, given: lease.given, run_us: done.run_us };
             self.queue.release(lease.input.call, 1);
@@ -64,7 +64,9 @@ impl Function {
                 Err(failure) => self.attempt_failed(now, lease.input, failure, attempt, out),
             }
         }
-        out.promises.push(Promise::Recorded { worker, container: id, leases });
+        if !leases.is_empty() {
+            out.promises.push(Promise::Recorded { worker, container: id, leases });
+        }
         self.after_work(id, out);
     }
 
@@ -205,7 +207,10 @@ impl Function {
         if let Some(segment) = call.segment_of(input.index)
             && let Some(bulk) = call.bulk.as_mut()
         {
-            bulk.adopted.remove(&input.index);
+            if bulk.adopted.remove(&input.index) {
+                // Its segment is not loaded yet, and must not bring it again.
+                bulk.ended.add(input.index, 1);
+            }
             if let Some(live) = bulk.live.get_mut(&segment) {
                 *live -= 1;
             }

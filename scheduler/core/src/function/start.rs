@@ -14,7 +14,10 @@ use capstan_common::{
     refusal::{Code, Refusal},
     time::Time,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The pause after a worker refused a container.
+const REFUSED_PAUSE_MS: u64 = 100;
 
 impl Function {
     pub(super) fn granted(&mut self, now: Time, id: ContainerId, worker: WorkerId, out: &mut Output) {
@@ -48,6 +51,16 @@ impl Function {
                 room: room(&spec, None),
             },
         );
+    }
+
+    /// The worker had no room after all: a proposal that failed, not a container that failed. It is asked for again after a moment.
+    pub(super) fn refused(&mut self, now: Time, id: ContainerId, reason: Arc<str>, out: &mut Output) {
+        if self.pool.remove(id).is_none() {
+            return;
+        }
+        out.effects.push(Effect::Release(id));
+        self.unplaced = Some(reason);
+        self.starts.not_before = self.starts.not_before.max(now.plus_ms(REFUSED_PAUSE_MS));
     }
 
     pub(super) fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, out: &mut Output) {

@@ -63,6 +63,8 @@ pub struct Embedded {
     index: RwLock<Index>,
     log: Mutex<Log>,
     preparing: Arc<AtomicBool>,
+    /// Held by whoever makes or takes the prepared file: two at once would mix their files up.
+    spare: Arc<Mutex<()>>,
     no_spare: Arc<AtomicBool>,
     _lock: File,
 }
@@ -100,6 +102,7 @@ impl Embedded {
             index: RwLock::new(index),
             log: Mutex::new(log),
             preparing: Arc::new(AtomicBool::new(false)),
+            spare: Arc::default(),
             no_spare: Arc::new(AtomicBool::new(false)),
             _lock: lock,
         };
@@ -118,7 +121,10 @@ impl Embedded {
     /// Starts the next file: the old one gets an end frame, so that later damage in it is told from a torn tail.
     fn roll(&self, log: &mut Log) -> Result<(), StoreError> {
         let number = log.files.back().map_or(1, |f| f.number + 1);
-        let next = LogFile::create(&self.folder, number, self.file_bytes).map_err(written)?;
+        let next = {
+            let _taking = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            LogFile::create(&self.folder, number, self.file_bytes).map_err(written)?
+        };
         if let Some(current) = log.files.back() {
             let mut end = Vec::new();
             frame::write(current.salt, log.sequence + 1, frame::END, &mut end);
@@ -140,8 +146,9 @@ impl Embedded {
             return;
         }
         let (folder, bytes) = (self.folder.clone(), self.file_bytes);
-        let (preparing, no_spare) = (self.preparing.clone(), self.no_spare.clone());
+        let (preparing, no_spare, spare) = (self.preparing.clone(), self.no_spare.clone(), self.spare.clone());
         std::thread::spawn(move || {
+            let _making = spare.lock().unwrap_or_else(PoisonError::into_inner);
             let failed = file::prepare_spare(&folder, bytes).is_err();
             no_spare.store(failed, Ordering::Release);
             preparing.store(false, Ordering::Release);

@@ -76,11 +76,10 @@ pub enum Event {
         /// How.
         ending: Ending,
     },
-    /// The worker ends: everything is to stop.
-    Shutdown {
-        /// Milliseconds between TERM and KILL.
-        grace_ms: u32,
-    },
+    /// The worker ends: nothing new begins, what runs may end, and containers without work stop.
+    Drain,
+    /// The time for that is over: everything stops now. Nobody is told: what was cut off runs again elsewhere.
+    Shutdown,
     /// The time that `next_alarm` named has come.
     Alarm,
 }
@@ -130,13 +129,22 @@ pub struct Node {
     used: Amount,
     epoch: Epoch,
     connected: bool,
+    /// Takes nothing new, for ever.
+    shutting: bool,
     containers: BTreeMap<ContainerId, Container>,
 }
 
 impl Node {
     /// An empty worker.
     pub fn new(capacity: Amount) -> Self {
-        Self { capacity, used: Amount::default(), epoch: Epoch(0), connected: false, containers: BTreeMap::new() }
+        Self {
+            capacity,
+            used: Amount::default(),
+            epoch: Epoch(0),
+            connected: false,
+            shutting: false,
+            containers: BTreeMap::new(),
+        }
     }
 
     /// Takes an event.
@@ -160,13 +168,33 @@ impl Node {
                 self.tell(Report::Log { container, stderr, chunk, dropped }, out);
             }
             Event::Exited { container, ending } => self.exited(container, ending, out),
-            Event::Shutdown { grace_ms } => {
+            Event::Drain => self.drain(out),
+            Event::Shutdown => {
+                self.connected = false;
                 let all: Vec<_> = self.containers.keys().copied().collect();
                 for container in all {
-                    self.stop(container, grace_ms, "the worker ends", out);
+                    self.stop(container, 0, "the worker ends", out);
                 }
             }
             Event::Alarm => self.return_waiting(now, out),
+        }
+    }
+
+    fn drain(&mut self, out: &mut Vec<Effect>) {
+        self.shutting = true;
+        let all: Vec<_> = self.containers.keys().copied().collect();
+        for id in all {
+            let Some(container) = self.containers.get_mut(&id) else { continue };
+            if container.life == Life::Ready && !container.running.is_empty() {
+                container.life = Life::Draining;
+                let leases = container.take_waiting();
+                if !leases.is_empty() {
+                    let reason = "the worker ends".into();
+                    self.tell(Report::Returned { container: id, leases, reason, closed: true }, out);
+                }
+            } else if container.life != Life::Draining {
+                self.stop(id, 1000, "the worker ends", out);
+            }
         }
     }
 
@@ -201,6 +229,7 @@ impl Node {
                 function: c.start.function.clone(),
                 revision: c.start.revision,
                 ready: c.life != Life::Starting,
+                gone: matches!(c.life, Life::Gone(..)),
                 running: c.attempts(),
                 finished: c.unrecorded.values().cloned().collect(),
             })
@@ -233,6 +262,10 @@ impl Node {
             return;
         }
         let amount = start.spec.amount();
+        if self.shutting {
+            self.tell(Report::Refused { container: id, reason: "the worker ends".into() }, out);
+            return;
+        }
         if !self.capacity.covers(self.used.plus(amount)) {
             let free = self.capacity.minus(self.used);
             let reason = format!("the worker has {free:?} free, the container asks for {amount:?}");
@@ -294,6 +327,11 @@ impl Node {
         out: &mut Vec<Effect>,
     ) {
         let Some(container) = self.containers.get_mut(&id) else { return };
+        let interrupted = |r: &Result<Payload, Failure>| matches!(r, Err(f) if f.kind == FailureKind::Crashed);
+        if container.life == Life::Stopping && results.iter().any(|(_, r)| interrupted(r)) {
+            // Cut off by the stop: its container's end tells of it, and it does not count as the function's failure.
+            return;
+        }
         let Some(running) = container.running.remove(&group) else { return };
         let timed_out = results.iter().any(|(_, result)| matches!(result, Err(f) if f.kind == FailureKind::Timeout));
         let mut results: BTreeMap<LeaseId, _> = results.into_iter().collect();
@@ -309,7 +347,10 @@ impl Node {
         if !done.is_empty() {
             self.tell(Report::Finished { container: id, done }, out);
         }
-        if timed_out || drained {
+        if drained && self.containers.get(&id).is_some_and(Container::is_exec) {
+            let reason = "drained".into();
+            out.push(Effect::Terminate { container: id, grace_ms: 0, reason });
+        } else if timed_out || drained {
             self.spoilt(id, "an input ran past its time-out or was cancelled", out);
         }
         self.begin_work(now, id, out);

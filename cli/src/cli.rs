@@ -162,6 +162,15 @@ pub enum Command {
     Completions { shell: clap_complete::Shell },
 }
 
+/// One half of `up`.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Half {
+    /// Queues, scaling, REST.
+    Scheduler,
+    /// Containers.
+    Worker,
+}
+
 /// How to run.
 #[derive(Args, Clone, Default)]
 pub struct UpArgs {
@@ -174,6 +183,12 @@ pub struct UpArgs {
     /// A TOML file with the sections [scheduler] and [worker].
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// Run one half only; the other is another process, and both find each other at --link.
+    #[arg(long, requires = "link")]
+    pub half: Option<Half>,
+    /// The unix socket between the halves.
+    #[arg(long, value_name = "SOCKET", requires = "half")]
+    pub link: Option<PathBuf>,
     /// Any one setting, for example --set scheduler.limits.map_running=100; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

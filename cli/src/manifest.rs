@@ -40,7 +40,19 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failed> {
         Some(Value::Array(listed)) => listed,
         Some(_) => return Err(usage(path, "`functions` must be a list")),
     };
-    listed.into_iter().enumerate().map(|(position, value)| entry(path, &folder, position, value)).collect()
+    if listed.is_empty() {
+        return Err(usage(path, "`functions` is empty: there is nothing to deploy"));
+    }
+    let numbered = listed.into_iter().enumerate();
+    let entries: Vec<Entry> =
+        numbered.map(|(position, value)| entry(path, &folder, position, value)).collect::<Result<_, _>>()?;
+    for (position, entry) in entries.iter().enumerate() {
+        let same = |other: &Entry| (&other.namespace, &other.name) == (&entry.namespace, &entry.name);
+        if entries[..position].iter().any(same) {
+            return Err(usage(path, format!("functions[{position}]: `{}` is there twice", entry.name)));
+        }
+    }
+    Ok(entries)
 }
 
 fn entry(path: &Path, folder: &Path, position: usize, value: Value) -> Result<Entry, Failed> {
@@ -102,6 +114,7 @@ mod tests {
             ("name: f\nruntime: {process: {command: [cat]}}\ntimeout: 3", "timeout"),
             ("functions: 3", "must be a list"),
             ("functions: []\nname: x", "cannot stand beside"),
+            ("functions: []", "nothing to deploy"),
             ("- 1", "must hold one function"),
             ("name: [", "f.yaml"),
         ] {

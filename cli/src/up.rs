@@ -1,9 +1,9 @@
 //! `capstan up`: a scheduler and a worker in one process, over the same link as in a cluster.
 
-use crate::config::Settings;
+use crate::{cli::Half, config::Settings};
 use capstan_scheduler::server::{self, LinkListener, Server};
-use capstan_worker::{Dial, Worker};
-use std::time::Duration;
+use capstan_worker::{Dial, Worker, config::WorkerConfig};
+use std::{path::PathBuf, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -12,40 +12,68 @@ use tokio::{
 /// How long containers have when everything stops.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Both halves, running.
+/// Both halves, or one, running.
 pub struct Running {
-    server: Server,
-    worker: Worker,
+    server: Option<Server>,
+    worker: Option<Worker>,
 }
 
 impl Running {
     /// Starts both.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
         let (dial, dialled) = mpsc::channel(4);
-        let mut worker = settings.worker;
-        worker.blob_threshold_bytes = settings.scheduler.blob_threshold_bytes;
-        worker.output_max_bytes = settings.scheduler.payload_max_bytes;
+        let worker = worker_settings(&settings);
         let server = server::start(settings.scheduler, LinkListener::InProcess(dialled)).await?;
         let worker = capstan_worker::start(worker, Dial::InProcess(dial)).await?;
         tracing::info!(limits = worker.limits, "a worker runs in this process");
-        Ok(Self { server, worker })
+        Ok(Self { server: Some(server), worker: Some(worker) })
+    }
+
+    /// Starts one half, linked by a socket to the other in another process.
+    pub async fn start_half(settings: Settings, half: Half, link: PathBuf) -> anyhow::Result<Self> {
+        Ok(match half {
+            Half::Scheduler => {
+                let server = server::start(settings.scheduler, LinkListener::Unix(link)).await?;
+                Self { server: Some(server), worker: None }
+            }
+            Half::Worker => {
+                let worker = capstan_worker::start(worker_settings(&settings), Dial::Unix(link)).await?;
+                Self { server: None, worker: Some(worker) }
+            }
+        })
     }
 
     /// Where REST is served.
     pub fn url(&self) -> String {
-        format!("http://{}", self.server.address)
+        self.server.as_ref().map_or_else(|| "worker".into(), |server| format!("http://{}", server.address))
     }
 
     /// Stops both: the worker's containers first, so that what they finish is still recorded.
     pub async fn stop(self) {
-        self.worker.stop(GRACE).await;
-        self.server.stop().await;
+        if let Some(worker) = self.worker {
+            worker.stop(GRACE).await;
+        }
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+    }
+}
+
+/// The worker's settings, where both halves must agree.
+fn worker_settings(settings: &Settings) -> WorkerConfig {
+    WorkerConfig {
+        blob_threshold_bytes: settings.scheduler.blob_threshold_bytes,
+        output_max_bytes: settings.scheduler.payload_max_bytes,
+        ..settings.worker.clone()
     }
 }
 
 /// Runs until a signal, then drains; a second signal ends at once.
-pub async fn up(settings: Settings) -> anyhow::Result<()> {
-    let running = Running::start(settings).await?;
+pub async fn up(settings: Settings, half: Option<(Half, PathBuf)>) -> anyhow::Result<()> {
+    let running = match half {
+        Some((half, link)) => Running::start_half(settings, half, link).await?,
+        None => Running::start(settings).await?,
+    };
     println!("ready {}", running.url());
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -111,6 +111,11 @@ async fn an_expected_revision_that_is_not_live_is_412_and_a_removed_function_is_
     assert_eq!(up.http.put(up.function("f", "")).json(&body).send().await.unwrap().status().as_u16(), 201);
     assert_eq!(put("\"7\"").await.unwrap().status().as_u16(), 412);
     assert_eq!(put("\"1\"").await.unwrap().status().as_u16(), 200);
+    let delete = up.http.delete(up.function("f", "")).header("If-Match", "\"9\"").send().await.unwrap();
+    assert_eq!(delete.status().as_u16(), 412);
+    let patch = up.http.patch(up.function("f", "/autoscaler")).header("If-Match", "\"9\"").json(&json!({})).send();
+    assert_eq!(patch.await.unwrap().status().as_u16(), 412);
+    assert_eq!(put("*").await.unwrap().status().as_u16(), 200);
     assert_eq!(up.http.delete(up.function("f", "")).send().await.unwrap().status().as_u16(), 204);
     assert_eq!(up.http.delete(up.function("f", "")).send().await.unwrap().status().as_u16(), 404);
     assert_eq!(up.invoke("f", json!(1)).await.unwrap().0, 404);

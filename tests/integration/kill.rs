@@ -131,3 +131,37 @@ async fn a_worker_killed_together_with_its_scheduler_leaves_no_process() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+#[tokio::test]
+async fn a_new_scheduler_adopts_what_the_worker_still_runs_and_takes_what_it_finished() {
+    // RELIABILITY F1 I6
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, link) = (folder.path().join("data"), folder.path().join("link"));
+    let link = link.display().to_string();
+    let half = |half: &'static str| Up::start(&data, &["--half", half, "--link", &link]);
+    let mut scheduler = half("scheduler").expect("a scheduler");
+    let _worker =
+        Up::start(&data, &["--half", "worker", "--link", &link, "--set", "worker.name=alone"]).expect("a worker");
+    let runs = folder.path().join("runs");
+    let script = format!("read s; echo x >> {}; sleep $s; echo $s", runs.display());
+    let spec = json!({"runtime": {"process": {"command": ["sh", "-c", script]}}, "protocol": "exec"});
+    scheduler.deploy("f", spec).await.expect("deployed");
+    let mut calls = Vec::new();
+    // One ends while there is no scheduler, one after the new one has come.
+    for seconds in ["0.5", "4"] {
+        let (status, call) = scheduler.post(&scheduler.function("f", "/spawn"), seconds).await.expect("spawned");
+        assert_eq!(status, 202);
+        calls.push(call["call_id"].as_str().expect("an id").to_owned());
+    }
+    scheduler.until("f", Duration::from_secs(20), |s| s["running"] == 2).await.expect("both run");
+    while std::fs::read_to_string(&runs).unwrap_or_default().lines().count() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    scheduler.kill().expect("killed");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let scheduler = half("scheduler").expect("a new scheduler");
+    for (call, output) in calls.iter().zip([json!(0.5), json!(4)]) {
+        assert_eq!(scheduler.results(call).await.expect("results")[0]["output"], output);
+    }
+    assert_eq!(std::fs::read_to_string(&runs).expect("runs").lines().count(), 2, "an attempt was run again");
+}

@@ -37,13 +37,14 @@ impl Up {
     pub fn start_with(data: &Path, arguments: &[&str], more: impl FnOnce(&mut Command)) -> Result<Self> {
         let mut command = Command::new(binary("capstan")?);
         more(&mut command);
+        let log = data.with_extension(format!("{}.log", arguments.len()));
         let mut child = command
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data)
             .args(arguments)
             .env_remove("CAPSTAN_LISTEN")
             .stdout(Stdio::piped())
-            .stderr(Stdio::from(std::fs::File::create(data.with_extension("log"))?))
+            .stderr(Stdio::from(std::fs::File::create(&log)?))
             .spawn()?;
         let out = child.stdout.take().context("no standard output")?;
         let mut line = String::new();
@@ -51,7 +52,7 @@ impl Up {
         let Some(url) = line.trim().strip_prefix("ready ") else {
             let _ = child.kill();
             let _ = child.wait();
-            let log = std::fs::read_to_string(data.with_extension("log")).unwrap_or_default();
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
             bail!("capstan up did not start: {log}");
         };
         Ok(Self { url: url.into(), child, data: data.into(), http: reqwest::Client::new() })

@@ -33,7 +33,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => {
             log("info");
-            up::up(usage(config::load(&args))?.settings).await?;
+            up::up(usage(config::load(&args))?.settings, args.half.zip(args.link)).await?;
         }
         Command::Demo(args) => {
             log("error");

@@ -26,19 +26,51 @@ pub fn key_of(path: &(String, String)) -> Result<FunctionKey, Problem> {
     validate::function_key(&path.0, &path.1).map_err(Problem::from)
 }
 
-fn if_match(request: &HttpRequest) -> Result<Option<u32>, Problem> {
-    let Some(value) = request.headers().get(header::IF_MATCH) else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim_matches('"');
-    let revision = text.parse().map_err(|_| {
-        Problem::new(Code::Invalid, "If-Match must be a revision's number, as the ETag of the function tells it")
-    })?;
-    Ok(Some(revision))
+/// What a request asks of the live revision before it acts.
+enum Precondition {
+    None,
+    /// It must be there.
+    Exists,
+    /// It must be this one.
+    Is(u32),
+}
+
+fn if_match(request: &HttpRequest) -> Result<Precondition, Problem> {
+    let Some(value) = request.headers().get(header::IF_MATCH) else { return Ok(Precondition::None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(Precondition::Exists);
+    }
+    text.trim_matches('"').parse().map(Precondition::Is).map_err(|_| {
+        Problem::new(Code::Invalid, "If-Match must be `*` or a revision's number, as the ETag of the function tells it")
+    })
+}
+
+/// Checks a precondition against what is live; a deploy checks the number once more where it cannot change in between.
+async fn check(api: &Api, key: &FunctionKey, request: &HttpRequest) -> Result<Option<u32>, Problem> {
+    let wanted = if_match(request)?;
+    let only_new = request.headers().get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == b"*");
+    if matches!(wanted, Precondition::None) && !only_new {
+        return Ok(None);
+    }
+    let live = api.function(key).await.ok().map(|f| f.revision);
+    let failed = |detail: String| Err(Problem::new(Code::PreconditionFailed, detail));
+    match (wanted, live) {
+        (_, Some(live)) if only_new => failed(format!("the function exists, revision {live} is live")),
+        (Precondition::Exists | Precondition::Is(_), None) => failed("the function does not exist".into()),
+        (Precondition::Is(wanted), Some(live)) if wanted != live => {
+            failed(format!("revision {wanted} was expected, {live} is live"))
+        }
+        (Precondition::Is(wanted), _) => Ok(Some(wanted)),
+        _ => Ok(None),
+    }
 }
 
 pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
     let spec = parse(&body::whole(payload, SPEC_BYTES).await?)?;
-    let (function, new) = api.deploy(key, spec, if_match(&request)?).await?;
+    let expected = check(&api, &key, &request).await?;
+    let (function, new) = api.deploy(key, spec, expected).await?;
     let mut response = if new { HttpResponse::Created() } else { HttpResponse::Ok() };
     response.insert_header((header::ETAG, format!("\"{}\"", function.revision)));
     Ok(response.json(function))
@@ -74,8 +106,10 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     Ok(HttpResponse::Ok().json(json!({"functions": functions, "next": next})))
 }
 
-pub async fn remove(api: web::Data<Api>, path: Path) -> Answer {
-    api.remove(&key_of(&path)?).await?;
+pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
+    let key = key_of(&path)?;
+    check(&api, &key, &request).await?;
+    api.remove(&key).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -83,8 +117,9 @@ pub async fn settings(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().json(api.settings(&key_of(&path)?).await?))
 }
 
-pub async fn patch(api: web::Data<Api>, path: Path, payload: web::Payload) -> Answer {
+pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
+    check(&api, &key, &request).await?;
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let value: serde_json::Value = parse(&bytes)?;
     if !value.is_object() {

@@ -9,8 +9,8 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 10] =
-    ["spawn_map", "spawn", "invoke", "map", "map_two", "map_batch", "exec", "cold_start", "pending", "idle"];
+const NAMES: [&str; 11] =
+    ["spawn_map", "spawn", "invoke", "map", "map_two", "map_batch", "exec", "cold_start", "pending", "growth", "idle"];
 
 /// Runs the named benchmarks, or all.
 pub async fn run(names: &[String]) -> Result<()> {
@@ -26,6 +26,7 @@ pub async fn run(names: &[String]) -> Result<()> {
             "exec" => through::exec().await?,
             "cold_start" => scale::cold_start().await?,
             "pending" => scale::pending().await?,
+            "growth" => through::growth().await?,
             "idle" => scale::idle().await?,
             other => bail!("there is no benchmark `{other}`; there are {}", NAMES.join(", ")),
         };

@@ -46,6 +46,28 @@ pub async fn map(at_once: u32, containers: u32, count: usize) -> Result<Value> {
     Ok(json!({"inputs_per_s": rate, "inputs": count, "at_once": at_once, "containers": containers, "goal": goal}))
 }
 
+/// The same for ten thousand and for a million inputs, in one run.
+pub async fn growth() -> Result<Value> {
+    let spec = |_: usize| {
+        echo(
+            "",
+            json!({
+                "concurrency": {"max_inputs": 16},
+                "autoscaler": {"min_containers": 1, "max_containers": 1},
+                "resources": {"cpu": 0.5, "cpu_limit": null},
+            }),
+        )
+    };
+    let mut small = Vec::new();
+    for round in 0..5 {
+        small.push(rate(spec(round)?, 10_000, 5_000).await?);
+    }
+    small.sort_by(f64::total_cmp);
+    let large = rate(spec(5)?, 1_000_000, 5_000).await?;
+    let ratio = (large / small[2] * 100.0).round() / 100.0;
+    Ok(json!({"ten_thousand_per_s": small[2], "a_million_per_s": large, "ratio": ratio, "goal_ratio": 0.9}))
+}
+
 /// The same in batches of 64.
 pub async fn map_batch() -> Result<Value> {
     let more = json!({

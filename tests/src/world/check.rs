@@ -83,8 +83,22 @@ impl Given {
 }
 
 impl World {
+    /// Every place that is taken is taken by a container that its function knows, or has just been granted.
+    fn check_places(&self) -> Result<(), String> {
+        let under_way = self.granted_under_way();
+        for (container, function) in self.autoscaler.holders() {
+            let hosted = self.functions.iter().find(|f| f.key == *function);
+            let known = hosted.is_some_and(|f| f.core.containers().any(|c| c.id == container));
+            if !known && !under_way.contains(&container) {
+                return Err(format!("the place of {container} of {function} was not given back"));
+            }
+        }
+        Ok(())
+    }
+
     /// After the last fault and enough time: everything that was promised has come true.
     pub(super) fn check_end(&self) -> Result<(), String> {
+        self.check_places()?;
         let mut owners: BTreeMap<CallId, usize> = BTreeMap::new();
         for (number, client) in self.clients.iter().enumerate() {
             owners.extend(client.asked.iter().map(|id| (*id, number)));

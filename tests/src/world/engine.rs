@@ -277,6 +277,15 @@ impl World {
         Ok(())
     }
 
+    /// Containers whose grant has not reached its function yet.
+    pub(super) fn granted_under_way(&self) -> BTreeSet<ContainerId> {
+        let granted = |action: &Action| match action {
+            Action::Function { event: Event::Granted { container, .. }, .. } => Some(*container),
+            _ => None,
+        };
+        self.queue.values().filter_map(granted).collect()
+    }
+
     /// Every client is done, every fault injected, every call ended.
     fn is_over(&self) -> bool {
         if !self.report.events.is_multiple_of(64) {

@@ -38,6 +38,8 @@ impl World {
         self.note("the scheduler crashes");
         self.epoch = Epoch(self.epoch.0 + 1);
         self.autoscaler = Autoscaler::new(self.epoch);
+        #[cfg(feature = "mutants")]
+        self.autoscaler.plant(self.plan.mutant);
         for w in 0..self.workers.len() {
             self.break_link(w)?;
             let at = self.after(1_000, 400_000);

@@ -284,9 +284,9 @@ impl Autoscaler {
         self.workers.get(id).map(|w| (w.capacity, w.used, w.state))
     }
 
-    /// The function that a container belongs to.
-    pub fn function_of(&self, container: ContainerId) -> Option<&FunctionKey> {
-        self.containers.get(&container).map(|(function, _, _)| function)
+    /// Containers that hold a place, and their functions.
+    pub fn holders(&self) -> impl Iterator<Item = (ContainerId, &FunctionKey)> {
+        self.containers.iter().map(|(id, (function, _, _))| (*id, function))
     }
 
     /// Checks what must always hold: no worker is promised more than it has.

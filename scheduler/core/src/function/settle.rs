@@ -247,16 +247,7 @@ impl Function {
 
     /// Ends a call: what waits ends as cancelled, what runs is interrupted (RELIABILITY I9).
     pub(super) fn cancel(&mut self, now: Time, id: CallId, out: &mut Output) {
-        let Some(call) = self.calls.get_mut(&id).filter(|c| !c.cancelled) else {
-            return;
-        };
-        call.cancelled = true;
-        call.closed = true;
-        self.touched.insert(id);
-        self.end_credit(id);
-        if !mutated!(self.limits.mutant, CANCEL_LEAVES_WAITING) {
-            self.end_waiting(now, id, &Outcome::Cancelled);
-        }
+        self.abandon(now, id);
         let holders: Vec<ContainerId> =
             self.pool.iter().filter(|(_, c)| c.leases.values().any(|l| l.input.call == id)).map(|(id, _)| id).collect();
         for container in holders {
@@ -274,7 +265,9 @@ impl Function {
         call.closed = true;
         self.touched.insert(id);
         self.end_credit(id);
-        self.end_waiting(now, id, &Outcome::Cancelled);
+        if !mutated!(self.limits.mutant, CANCEL_LEAVES_WAITING) {
+            self.end_waiting(now, id, &Outcome::Cancelled);
+        }
     }
 
     fn abort(&mut self, now: Time, id: ContainerId, call: CallId, out: &mut Output) {

@@ -328,7 +328,10 @@ impl FunctionActor {
                 self.env.telemetry.settled(&self.key, call, &entries);
                 self.watchers.tell(call, &Update::Ended(entries));
             }
-            Promise::Closed { call, state } => self.watchers.tell(call, &Update::Closed(state)),
+            Promise::Closed { call, state } => {
+                self.env.telemetry.closed(call);
+                self.watchers.tell(call, &Update::Closed(state));
+            }
             Promise::Recorded { worker, container, leases } => {
                 self.order(&worker, Order::Recorded { container, leases });
             }

@@ -74,6 +74,13 @@ impl Telemetry {
         self.events.tell("scaled", json!({"function": function.to_string(), "from": from, "to": to, "reason": reason}));
     }
 
+    /// A call ended, durably, after its last input.
+    pub fn closed(&self, call: CallId) {
+        if let Some(tracer) = &self.tracer {
+            tracer.forget(call);
+        }
+    }
+
     /// Inputs ended, durably.
     pub fn settled(&self, function: &FunctionKey, call: CallId, entries: &[Entry]) {
         self.metrics.settled(entries);

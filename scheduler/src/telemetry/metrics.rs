@@ -1,7 +1,7 @@
 //! Metrics in Prometheus form.
 
 use crate::clock;
-use capstan_common::{container::Phase, id::FunctionKey, input::Outcome, time::Time};
+use capstan_common::{container::Phase, input::Outcome, time::Time};
 use capstan_scheduler_core::record::Entry;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -141,7 +141,7 @@ impl Metrics {
     }
 
     /// A container became ready.
-    pub fn cold_start(&self, _: &FunctionKey, decided: Time, phases: &[Phase]) {
+    pub fn cold_start(&self, decided: Time, phases: &[Phase]) {
         self.cold_starts.inc();
         self.cold_start.observe(clock::now().since_us(decided) as f64 / 1e6);
         for phase in phases {

@@ -1,10 +1,7 @@
 //! What is, and why: read from the state and the recorded decisions, never guessed.
 
 use super::Function;
-use crate::{
-    decision::{Decision, Waiting},
-    record::UsedKey,
-};
+use crate::decision::{Decision, Waiting};
 use capstan_common::{
     call::{CallKind, CallState, Counts},
     container::ContainerState,
@@ -117,11 +114,6 @@ impl Function {
     /// A live call's kind, counts and state.
     pub fn call(&self, id: CallId) -> Option<(CallKind, Counts, CallState)> {
         self.calls.get(&id).map(|c| (c.kind, c.counts, c.state()))
-    }
-
-    /// The call that a key stands for.
-    pub fn used_key(&self, key: &str) -> Option<&UsedKey> {
-        self.keys.get(key)
     }
 
     /// Why inputs wait, if any do.

@@ -43,10 +43,8 @@ pub enum Record {
         call: CallId,
         /// The input's place.
         index: u64,
-        /// Attempts that failed by the function's fault.
-        failures: u32,
-        /// Attempts lost without its fault.
-        losses: u32,
+        /// Its attempts so far.
+        tries: Box<Tries>,
     },
     /// The input that `Attempted` told of has ended.
     AttemptsEnded {
@@ -129,6 +127,52 @@ pub struct Entry {
     pub finished: Time,
     /// How.
     pub outcome: Outcome,
+    /// The attempts before the last one, where there were any.
+    pub tries: Option<Box<Tries>>,
+}
+
+/// An input's attempts that ended without ending the input.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    /// Attempts that failed by the function's fault.
+    pub failures: u32,
+    /// Attempts lost without its fault.
+    pub losses: u32,
+    /// The latest of them, oldest first, at most [`Tries::KEPT`].
+    pub past: Vec<PastAttempt>,
+}
+
+impl Tries {
+    /// Attempts that are remembered one by one.
+    pub const KEPT: usize = 10;
+
+    /// How many there were.
+    pub fn count(&self) -> u32 {
+        self.failures + self.losses
+    }
+
+    /// Remembers one more; the oldest is forgotten.
+    pub fn remember(&mut self, attempt: PastAttempt) {
+        if self.past.len() == Self::KEPT {
+            self.past.remove(0);
+        }
+        self.past.push(attempt);
+    }
+}
+
+/// One attempt that did not end its input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastAttempt {
+    /// Which container held it.
+    pub container: ContainerId,
+    /// When it was given to that container.
+    pub leased: Time,
+    /// When it ended.
+    pub ended: Time,
+    /// Whether it was lost without the function's fault, and does not count as a retry.
+    pub lost: bool,
+    /// Why it ended, shortened.
+    pub why: String,
 }
 
 /// What an idempotency key stands for.

@@ -201,8 +201,8 @@ pub fn changes(owner: &FunctionKey, record: Record, stored: &mut Option<StoredFu
             let entries: &Vec<Entry> = &entries;
             out.push(Change::Put(outcomes(call, sequence), encode(entries)));
         }
-        Record::Attempted { call, index, failures, losses } => {
-            out.push(Change::Put(attempts(call, index), encode(&(failures, losses))));
+        Record::Attempted { call, index, tries } => {
+            out.push(Change::Put(attempts(call, index), encode(&tries)));
         }
         Record::AttemptsEnded { call, index } => out.push(Change::Delete(attempts(call, index))),
         Record::KeyUsed(text, used) => {

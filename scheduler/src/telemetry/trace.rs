@@ -1,4 +1,5 @@
-//! One trace an input, told to an OTLP collector: submit → queue → (start, with its phases) → run → outcome.
+//! One trace an input, told to an OTLP collector: submit → queue → (decide → start, with its phases: place, order, …) → each
+//! attempt → run → outcome.
 //!
 //! Spans are made when an input has ended, from the times that its record carries.
 
@@ -8,7 +9,7 @@ use capstan_common::{
     input::Outcome,
     time::Time,
 };
-use capstan_scheduler_core::record::Entry;
+use capstan_scheduler_core::record::{Entry, PastAttempt};
 use opentelemetry::{
     KeyValue,
     trace::{
@@ -130,13 +131,35 @@ impl Tracer {
             Outcome::Cancelled => span.set_status(Status::error("cancelled")),
         }
         let inside = root.with_remote_span_context(span.span_context().clone());
-        self.part("queue", entry.submitted, entry.leased, &inside);
+        let mut waits_from = entry.submitted;
+        for past in entry.tries.iter().flat_map(|t| &t.past) {
+            self.part("queue", waits_from, past.leased, &inside);
+            self.attempt(past, &inside);
+            waits_from = past.ended;
+        }
+        self.part("queue", waits_from, entry.leased, &inside);
         let start = self.starts.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.container);
         if let Some(start) = start {
+            self.part("decide", entry.submitted.min(start.decided), start.decided, &inside);
             self.start(&start, &inside);
         }
         self.part("run", begun, entry.finished, &inside);
         span.end_with_timestamp(at(entry.finished));
+    }
+
+    /// An attempt that did not end its input.
+    fn attempt(&self, past: &PastAttempt, inside: &opentelemetry::Context) {
+        let mut span = self
+            .tracer
+            .span_builder("attempt")
+            .with_start_time(at(past.leased))
+            .with_attributes([
+                KeyValue::new("capstan.container", past.container.to_string()),
+                KeyValue::new("capstan.lost", past.lost),
+            ])
+            .start_with_context(&self.tracer, inside);
+        span.set_status(Status::error(past.why.clone()));
+        span.end_with_timestamp(at(past.ended));
     }
 
     fn start(&self, start: &Start, inside: &opentelemetry::Context) {

@@ -1,9 +1,10 @@
 //! Clients: they bring calls, send again what was not answered, and remember what they were promised.
 
+use super::engine::{Action, World};
 use bytes::Bytes;
 use capstan_common::{call::CallKind, id::CallId, input::Payload, time::Time};
 use capstan_scheduler_core::{
-    event::{Inputs, Opening},
+    event::{Event, Inputs, Opening},
     record::Segment,
 };
 use std::collections::BTreeSet;
@@ -73,5 +74,77 @@ impl Client {
             discard_outputs: false,
         };
         (opening, packed)
+    }
+}
+
+impl World {
+    pub(super) fn open(&mut self, number: usize) -> Result<(), String> {
+        if self.clients[number].done {
+            return Ok(());
+        }
+        self.calls += 1 << 64;
+        let id = CallId(self.calls);
+        let client = &mut self.clients[number];
+        client.asked.insert(id);
+        let (opening, packed) = client.opening(number, id);
+        let (f, interactive) = (client.function, client.kind.is_interactive());
+        for (segment, payloads) in packed {
+            self.functions[f].durable.segments.insert((id, segment), payloads);
+        }
+        if !interactive {
+            self.waiting.insert(id, number);
+        }
+        match self.try_function(f, Event::Open(Box::new(opening)))? {
+            Ok(Some(call)) if call != id => {
+                // The key was known: the promise is for the first call.
+                self.waiting.remove(&id);
+                self.waiting.insert(call, number);
+            }
+            Ok(_) => {}
+            Err(_) => {
+                self.waiting.remove(&id);
+                let at = self.after(1_000_000, 5_000_000);
+                self.plan(at, Action::Open { client: number });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn credited(&mut self, f: usize, call: CallId, count: u64) {
+        let found =
+            self.clients.iter().position(|c| c.kind == CallKind::Map && !c.done && c.asked.last() == Some(&call));
+        let Some(number) = found else { return };
+        let generation = self.functions[f].generation;
+        let client = &mut self.clients[number];
+        let sending = count.min(client.inputs - client.sent);
+        let payloads = payloads(client.sent, sending);
+        client.sent += sending;
+        let closing =
+            client.sent == client.inputs && !std::mem::replace(&mut client.closed, client.sent == client.inputs);
+        let at = self.after(10, 2_000).max(self.clients[number].arrives);
+        self.clients[number].arrives = at;
+        if sending > 0 {
+            self.plan(at, Action::Function { function: f, generation, event: Event::Arrive { call, payloads } });
+        }
+        if closing {
+            self.plan(at, Action::Function { function: f, generation, event: Event::Close { call } });
+        }
+    }
+
+    /// Clients without an answer: those with a key send again, those with a broken stream give up.
+    pub(super) fn clients_after_crash(&mut self) {
+        self.waiting.clear();
+        for number in 0..self.clients.len() {
+            let client = &mut self.clients[number];
+            if client.done || client.asked.is_empty() {
+                continue;
+            }
+            if client.keyed {
+                let at = self.after(1_000, 500_000);
+                self.plan(at, Action::Open { client: number });
+            } else {
+                client.done = true;
+            }
+        }
     }
 }

@@ -5,6 +5,8 @@ mod check;
 mod clients;
 mod engine;
 mod faults;
+mod populate;
+mod shell;
 mod store;
 mod workers;
 

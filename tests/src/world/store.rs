@@ -9,7 +9,7 @@ use capstan_common::{
 };
 use capstan_scheduler_core::{
     function::{RecoveredCall, Recovery, Runs},
-    record::{CallRecord, Deployment, Record, UsedKey},
+    record::{CallRecord, Deployment, Record, Tries, UsedKey},
 };
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub struct Stored {
     /// Outcome records.
     pub outcome_records: u64,
     /// Attempts so far.
-    pub attempted: BTreeMap<u64, (u32, u32)>,
+    pub attempted: BTreeMap<u64, Box<Tries>>,
 }
 
 /// A function as the store has it.
@@ -96,14 +96,15 @@ impl Durable {
                     }
                 }
             }
-            Record::Attempted { call, index, failures, losses } => {
+            Record::Attempted { call, index, tries } => {
+                let failures = tries.failures;
                 if failures > max_retries {
                     return Err(format!(
                         "I7: {call} input {index} failed {failures} times and is tried again, {max_retries} retries allowed"
                     ));
                 }
                 if let Some(stored) = self.calls.get_mut(&call) {
-                    stored.attempted.insert(index, (failures, losses));
+                    stored.attempted.insert(index, tries);
                 }
             }
             Record::AttemptsEnded { call, index } => {

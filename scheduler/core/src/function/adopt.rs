@@ -89,6 +89,7 @@ impl Function {
                 life,
                 adopted: true,
                 decided: now,
+                placed: now,
                 since: now,
                 leases: BTreeMap::new(),
                 groups: BTreeMap::new(),
@@ -141,8 +142,8 @@ impl Function {
         if !unloaded || bulk.ended.has(index) || !bulk.adopted.insert(index) {
             return None;
         }
-        let (failures, losses) = bulk.attempted.get(&index).copied().unwrap_or_default();
-        Some(Queued { call: id, index, payload: Payload::Inline(Bytes::new()), submitted, failures, losses })
+        let tries = bulk.attempted.get(&index).cloned();
+        Some(Queued { call: id, index, payload: Payload::Inline(Bytes::new()), submitted, tries })
     }
 
     /// A segment was loaded: adopted attempts of it get their inputs, in case they must be tried again.

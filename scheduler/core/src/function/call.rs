@@ -1,6 +1,6 @@
 //! A live call's accounts: what it brought, what ended, and what of it is still in the store only.
 
-use crate::record::{CallRecord, Entry, Segment};
+use crate::record::{CallRecord, Entry, Segment, Tries};
 use capstan_common::{
     call::{CallKind, CallState, Counts},
     id::CallId,
@@ -58,7 +58,7 @@ pub struct Bulk {
     /// Inputs of unloaded segments that an adopted container holds.
     pub adopted: BTreeSet<u64>,
     /// Attempts so far of inputs that failed or were lost before a restart.
-    pub attempted: BTreeMap<u64, (u32, u32)>,
+    pub attempted: BTreeMap<u64, Box<Tries>>,
     /// Inputs that a map's client may still send.
     pub credit: u64,
     /// Outcomes that a map's client has not taken.

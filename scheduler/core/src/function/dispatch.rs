@@ -50,7 +50,7 @@ impl Function {
                     lease,
                     call: input.call,
                     index: input.index,
-                    attempt: input.failures + input.losses + 1,
+                    attempt: input.attempts() + 1,
                     payload: input.payload.clone(),
                     traceparent: traceparent.unwrap_or_default(),
                 });

@@ -1,7 +1,10 @@
 //! What is, and why: read from the state and the recorded decisions, never guessed.
 
 use super::Function;
-use crate::decision::{Decision, Waiting};
+use crate::{
+    decision::{Decision, Waiting},
+    record::Tries,
+};
 use capstan_common::{
     call::{CallKind, CallState, Counts},
     container::ContainerState,
@@ -51,8 +54,8 @@ pub enum InputView {
     Pending {
         /// When it arrived.
         submitted: Time,
-        /// Tries so far.
-        attempts: u32,
+        /// Attempts so far.
+        tries: Option<Box<Tries>>,
         /// Why.
         why: Waiting,
     },
@@ -62,8 +65,8 @@ pub enum InputView {
         submitted: Time,
         /// When it was given out.
         given: Time,
-        /// Which try this is.
-        attempt: u32,
+        /// Attempts before this one.
+        tries: Option<Box<Tries>>,
         /// To which container.
         container: ContainerId,
         /// On which worker.
@@ -171,7 +174,7 @@ impl Function {
                 return Some(InputView::Running {
                     submitted: lease.input.submitted,
                     given: lease.given,
-                    attempt: lease.input.failures + lease.input.losses + 1,
+                    tries: lease.input.tries.clone(),
                     container,
                     worker: c.worker.clone(),
                 });
@@ -180,21 +183,22 @@ impl Function {
         let delayed = self.delayed.iter().find(|(key, _)| key.1 == id && key.2 == index);
         if let Some((key, input)) = delayed {
             let wait_s = key.0.since_ms(self.now) as f64 / 1000.0;
-            let failed = input.failures;
+            let failed = input.failures();
             return Some(InputView::Pending {
                 submitted: input.submitted,
-                attempts: failed + input.losses,
+                tries: input.tries.clone(),
                 why: Waiting::new("retry_backoff", format!("attempt {failed} failed, the next begins in {wait_s} s")),
             });
         }
         let known = self.queue.find(id, index);
         let submitted = known.map_or(call.created, |q| q.submitted);
-        let attempts = known.map_or(0, |q| q.failures + q.losses);
+        let stored_tries = || call.bulk.as_ref().and_then(|b| b.attempted.get(&index).cloned());
+        let tries = known.map_or_else(stored_tries, |q| q.tries.clone());
         let stored = call.bulk.as_ref().is_some_and(|bulk| {
             let unloaded = bulk.tail.iter().chain(bulk.loading.values());
             let mut holding = unloaded.filter(|s| (s.first..s.first + u64::from(s.count)).contains(&index));
             holding.next().is_some() && !bulk.ended.has(index)
         });
-        (known.is_some() || stored).then(|| InputView::Pending { submitted, attempts, why: self.why() })
+        (known.is_some() || stored).then(|| InputView::Pending { submitted, tries, why: self.why() })
     }
 }

@@ -92,6 +92,8 @@ pub struct Function {
     wanted: u32,
     /// What the autoscaler was last told: missing, and whether something could give way.
     demanded: (u32, bool),
+    /// When more containers were last asked for.
+    asked_at: Time,
     grants_seen: u64,
     unplaced: Option<Arc<str>>,
     decisions: VecDeque<Decision>,
@@ -144,6 +146,7 @@ impl Function {
             credit: 0,
             wanted: 0,
             demanded: (0, false),
+            asked_at: Time(0),
             grants_seen: 0,
             unplaced: None,
             decisions: VecDeque::new(),

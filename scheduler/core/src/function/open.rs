@@ -86,7 +86,7 @@ impl Function {
     }
 
     fn enqueue(&mut self, now: Time, call: CallId, index: u64, payload: Payload) {
-        self.queue.push_back(Queued { call, index, payload, submitted: now, failures: 0, losses: 0 });
+        self.queue.push_back(Queued { call, index, payload, submitted: now, tries: None });
     }
 
     fn known_key(&self, opening: &Opening) -> Result<Option<CallId>, Refusal> {
@@ -248,8 +248,8 @@ impl Function {
                 held.push((index, payload));
                 continue;
             }
-            let (failures, losses) = bulk.attempted.remove(&index).unwrap_or_default();
-            self.queue.push_back(Queued { call: id, index, payload, submitted, failures, losses });
+            let tries = bulk.attempted.remove(&index);
+            self.queue.push_back(Queued { call: id, index, payload, submitted, tries });
         }
         bulk.live.insert(number, live);
         self.fill_adopted(id, held);

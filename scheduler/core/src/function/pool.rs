@@ -34,7 +34,7 @@ impl Lease {
     /// A lease that nobody gave, for the planted fault of accepting late outcomes.
     pub fn planted(held: &HeldAttempt, now: Time) -> Self {
         let payload = Payload::Inline(bytes::Bytes::new());
-        let input = Queued { call: held.call, index: held.index, payload, submitted: now, failures: 0, losses: 0 };
+        let input = Queued { call: held.call, index: held.index, payload, submitted: now, tries: None };
         Self { input, given: now, group: held.lease }
     }
 }
@@ -63,8 +63,10 @@ pub struct Container {
     pub life: Life,
     /// Whether it was there before its owner.
     pub adopted: bool,
-    /// When its start was decided, or it was adopted.
+    /// When the function last asked for more containers before this one came, or it was adopted.
     pub decided: Time,
+    /// When it was given its place, or was adopted.
+    pub placed: Time,
     /// When it last began to have nothing to do, or last had something.
     pub since: Time,
     /// What it holds.
@@ -98,7 +100,7 @@ pub struct Starts {
     pub failed: u32,
     /// No start before then.
     pub not_before: Time,
-    /// Starts decided before then belong to a wave that already counted.
+    /// Containers placed before then belong to a wave that already counted.
     pub wave: Time,
     /// How the last one failed.
     pub last: String,
@@ -106,9 +108,9 @@ pub struct Starts {
 
 impl Starts {
     /// A container died before it was ready. Containers of one wave count once.
-    pub fn failed(&mut self, now: Time, decided: Time, detail: String, limits: &Limits) {
+    pub fn failed(&mut self, now: Time, placed: Time, detail: String, limits: &Limits) {
         self.last = detail;
-        if self.failed > 0 && decided < self.wave {
+        if self.failed > 0 && placed < self.wave {
             return;
         }
         let doubled = limits.start_backoff_ms << self.failed.min(20);

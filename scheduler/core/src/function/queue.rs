@@ -1,5 +1,6 @@
 //! The order in which waiting inputs leave: calls take turns, so that a small call never waits for a big one to end.
 
+use crate::record::Tries;
 use capstan_common::{id::CallId, input::Payload, time::Time};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,10 +20,20 @@ pub struct Queued {
     pub payload: Payload,
     /// When it arrived.
     pub submitted: Time,
+    /// Its attempts so far, where there were any.
+    pub tries: Option<Box<Tries>>,
+}
+
+impl Queued {
     /// Attempts that failed by the function's fault.
-    pub failures: u32,
-    /// Attempts lost without its fault.
-    pub losses: u32,
+    pub fn failures(&self) -> u32 {
+        self.tries.as_ref().map_or(0, |t| t.failures)
+    }
+
+    /// Attempts so far, failed or lost.
+    pub fn attempts(&self) -> u32 {
+        self.tries.as_ref().map_or(0, |t| t.count())
+    }
 }
 
 /// One call's waiting inputs.
@@ -225,8 +236,7 @@ mod tests {
             index,
             payload: Payload::Inline(Bytes::new()),
             submitted: Time(index),
-            failures: 0,
-            losses: 0,
+            tries: None,
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     effect::Output,
     limits::Limits,
-    record::{CallRecord, Deployment, UsedKey},
+    record::{CallRecord, Deployment, Tries, UsedKey},
 };
 use capstan_common::{
     call::{CallKind, Counts},
@@ -49,8 +49,8 @@ pub struct RecoveredCall {
     pub counts: Counts,
     /// Outcome records so far.
     pub outcome_records: u64,
-    /// Attempts so far by index: failures and losses.
-    pub attempted: BTreeMap<u64, (u32, u32)>,
+    /// Attempts so far, by index.
+    pub attempted: BTreeMap<u64, Box<Tries>>,
 }
 
 impl Function {
@@ -111,8 +111,8 @@ impl Function {
             if record.kind == CallKind::Map || recovered.ended.has(index) {
                 continue;
             }
-            let (failures, losses) = recovered.attempted.get(&index).copied().unwrap_or_default();
-            self.queue.push_back(Queued { call: id, index, payload, submitted: record.created, failures, losses });
+            let tries = recovered.attempted.get(&index).cloned();
+            self.queue.push_back(Queued { call: id, index, payload, submitted: record.created, tries });
         }
         if record.kind == CallKind::Map {
             self.cancel(now, id, out);

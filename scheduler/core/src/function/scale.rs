@@ -84,6 +84,9 @@ impl Function {
         if told == self.demanded {
             return;
         }
+        if missing > self.demanded.0 || self.demanded.0 == u32::MAX {
+            self.asked_at = now;
+        }
         self.demanded = told;
         if missing == 0 {
             self.unplaced = None;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     effect::{Effect, Notice, Output, Promise},
-    record::{Entry, Record},
+    record::{Entry, PastAttempt, Record},
 };
 use bytes::Bytes;
 use capstan_common::{
@@ -26,6 +26,17 @@ pub(super) struct Attempt {
     pub container: ContainerId,
     pub given: Time,
     pub run_us: u64,
+}
+
+/// Characters kept of why a past attempt ended.
+const WHY_CHARS: usize = 200;
+
+impl Attempt {
+    /// This attempt as its input remembers it.
+    fn past(&self, now: Time, lost: bool, why: &str) -> PastAttempt {
+        let why = why.chars().take(WHY_CHARS).collect();
+        PastAttempt { container: self.container, leased: self.given, ended: now, lost, why }
+    }
 }
 
 impl Function {
@@ -112,14 +123,17 @@ impl Function {
         let retries = self.deployed.spec.retries.clone();
         let cancelled = self.calls.get(&input.call).is_none_or(|c| c.cancelled);
         let allowed = retries.max_retries + u32::from(mutated!(self.limits.mutant, ONE_RETRY_TOO_MANY));
-        if input.failures >= allowed || cancelled {
+        if input.failures() >= allowed || cancelled {
             self.end(now, &input, Place::Running, Outcome::Failed(failure), attempt);
             return;
         }
-        input.failures += 1 + u32::from(mutated!(self.limits.mutant, ATTEMPT_COUNTED_TWICE));
+        let tries = input.tries.get_or_insert_default();
+        tries.failures += 1 + u32::from(mutated!(self.limits.mutant, ATTEMPT_COUNTED_TWICE));
+        tries.remember(attempt.past(now, false, &format!("{}: {}", failure.error_type, failure.message)));
+        let failures = tries.failures;
         self.shift(input.call, Place::Running, Place::Pending, 1);
         self.record_attempt(&input, out);
-        let due = now.plus_ms(retries.delay_ms(input.failures, self.limits.retry_floor_ms));
+        let due = now.plus_ms(retries.delay_ms(failures, self.limits.retry_floor_ms));
         if self.without_payload(&input) {
             return;
         }
@@ -128,16 +142,19 @@ impl Function {
 
     /// The attempt was lost without the function's fault: it goes back to the front, a bounded number of times.
     pub(super) fn attempt_lost(&mut self, now: Time, mut input: Queued, why: &str, attempt: Attempt, out: &mut Output) {
-        input.losses += 1;
-        if input.losses > self.limits.losses {
+        let losses = input.tries.as_ref().map_or(0, |t| t.losses) + 1;
+        if losses > self.limits.losses {
             let failure = Failure::new(
                 FailureKind::Lost,
                 "AttemptsLost",
-                format!("lost {} times with its container or worker, last: {why}", input.losses),
+                format!("lost {losses} times with its container or worker, last: {why}"),
             );
             self.end(now, &input, Place::Running, Outcome::Failed(failure), attempt);
             return;
         }
+        let tries = input.tries.get_or_insert_default();
+        tries.losses = losses;
+        tries.remember(attempt.past(now, true, why));
         self.record_attempt(&input, out);
         if !mutated!(self.limits.mutant, INPUT_DROPPED_WITH_CONTAINER) {
             self.give_back(input);
@@ -160,19 +177,16 @@ impl Function {
         if !bulk.adopted.remove(&input.index) {
             return false;
         }
-        bulk.attempted.insert(input.index, (input.failures, input.losses));
+        if let Some(tries) = &input.tries {
+            bulk.attempted.insert(input.index, tries.clone());
+        }
         true
     }
 
     fn record_attempt(&self, input: &Queued, out: &mut Output) {
         let durable = self.calls.get(&input.call).is_some_and(|c| c.kind != CallKind::Map);
-        if durable {
-            out.records.push(Record::Attempted {
-                call: input.call,
-                index: input.index,
-                failures: input.failures,
-                losses: input.losses,
-            });
+        if let Some(tries) = input.tries.clone().filter(|_| durable) {
+            out.records.push(Record::Attempted { call: input.call, index: input.index, tries });
         }
     }
 
@@ -192,17 +206,18 @@ impl Function {
             }
             other => other,
         };
-        let tries = input.failures + input.losses + u32::from(from == Place::Running);
+        let attempts = input.attempts() + u32::from(from == Place::Running);
         call.settling.push(Entry {
             index: input.index,
             count: 1,
-            attempts: tries,
+            attempts,
             container: attempt.container,
             submitted: input.submitted,
             leased: attempt.given,
             run_us: attempt.run_us,
             finished: now,
             outcome,
+            tries: input.tries.clone(),
         });
         if let Some(segment) = call.segment_of(input.index)
             && let Some(bulk) = call.bulk.as_mut()
@@ -333,6 +348,7 @@ impl Function {
                     run_us: 0,
                     finished: now,
                     outcome: outcome.clone(),
+                    tries: None,
                 });
             }
         }
@@ -378,8 +394,8 @@ fn settle_call(call: &mut super::call::Call, out: &mut Output) {
         return;
     }
     let entries = Arc::new(std::mem::take(&mut call.settling));
-    let tried = |e: &&Entry| e.attempts > 1 || (e.attempts == 1 && !e.outcome.is_success());
-    for entry in entries.iter().filter(tried).filter(|_| call.kind != CallKind::Map) {
+    let tried = entries.iter().filter(|e| e.tries.is_some());
+    for entry in tried.filter(|_| call.kind != CallKind::Map) {
         out.records.push(Record::AttemptsEnded { call: call.id, index: entry.index });
     }
     out.records.push(Record::Ended { call: call.id, sequence: call.outcome_records, entries: entries.clone() });

@@ -42,7 +42,8 @@ impl Function {
                 revision: self.deployed.revision,
                 life: Life::Starting,
                 adopted: false,
-                decided: now,
+                decided: self.asked_at.min(now),
+                placed: now,
                 since: now,
                 leases: BTreeMap::new(),
                 groups: BTreeMap::new(),
@@ -64,18 +65,19 @@ impl Function {
     }
 
     pub(super) fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, out: &mut Output) {
-        let decided = self.pool.change(id, |container| {
+        let times = self.pool.change(id, |container| {
             if container.life == Life::Starting {
                 container.life = Life::Ready;
             }
             container.since = now;
-            container.decided
+            (container.decided, container.placed)
         });
-        let Some(decided) = decided else { return };
-        // What of the whole start is not the worker's: the order's way down and the report's way up.
+        let Some((decided, placed)) = times else { return };
+        let place = Phase { name: "place".into(), us: placed.since_us(decided) };
+        // What of the start is not the worker's: the order's way down and the report's way up.
         let there: u64 = phases.iter().map(|p| p.us).sum();
-        let order = Phase { name: "order".into(), us: now.since_us(decided).saturating_sub(there) };
-        let phases = std::iter::once(order).chain(phases).collect();
+        let order = Phase { name: "order".into(), us: now.since_us(placed).saturating_sub(there) };
+        let phases = [place, order].into_iter().chain(phases).collect();
         if self.pool.get(id).is_some_and(|c| c.revision == self.deployed.revision) {
             self.starts.succeeded();
         }
@@ -157,7 +159,7 @@ impl Function {
     /// A container died before it did anything: starts pause, and after the documented number of tries what waits fails
     /// with its exit code and last output.
     fn start_failed(&mut self, now: Time, id: ContainerId, container: &Container, detail: String, out: &mut Output) {
-        self.starts.failed(now, container.decided, detail.clone(), &self.limits);
+        self.starts.failed(now, container.placed, detail.clone(), &self.limits);
         out.effects.push(Effect::Notice(Notice::StartFailed { container: id, detail: detail.clone() }));
         let others_live = self.pool.iter().any(|(_, c)| matches!(c.life, Life::Ready | Life::Draining));
         if self.starts.failed < self.limits.start_tries || others_live {

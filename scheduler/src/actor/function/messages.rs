@@ -1,0 +1,237 @@
+//! What a function's actor is told and asked, and what it does with each.
+
+use super::{FunctionActor, Pledge};
+use crate::{actor::watch::Watcher, clock};
+use actix::prelude::*;
+use capstan_common::{
+    function::FunctionSpec,
+    id::CallId,
+    refusal::{Code, Refusal},
+};
+use capstan_scheduler_core::{
+    effect::Promise,
+    event::{Event, Opening},
+    function::Function,
+};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Things happened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Happen(pub Vec<Event>);
+
+/// The time that the core named may have come.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Ring;
+
+/// A client's event: answered once it is durable.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct Tell(pub Event);
+
+/// A client's event: answered at once, with nothing promised.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct Pass(pub Event);
+
+/// Deploys a revision. Answers whether the function is new.
+#[derive(Message)]
+#[rtype(result = "Result<bool, Refusal>")]
+pub struct Deploy {
+    /// The revision's spec.
+    pub spec: Arc<FunctionSpec>,
+    /// Only if this revision is live.
+    pub if_match: Option<u32>,
+}
+
+/// Opens a call. Answers its id (or that of the call that the same key made before), for spawns once it is durable.
+#[derive(Message)]
+#[rtype(result = "Result<CallId, Refusal>")]
+pub struct Open {
+    /// The call.
+    pub opening: Box<Opening>,
+    /// Is told how it goes.
+    pub watcher: Option<Watcher>,
+}
+
+/// Watches a live call. Answers whether it is live; if not, its end is in the store.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct Watch {
+    /// Which call.
+    pub call: CallId,
+    /// Is told how it goes.
+    pub watcher: Watcher,
+}
+
+/// Reads from the core.
+pub struct Ask<T>(pub Box<dyn FnOnce(&Function) -> T + Send>);
+
+impl<T: Send + 'static> Message for Ask<T> {
+    type Result = Option<T>;
+}
+
+impl Actor for FunctionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(1 << 14);
+        if let Some(commits) = self.commits.take() {
+            ctx.add_stream(tokio_stream::wrappers::ReceiverStream::new(commits));
+        }
+        if let Some(recovery) = self.start.take() {
+            let (epoch, limits) = (self.env.epoch, self.env.limits.clone());
+            self.core = Some(Function::recover(recovery, epoch, limits, clock::now(), &mut self.out));
+            self.perform(ctx);
+        }
+    }
+}
+
+impl StreamHandler<()> for FunctionActor {
+    fn handle(&mut self, (): (), ctx: &mut Context<Self>) {
+        let pledges = self.under_way.take().unwrap_or_default();
+        self.keep(pledges);
+        self.flush(ctx);
+        self.set_alarm();
+        self.end_if_gone(ctx);
+    }
+}
+
+impl Handler<Happen> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, Happen(events): Happen, ctx: &mut Context<Self>) {
+        for event in events {
+            // Events from workers and the autoscaler are facts: nobody waits for a refusal.
+            let _ = self.step(event, ctx);
+        }
+        self.end_if_gone(ctx);
+    }
+}
+
+impl Handler<Ring> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, _: Ring, ctx: &mut Context<Self>) {
+        self.alarm_at = None;
+        let _ = self.step(Event::Alarm, ctx);
+    }
+}
+
+impl Handler<Pass> for FunctionActor {
+    type Result = Result<(), Refusal>;
+    fn handle(&mut self, Pass(event): Pass, ctx: &mut Context<Self>) -> Self::Result {
+        self.step(event, ctx).map(|_| ())
+    }
+}
+
+impl Handler<Tell> for FunctionActor {
+    type Result = ResponseFuture<Result<(), Refusal>>;
+    fn handle(&mut self, Tell(event): Tell, ctx: &mut Context<Self>) -> Self::Result {
+        let answer = self.step(event, ctx).map(|_| ());
+        let durable = self.when_durable(ctx);
+        Box::pin(async move {
+            answer?;
+            durable.await.map_err(|_| stopping())
+        })
+    }
+}
+
+impl Handler<Deploy> for FunctionActor {
+    type Result = ResponseFuture<Result<bool, Refusal>>;
+    fn handle(&mut self, deploy: Deploy, ctx: &mut Context<Self>) -> Self::Result {
+        let answer = self.deploy(deploy, ctx);
+        let durable = self.when_durable(ctx);
+        Box::pin(async move {
+            let new = answer?;
+            durable.await.map_err(|_| stopping())?;
+            Ok(new)
+        })
+    }
+}
+
+impl FunctionActor {
+    fn deploy(&mut self, deploy: Deploy, ctx: &mut Context<Self>) -> Result<bool, Refusal> {
+        let live = self.core.as_ref().filter(|core| !core.is_removed());
+        let revision = live.map_or(0, |core| core.deployment().revision.0);
+        if let Some(expected) = deploy.if_match.filter(|expected| *expected != revision) {
+            let detail = format!("revision {expected} was expected, {revision} is live");
+            return Err(Refusal::new(Code::PreconditionFailed, detail));
+        }
+        let new = revision == 0;
+        if self.core.is_some() {
+            self.step(Event::Deploy(deploy.spec), ctx)?;
+            return Ok(new);
+        }
+        let (key, env) = (self.key.clone(), self.env.clone());
+        let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), deploy.spec, &mut self.out)?;
+        self.core = Some(core);
+        self.perform(ctx);
+        Ok(new)
+    }
+}
+
+impl Handler<Open> for FunctionActor {
+    type Result = ResponseFuture<Result<CallId, Refusal>>;
+    fn handle(&mut self, open: Open, ctx: &mut Context<Self>) -> Self::Result {
+        let (asked, interactive) = (open.opening.call, open.opening.kind.is_interactive());
+        let missing = self.missing();
+        let Some(core) = self.core.as_mut() else {
+            return Box::pin(async move { Err(missing) });
+        };
+        let answer = core.step(clock::now(), Event::Open(open.opening), &mut self.out);
+        if let (Ok(Some(call)), Some(watcher)) = (&answer, open.watcher)
+            && *call == asked
+        {
+            self.watchers.add(asked, watcher);
+        }
+        let (call, accepted) = match answer {
+            Ok(Some(call)) if interactive && call == asked => (call, None),
+            Ok(Some(call)) => {
+                let (tell, told) = oneshot::channel();
+                self.accepting.entry(call).or_default().push(tell);
+                (call, Some(told))
+            }
+            Ok(None) => (asked, None),
+            Err(refusal) => {
+                self.perform(ctx);
+                return Box::pin(async move { Err(refusal) });
+            }
+        };
+        self.perform(ctx);
+        Box::pin(async move {
+            if let Some(told) = accepted {
+                told.await.map_err(|_| stopping())?;
+            }
+            Ok(call)
+        })
+    }
+}
+
+impl Handler<Watch> for FunctionActor {
+    type Result = bool;
+    fn handle(&mut self, watch: Watch, _: &mut Context<Self>) -> bool {
+        let live = self.core.as_ref().is_some_and(|core| core.call(watch.call).is_some());
+        let closing = self
+            .pledges
+            .iter()
+            .chain(self.under_way.iter().flatten())
+            .any(|pledge| matches!(pledge, Pledge::Core(Promise::Closed { call, .. }) if *call == watch.call));
+        if live || closing {
+            self.watchers.add(watch.call, watch.watcher);
+        }
+        live || closing
+    }
+}
+
+impl<T: Send + 'static> Handler<Ask<T>> for FunctionActor {
+    type Result = MessageResult<Ask<T>>;
+    fn handle(&mut self, Ask(question): Ask<T>, _: &mut Context<Self>) -> Self::Result {
+        let live = self.core.as_ref().filter(|core| !core.is_removed());
+        MessageResult(live.map(question))
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back")
+}

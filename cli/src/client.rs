@@ -9,10 +9,10 @@ use std::path::Path;
 /// Why a command failed, for its exit code.
 #[derive(Debug)]
 pub enum Failed {
-    /// The function or call failed.
-    Function(String),
-    /// Capstan refused.
-    Refused(String),
+    /// The function or call failed; what was answered, if it was JSON.
+    Function(String, Value),
+    /// Capstan refused; what it answered.
+    Refused(String, Value),
     /// There is no connection.
     NoConnection(String),
     /// The command line is wrong.
@@ -23,10 +23,18 @@ impl Failed {
     /// 1 the function failed, 2 wrong usage, 3 refused, 4 no connection.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Function(_) => 1,
+            Self::Function(..) => 1,
             Self::Usage(_) => 2,
-            Self::Refused(_) => 3,
+            Self::Refused(..) => 3,
             Self::NoConnection(_) => 4,
+        }
+    }
+
+    /// What was answered, for `--json`.
+    pub fn answer(&self) -> Option<&Value> {
+        match self {
+            Self::Function(_, answer) | Self::Refused(_, answer) => Some(answer).filter(|a| !a.is_null()),
+            Self::NoConnection(_) | Self::Usage(_) => None,
         }
     }
 }
@@ -34,7 +42,7 @@ impl Failed {
 impl std::fmt::Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Function(text) | Self::Refused(text) | Self::NoConnection(text) | Self::Usage(text) => {
+            Self::Function(text, _) | Self::Refused(text, _) | Self::NoConnection(text) | Self::Usage(text) => {
                 f.write_str(text)
             }
         }
@@ -63,8 +71,15 @@ pub struct Client {
 
 impl Client {
     /// A client of the scheduler at `url`.
-    pub fn new(url: &str, token: Option<String>, namespace: &str) -> Self {
-        Self { http: Http::new(), url: url.trim_end_matches('/').into(), token, namespace: namespace.into() }
+    pub fn new(url: &str, token: Option<String>, namespace: &str) -> Result<Self, Failed> {
+        let wrong = |why: &str| {
+            Failed::Usage(format!("--url `{url}` {why}; write it as http://HOST:PORT (CAPSTAN_URL sets it too)"))
+        };
+        let parsed = reqwest::Url::parse(url).map_err(|error| wrong(&format!("is not an address: {error}")))?;
+        if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
+            return Err(wrong("is not an http address"));
+        }
+        Ok(Self { http: Http::new(), url: url.trim_end_matches('/').into(), token, namespace: namespace.into() })
     }
 
     /// The scheduler's address.
@@ -103,8 +118,8 @@ impl Client {
             problem["error"]["traceback"].as_str().map(|t| format!("\n{}", t.trim_end())).unwrap_or_default();
         let told = format!("{detail}{traceback} ({code}, {})", status.as_u16());
         Err(match code {
-            "function_failed" | "function_timeout" => Failed::Function(told),
-            _ => Failed::Refused(told),
+            "function_failed" | "function_timeout" => Failed::Function(told, problem),
+            _ => Failed::Refused(told, problem),
         })
     }
 

@@ -43,7 +43,7 @@ pub async fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let up =
         UpArgs { listen: Some("127.0.0.1:0".into()), data_dir: Some(folder.path().join("data")), ..UpArgs::default() };
     let running = Running::start(config::load(&up)?.settings).await?;
-    let client = Client::new(&running.url(), None, "default");
+    let client = Client::new(&running.url(), None, "default")?;
     output::print(format!("Capstan serves on {} (data in {})", running.url(), folder.path().display()))?;
     let result = show(&client, &args.examples, &files).await;
     if args.keep && result.is_ok() {

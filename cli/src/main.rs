@@ -16,16 +16,23 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     capstan_worker::keeper::run_if_asked();
     let cli = cli::Cli::parse();
+    let json = cli.json;
     let system = actix_rt::System::new();
     let result = system.block_on(commands::run(cli));
     match result {
         Ok(code) => code,
         Err(error) => {
-            let code = error.downcast_ref::<client::Failed>().map_or(1, client::Failed::exit_code);
-            if !output::is_closed_pipe(&error) {
-                eprintln!("capstan: {error:#}");
+            if output::is_closed_pipe(&error) {
+                // Whoever read has seen enough: `capstan … | head` did what it should.
+                return ExitCode::SUCCESS;
             }
-            ExitCode::from(code)
+            let failed = error.downcast_ref::<client::Failed>();
+            if let Some(answer) = failed.and_then(client::Failed::answer).filter(|_| json) {
+                // As everywhere with `--json`: what the API answered. Nothing more can be done if that cannot be written.
+                let _ = output::print_json(answer);
+            }
+            eprintln!("capstan: {error:#}");
+            ExitCode::from(failed.map_or(1, client::Failed::exit_code))
         }
     }
 }

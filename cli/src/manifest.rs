@@ -25,7 +25,9 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failed> {
     let value: Value = match path.extension().and_then(|e| e.to_str()) {
         Some("toml") => toml::from_str(&text).map_err(|e| usage(path, e))?,
         Some("json") => serde_json::from_str(&text).map_err(|e| usage(path, e))?,
-        _ => serde_saphyr::from_str(&text).map_err(|e| usage(path, e))?,
+        // YAML 1.2: `on`, `off`, `y` and `n` are texts.
+        _ => serde_saphyr::from_str_with_options(&text, serde_saphyr::options! { strict_booleans: true })
+            .map_err(|e| usage(path, e))?,
     };
     let folder = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();
     let Value::Object(mut root) = value else {
@@ -69,8 +71,10 @@ fn entry(path: &Path, folder: &Path, position: usize, value: Value) -> Result<En
     place(&mut spec, folder);
     let spec = Value::Object(spec);
     // The scheduler checks again; here the file's name can be told.
-    serde_json::from_value::<capstan_common::function::FunctionSpec>(spec.clone())
-        .map_err(|e| usage(path, format!("{name}: {e}")))?;
+    serde_path_to_error::deserialize::<_, capstan_common::function::FunctionSpec>(&spec).map_err(|e| {
+        let field = e.path().to_string();
+        usage(path, format!("{name}: {field}: {}", e.into_inner()))
+    })?;
     Ok(Entry { namespace, name, spec })
 }
 

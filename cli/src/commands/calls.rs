@@ -103,11 +103,11 @@ pub async fn show(client: &Client, id: &str, as_json: bool) -> anyhow::Result<Ex
         let counts = counts.map(|(name, n)| vec![format!("inputs {name}"), output::text(n)]);
         output::print(output::table(&["call", id], rows.chain(counts)))?;
     }
-    Ok(if call["state"] == "failed" { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    Ok(exit_code_of(&call))
 }
 
-/// Prints results, page by page.
-pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> anyhow::Result<()> {
+/// Prints results, page by page; those of a failed call end with exit code 1.
+pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> anyhow::Result<ExitCode> {
     let (call, mut after) = (segment(id), String::new());
     loop {
         let wait_s = if wait { 30 } else { 0 };
@@ -122,15 +122,18 @@ pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> an
         }
         match last {
             Some(cursor) => after = format!("&after={cursor}"),
-            None if wait && !ended(client, id).await? => {}
-            None => return Ok(()),
+            None => {
+                let call = client.get(&format!("/v1/calls/{call}")).await?;
+                if !wait || !call["finished_at"].is_null() {
+                    return Ok(exit_code_of(&call));
+                }
+            }
         }
     }
 }
 
-async fn ended(client: &Client, id: &str) -> Result<bool, Failed> {
-    let call = client.get(&format!("/v1/calls/{}", segment(id))).await?;
-    Ok(!call["finished_at"].is_null())
+fn exit_code_of(call: &Value) -> ExitCode {
+    if call["state"] == "failed" { ExitCode::from(1) } else { ExitCode::SUCCESS }
 }
 
 /// Cancels a call.

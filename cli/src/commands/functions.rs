@@ -25,7 +25,7 @@ pub async fn deploy(client: &Client, files: &[PathBuf], as_json: bool) -> anyhow
         }
         let answer = there.send(Method::PUT, &there.function(&entry.name, ""), &entry.spec).await;
         let answer = answer.map_err(|e| match e {
-            Failed::Refused(text) => Failed::Refused(format!("{}: {text}", entry.name)),
+            Failed::Refused(text, answer) => Failed::Refused(format!("{}: {text}", entry.name), answer),
             other => other,
         })?;
         if !as_json {

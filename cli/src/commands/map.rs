@@ -70,7 +70,7 @@ pub async fn map(client: &Client, function: &str, file: Option<&Path>, terms: Te
             failed = true;
             let value: Value = serde_json::from_slice(&line)?;
             if value["index"].is_null() {
-                refused = value["error"]["message"].as_str().map(str::to_owned);
+                refused = Some(value);
                 break;
             }
         } else if !terms.outputs {
@@ -81,8 +81,8 @@ pub async fn map(client: &Client, function: &str, file: Option<&Path>, terms: Te
         std::io::stdout().lock().write_all(&line)?;
     }
     bar.finish_and_clear();
-    if let Some(message) = refused {
-        return Err(Failed::Refused(message).into());
+    if let Some(answer) = refused {
+        return Err(Failed::Refused(crate::output::text(&answer["error"]["message"]), answer).into());
     }
     Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }

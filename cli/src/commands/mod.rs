@@ -28,8 +28,8 @@ fn log(default: &str) {
 
 /// Runs a command line.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&cli.url, cli.token.clone(), &cli.namespace);
     let json = cli.json;
+    let client = || Client::new(&cli.url, cli.token.clone(), &cli.namespace);
     match cli.command {
         Command::Up(args) => {
             log("info");
@@ -43,31 +43,31 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut std::io::stdout());
         }
-        Command::Top => top::top(&client).await?,
-        Command::Deploy { files } => functions::deploy(&client, &files, json).await?,
-        Command::Functions => functions::list(&client, json).await?,
-        Command::Remove { function } => functions::remove(&client, &function).await?,
+        Command::Top => top::top(&client()?).await?,
+        Command::Deploy { files } => functions::deploy(&client()?, &files, json).await?,
+        Command::Functions => functions::list(&client()?, json).await?,
+        Command::Remove { function } => functions::remove(&client()?, &function).await?,
         Command::Autoscaler { function, min, max, buffer, window, reset } => {
-            functions::autoscaler(&client, &function, [min, max, buffer, window], &reset, json).await?;
+            functions::autoscaler(&client()?, &function, [min, max, buffer, window], &reset, json).await?;
         }
-        Command::Invoke { function, input } => calls::invoke(&client, &function, input).await?,
+        Command::Invoke { function, input } => calls::invoke(&client()?, &function, input).await?,
         Command::Spawn { function, input, file, key } => {
-            calls::spawn(&client, &function, input, file.as_deref(), key.as_deref(), json).await?;
+            calls::spawn(&client()?, &function, input, file.as_deref(), key.as_deref(), json).await?;
         }
         Command::Map { function, file, unordered, collect, no_outputs } => {
             let terms = map::Terms { ordered: !unordered, collect, outputs: !no_outputs };
-            return map::map(&client, &function, file.as_deref(), terms).await;
+            return map::map(&client()?, &function, file.as_deref(), terms).await;
         }
         Command::Calls { function, state, limit } => {
-            calls::list(&client, function.as_deref(), state.as_deref(), limit, json).await?;
+            calls::list(&client()?, function.as_deref(), state.as_deref(), limit, json).await?;
         }
-        Command::Call { id } => return calls::show(&client, &id, json).await,
-        Command::Results { id, unordered, wait } => calls::results(&client, &id, !unordered, wait).await?,
-        Command::Cancel { id } => calls::cancel(&client, &id, json).await?,
-        Command::Explain { what, index } => look::explain(&client, &what, index, json).await?,
-        Command::Logs { function, follow } => look::logs(&client, &function, follow).await?,
-        Command::Workers => look::workers(&client, json).await?,
-        Command::Containers { function } => look::containers(&client, function.as_deref(), json).await?,
+        Command::Call { id } => return calls::show(&client()?, &id, json).await,
+        Command::Results { id, unordered, wait } => return calls::results(&client()?, &id, !unordered, wait).await,
+        Command::Cancel { id } => calls::cancel(&client()?, &id, json).await?,
+        Command::Explain { what, index } => look::explain(&client()?, &what, index, json).await?,
+        Command::Logs { function, follow } => look::logs(&client()?, &function, follow).await?,
+        Command::Workers => look::workers(&client()?, json).await?,
+        Command::Containers { function } => look::containers(&client()?, function.as_deref(), json).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

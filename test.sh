@@ -31,7 +31,8 @@ if [ "${1:-}" = fast ]; then
 fi
 
 cargo clippy --workspace --all-targets --all-features -- -D warnings
-if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; fi
+command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+cargo deny check bans licenses sources
 cargo build --workspace
 run --workspace
 # The checker is checked: every planted fault must be found.

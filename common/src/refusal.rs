@@ -97,6 +97,11 @@ impl Refusal {
         Self { code: Code::Invalid, detail: sentences.join("; "), errors, retry_after_s: None }
     }
 
+    /// A 422 for one field, parameter or header.
+    pub fn field(name: &str, detail: impl Into<String>) -> Self {
+        Self::fields(vec![FieldError { pointer: format!("/{name}"), detail: detail.into() }])
+    }
+
     /// A limit was reached; trying again after `retry_after_s` may help.
     pub fn exhausted(detail: impl Into<String>, retry_after_s: u32) -> Self {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(Code::ResourceExhausted, detail) }

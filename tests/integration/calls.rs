@@ -79,6 +79,16 @@ async fn failed_inputs_are_tried_again_as_often_as_asked_and_no_more() {
     let (status, problem) = up.invoke("f", json!(1)).await.unwrap();
     assert_eq!((status, &problem["code"]), (502, &json!("function_failed")));
     assert_eq!(std::fs::read_to_string(tries).unwrap().lines().count(), 3);
+    let (_, spawned) = up.post(&up.function("f", "/spawn"), "1").await.unwrap();
+    let id = spawned["call_id"].as_str().unwrap();
+    up.results(id).await.unwrap();
+    let life = up.get(&format!("/v1/calls/{id}/inputs/0/explain")).await.unwrap();
+    let history = life["history"].as_array().unwrap();
+    let states: Vec<_> = history.iter().map(|s| s["state"].as_str().unwrap()).collect();
+    let tried = ["running", "attempt_failed"];
+    assert_eq!(states, [&["pending"][..], &tried, &tried, &["running", "failed"]].concat());
+    assert!(history[2]["why"].as_str().unwrap().contains("exit code 1"), "{life}");
+    assert_eq!(life["attempts"], 3);
 }
 
 #[tokio::test]

@@ -42,6 +42,20 @@ async fn misbehaving_containers_fail_their_own_attempts_only() {
 }
 
 #[tokio::test]
+async fn a_second_answer_to_one_input_is_never_taken_for_the_next_ones() {
+    // RELIABILITY F20 I3: one outcome an input, and the right one.
+    let (_folder, up) = fresh(&[]);
+    let more = json!({"concurrency": {"max_inputs": 4}, "autoscaler": {"max_containers": 2}});
+    up.deploy("twice", echo("twice", more).unwrap()).await.unwrap();
+    for n in 0..50 {
+        assert_eq!(up.invoke("twice", json!(n)).await.unwrap(), (200, json!(n)));
+    }
+    let lines = up.map("twice", "on_error=collect", (0..500).map(|n| json!(n))).await.unwrap();
+    let wrong: Vec<_> = lines.iter().enumerate().filter(|(n, line)| line["output"] != *n).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[tokio::test]
 async fn a_gigabyte_of_output_leaves_memory_bounded() {
     // RELIABILITY F22 B1
     let (_folder, up) = fresh(&[]);

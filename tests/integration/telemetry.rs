@@ -57,14 +57,17 @@ async fn an_input_is_one_trace_that_continues_the_clients_and_reaches_the_contai
         up.http.post(up.function("f", "/invoke")).header("traceparent", parent).body("1").send().await.unwrap();
     assert_eq!(response.json::<String>().await.unwrap(), parent);
     let mut seen = std::collections::BTreeMap::new();
-    while !["input", "queue", "start", "start.order", "run"].iter().all(|name| seen.contains_key(*name)) {
+    while !["input", "queue", "decide", "start", "start.place", "start.order", "run"]
+        .iter()
+        .all(|name| seen.contains_key(*name))
+    {
         let span = tokio::time::timeout(Duration::from_secs(20), spans.recv()).await.expect("spans in time").unwrap();
         assert_eq!(hex(&span.trace_id), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
         seen.insert(span.name.clone(), span);
     }
     assert_eq!(hex(&seen["input"].parent_span_id), "00f067aa0ba902b7");
-    for part in ["queue", "start", "run"] {
+    for part in ["queue", "decide", "start", "run"] {
         assert_eq!(seen[part].parent_span_id, seen["input"].span_id, "{part}");
     }
 }

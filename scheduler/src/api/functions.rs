@@ -10,12 +10,14 @@ use capstan_common::{
     function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
     id::{CallId, FunctionKey},
     refusal::{Code, Refusal},
+    time::Time,
     validate,
 };
 use capstan_scheduler_core::{
     decision::Waiting,
     event::Event,
     function::{InputView, Stats},
+    record::{Entry, Tries},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -197,34 +199,49 @@ impl Api {
     }
 }
 
-fn step(state: &str, at: capstan_common::time::Time) -> Value {
+fn step(state: &str, at: Time) -> Value {
     json!({"state": state, "at": clock::rfc3339(at)})
+}
+
+/// An input's states until its last attempt: it waited, and each attempt before the last ran and ended.
+fn begin(submitted: Time, tries: Option<&Tries>) -> Vec<Value> {
+    let mut history = vec![step("pending", submitted)];
+    for past in tries.into_iter().flat_map(|t| &t.past) {
+        history.push(json!({"state": "running", "at": clock::rfc3339(past.leased), "container": past.container}));
+        let how = if past.lost { "lost" } else { "attempt_failed" };
+        history.push(json!({"state": how, "at": clock::rfc3339(past.ended), "why": past.why}));
+    }
+    history
 }
 
 fn live_life(call: CallId, index: u64, view: InputView) -> Value {
     match view {
-        InputView::Pending { submitted, attempts, why } => json!({
-            "call_id": call, "index": index, "state": "pending", "attempts": attempts,
-            "history": [step("pending", submitted)], "waiting": why,
+        InputView::Pending { submitted, tries, why } => json!({
+            "call_id": call, "index": index, "state": "pending", "attempts": tries.as_ref().map_or(0, |t| t.count()),
+            "history": begin(submitted, tries.as_deref()), "waiting": why,
         }),
-        InputView::Running { submitted, given, attempt, container, worker } => json!({
-            "call_id": call, "index": index, "state": "running", "attempts": attempt,
-            "container": container, "worker": worker,
-            "history": [step("pending", submitted), step("running", given)], "waiting": null,
-        }),
+        InputView::Running { submitted, given, tries, container, worker } => {
+            let mut history = begin(submitted, tries.as_deref());
+            history.push(json!({"state": "running", "at": clock::rfc3339(given), "container": container}));
+            json!({
+                "call_id": call, "index": index, "state": "running", "attempts": tries.map_or(0, |t| t.count()) + 1,
+                "container": container, "worker": worker, "history": history, "waiting": null,
+            })
+        }
     }
 }
 
-fn ended_life(call: CallId, index: u64, entry: &capstan_scheduler_core::record::Entry) -> Value {
+fn ended_life(call: CallId, index: u64, entry: &Entry) -> Value {
     use capstan_common::input::Outcome;
     let (state, error) = match &entry.outcome {
         Outcome::Succeeded(_) => ("succeeded", Value::Null),
         Outcome::Failed(failure) => ("failed", super::results::error_json(failure)),
         Outcome::Cancelled => ("cancelled", Value::Null),
     };
-    let mut history = vec![step("pending", entry.submitted)];
-    if entry.attempts > 0 {
-        history.push(step("running", entry.leased));
+    let mut history = begin(entry.submitted, entry.tries.as_deref());
+    let before = entry.tries.as_ref().map_or(0, |t| t.count());
+    if entry.attempts > before {
+        history.push(json!({"state": "running", "at": clock::rfc3339(entry.leased), "container": entry.container}));
     }
     history.push(step(state, entry.finished));
     let container = (entry.container.0 != 0).then_some(entry.container);

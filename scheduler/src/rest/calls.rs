@@ -129,8 +129,7 @@ pub async fn results(api: web::Data<Api>, request: HttpRequest, path: web::Path<
     let after = asked.after.as_deref().map(str::parse::<Cursor>).transpose()?;
     let wait = asked.wait_s.unwrap_or(0.0);
     if !(0.0..=WAIT_MAX_S as f64).contains(&wait) {
-        let detail = format!("wait_s: must be from 0 to {WAIT_MAX_S}, is {wait}");
-        return Err(Problem::new(Code::Invalid, detail));
+        return Err(Refusal::field("wait_s", format!("must be from 0 to {WAIT_MAX_S}, is {wait}")).into());
     }
     let ordered = asked.ordered.unwrap_or(true);
     let lines = api.results(call, after, limit, ordered, Duration::from_secs_f64(wait)).await?;
@@ -169,11 +168,12 @@ pub struct CallsQuery {
 pub async fn list(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let asked: CallsQuery = query(&request)?;
     let limit = limit_of(asked.limit, 100, 1000)?;
-    let state: Option<CallState> =
-        asked.state.map(|text| serde_json::from_value(json!(text))).transpose().map_err(|_| {
-            Refusal::new(Code::Invalid, "state: must be pending, running, succeeded, failed or cancelled")
-        })?;
-    let bad_after = |e: capstan_common::id::BadId| Problem::new(Code::Invalid, format!("after: {e}"));
+    let state: Option<CallState> = asked
+        .state
+        .map(|text| serde_json::from_value(json!(text)))
+        .transpose()
+        .map_err(|_| Refusal::field("state", "must be pending, running, succeeded, failed or cancelled"))?;
+    let bad_after = |e: capstan_common::id::BadId| Refusal::field("after", e.to_string());
     let after = asked.after.map(|text| text.parse()).transpose().map_err(bad_after)?;
     let matches = |view: &crate::api::CallView| {
         asked.namespace.as_deref().is_none_or(|ns| *ns == *view.namespace)

@@ -8,7 +8,7 @@ use crate::api::Api;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::{
     id::FunctionKey,
-    refusal::{Code, Refusal},
+    refusal::{Code, FieldError, Refusal},
     validate,
 };
 use serde::Deserialize;
@@ -94,7 +94,7 @@ pub fn limit_of(limit: Option<usize>, default: usize, most: usize) -> Result<usi
     match limit {
         None => Ok(default),
         Some(n) if (1..=most).contains(&n) => Ok(n),
-        Some(n) => Err(Problem::new(Code::Invalid, format!("limit: must be from 1 to {most}, is {n}"))),
+        Some(n) => Err(Refusal::field("limit", format!("must be from 1 to {most}, is {n}")).into()),
     }
 }
 
@@ -123,11 +123,8 @@ pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let value: serde_json::Value = parse(&bytes)?;
     if !value.is_object() {
-        return Err(Refusal::fields(vec![capstan_common::refusal::FieldError {
-            pointer: String::new(),
-            detail: "must be an object of settings, for example {\"min_containers\": 2}".into(),
-        }])
-        .into());
+        let detail = "must be an object of settings, for example {\"min_containers\": 2}".into();
+        return Err(Refusal::fields(vec![FieldError { pointer: String::new(), detail }]).into());
     }
     let patch = parse(&bytes)?;
     Ok(HttpResponse::Ok().json(api.patch(&key, patch).await?))

@@ -1,12 +1,12 @@
 //! What every request passes: authentication, the rate limit, and the count of answers.
 
-use super::problem::Problem;
+use super::{openapi, problem::Problem};
 use crate::{api::Api, config::SchedulerConfig, telemetry::metrics::ApiLabel};
 use actix_web::{
     Error, HttpMessage, ResponseError,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::{StatusCode, header},
+    http::{Method, StatusCode, header},
     middleware::Next,
     web,
 };
@@ -89,7 +89,7 @@ fn is_local(value: &str) -> bool {
 
 /// Lets a request through or answers it, and counts the answer.
 pub async fn guard(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
     let begun = Instant::now();
@@ -97,6 +97,11 @@ pub async fn guard(
         Some(gate) => gate.check(&request),
         None => Ok(()),
     };
+    let allowed = allowed.and_then(|()| known_parameters(&request));
+    if request.method() == Method::HEAD {
+        // Answered as GET; the server leaves the body out.
+        request.head_mut().method = Method::GET;
+    }
     let api = request.app_data::<web::Data<Api>>().cloned();
     let response = match allowed {
         Err(refusal) => {
@@ -115,6 +120,28 @@ pub async fn guard(
     Ok(response)
 }
 
+/// A parameter that the interface does not describe is a mistake, not something to pass over.
+fn known_parameters(request: &ServiceRequest) -> Result<(), Refusal> {
+    if request.query_string().is_empty() {
+        return Ok(());
+    }
+    let Some(operations) = request.match_pattern().and_then(|pattern| openapi::operations(&pattern)) else {
+        return Ok(());
+    };
+    let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    let Some(known) = operations.get(method.as_str()) else { return Ok(()) };
+    for (name, _) in form_urlencoded::parse(request.query_string().as_bytes()) {
+        if !known.iter().any(|k| *k == name) {
+            let detail = match known.as_slice() {
+                [] => "is not a parameter; this path takes none".to_owned(),
+                known => format!("is not a parameter; this path takes {}", known.join(", ")),
+            };
+            return Err(Refusal::field(&name, detail));
+        }
+    }
+    Ok(())
+}
+
 /// The framework's own errors have no body: give them one.
 fn explain_bare<B: MessageBody>(response: ServiceResponse<B>) -> ServiceResponse<EitherBody<B>> {
     let code = match response.status() {
@@ -129,7 +156,17 @@ fn explain_bare<B: MessageBody>(response: ServiceResponse<B>) -> ServiceResponse
         }
         _ => "the request cannot be read".to_owned(),
     };
-    let answer = Problem::new(code, detail).error_response();
+    let mut answer = Problem::new(code, detail).error_response();
+    let operations = request.match_pattern().and_then(|pattern| openapi::operations(&pattern));
+    if let Some(operations) = operations.filter(|_| code == Code::MethodNotAllowed) {
+        let mut allowed: Vec<&str> = operations.keys().map(String::as_str).collect();
+        if allowed.contains(&"GET") {
+            allowed.push("HEAD");
+        }
+        if let Ok(value) = allowed.join(", ").parse() {
+            answer.headers_mut().insert(header::ALLOW, value);
+        }
+    }
     ServiceResponse::new(request, answer).map_into_right_body()
 }
 

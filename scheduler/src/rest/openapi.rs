@@ -1,9 +1,37 @@
 //! The interface's own description, and the page that shows it.
 
 use actix_web::{HttpResponse, web};
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::LazyLock};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 const DOCUMENT: &str = include_str!("openapi.json");
+
+/// The methods of one path, each with the names of its query parameters.
+pub type Operations = BTreeMap<String, Vec<String>>;
+
+/// What the document says of a route.
+pub fn operations(pattern: &str) -> Option<&'static Operations> {
+    static ALL: LazyLock<BTreeMap<String, Operations>> = LazyLock::new(read);
+    ALL.get(pattern)
+}
+
+fn read() -> BTreeMap<String, Operations> {
+    let document: Value = serde_json::from_str(DOCUMENT).unwrap_or_default();
+    let named = |parameter: &Value| {
+        let in_query = parameter["in"] == "query";
+        parameter["name"].as_str().filter(|_| in_query).map(str::to_owned)
+    };
+    let parameters =
+        |of: &Value| -> Vec<String> { of["parameters"].as_array().into_iter().flatten().filter_map(named).collect() };
+    let paths = document["paths"].as_object().into_iter().flatten();
+    paths
+        .map(|(path, operations)| {
+            let listed = operations.as_object().into_iter().flatten().filter(|(method, _)| *method != "parameters");
+            (path.clone(), listed.map(|(method, operation)| (method.to_uppercase(), parameters(operation))).collect())
+        })
+        .collect()
+}
 
 /// The OpenAPI 3.1 document.
 pub async fn document() -> HttpResponse {

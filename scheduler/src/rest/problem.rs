@@ -112,9 +112,14 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
 
 /// A query string into its struct; a wrong parameter is 422 and named.
 pub fn query<T: serde::de::DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
-    actix_web::web::Query::<T>::from_query(request.query_string())
-        .map(actix_web::web::Query::into_inner)
-        .map_err(|error| Problem::new(Code::Invalid, format!("the query is not valid: {error}")))
+    // A parameter without a value is one that was not given.
+    let given = form_urlencoded::parse(request.query_string().as_bytes()).filter(|(_, value)| !value.is_empty());
+    let given = form_urlencoded::Serializer::new(String::new()).extend_pairs(given).finish();
+    let pairs = form_urlencoded::parse(given.as_bytes());
+    serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs)).map_err(|error| {
+        let pointer = pointer(error.path());
+        Refusal::fields(vec![FieldError { pointer, detail: error.into_inner().to_string() }]).into()
+    })
 }
 
 /// Paths and methods that do not exist.

@@ -9,8 +9,20 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 11] =
-    ["spawn_map", "spawn", "invoke", "map", "map_two", "map_batch", "exec", "cold_start", "pending", "growth", "idle"];
+const NAMES: [&str; 12] = [
+    "spawn_map",
+    "spawn",
+    "invoke",
+    "backlog",
+    "map",
+    "map_two",
+    "map_batch",
+    "exec",
+    "cold_start",
+    "pending",
+    "growth",
+    "idle",
+];
 
 /// Runs the named benchmarks, or all.
 pub async fn run(names: &[String]) -> Result<()> {
@@ -20,6 +32,7 @@ pub async fn run(names: &[String]) -> Result<()> {
             "spawn_map" => load::spawn_map().await?,
             "spawn" => load::spawn().await?,
             "invoke" => load::invoke().await?,
+            "backlog" => load::backlog().await?,
             "map" => through::map(16, 1, 200_000).await?,
             "map_two" => through::map(1, 2, 50_000).await?,
             "map_batch" => through::map_batch().await?,

@@ -58,16 +58,18 @@ impl Blobs {
         let blob = Blob { name: path.as_str().into(), len: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
         let location = Path::from(path.as_str());
         self.store.put(&location, PutPayload::from(bytes)).await.map_err(store)?;
-        self.sync(&path)?;
+        self.sync(&path).await?;
         Ok(Payload::Blob(blob))
     }
 
     /// The store's own put leaves the page cache to the kernel; a reference must not outlive a power cut.
-    fn sync(&self, path: &str) -> Result<(), BlobError> {
-        let file = self.folder.join(path);
-        std::fs::File::open(&file).and_then(|f| f.sync_data()).map_err(disk)?;
-        let parent = file.parent().unwrap_or(&self.folder);
-        std::fs::File::open(parent).and_then(|f| f.sync_all()).map_err(disk)
+    async fn sync(&self, path: &str) -> Result<(), BlobError> {
+        let (file, folder) = (self.folder.join(path), self.folder.clone());
+        let syncing = tokio::task::spawn_blocking(move || {
+            std::fs::File::open(&file)?.sync_data()?;
+            std::fs::File::open(file.parent().unwrap_or(&folder))?.sync_all()
+        });
+        syncing.await.map_err(|error| disk(std::io::Error::other(error)))?.map_err(disk)
     }
 
     /// The bytes of a payload.

@@ -203,7 +203,7 @@ pub struct DemoArgs {
     /// Go on serving afterwards.
     #[arg(long)]
     pub keep: bool,
-    /// The folder with the example functions.
-    #[arg(long, default_value = "examples")]
-    pub examples: PathBuf,
+    /// The folder with the example functions; without it, the ones that came with this program.
+    #[arg(long)]
+    pub examples: Option<PathBuf>,
 }

@@ -79,7 +79,12 @@ impl Client {
         if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
             return Err(wrong("is not an http address"));
         }
-        Ok(Self { http: Http::new(), url: url.trim_end_matches('/').into(), token, namespace: namespace.into() })
+        // A proxy of the environment is for the way out, not for this machine.
+        let here = matches!(parsed.host_str(), Some("localhost" | "[::1]"))
+            || parsed.host_str().is_some_and(|host| host.starts_with("127."));
+        let http = if here { Http::builder().no_proxy().build() } else { Http::builder().build() };
+        let http = http.map_err(|error| wrong(&format!("cannot be used: {error}")))?;
+        Ok(Self { http, url: url.trim_end_matches('/').into(), token, namespace: namespace.into() })
     }
 
     /// The scheduler's address.

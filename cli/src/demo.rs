@@ -36,6 +36,21 @@ struct Seen {
     containers: Vec<u64>,
 }
 
+/// The example functions, as they were when this program was built.
+const EXAMPLES: [(&str, &str); 3] = [
+    ("functions.yaml", include_str!("../../examples/functions.yaml")),
+    ("count.sh", include_str!("../../examples/count.sh")),
+    ("letters.py", include_str!("../../examples/letters.py")),
+];
+
+fn write_examples(folder: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(folder)?;
+    for (name, text) in EXAMPLES {
+        std::fs::write(folder.join(name), text)?;
+    }
+    Ok(folder.into())
+}
+
 /// Runs the demo; succeeds when all inputs did.
 pub async fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let files = files_of(&args.inputs)?;
@@ -45,7 +60,11 @@ pub async fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let running = Running::start(config::load(&up)?.settings).await?;
     let client = Client::new(&running.url(), None, "default")?;
     output::print(format!("Capstan serves on {} (data in {})", running.url(), folder.path().display()))?;
-    let result = show(&client, &args.examples, &files).await;
+    let examples = match args.examples {
+        Some(folder) => folder,
+        None => write_examples(&folder.path().join("examples"))?,
+    };
+    let result = show(&client, &examples, &files).await;
     if args.keep && result.is_ok() {
         output::print(format!("serving on {} until Ctrl-C", running.url()))?;
         tokio::signal::ctrl_c().await?;

@@ -68,8 +68,19 @@ fn worker_settings(settings: &Settings) -> WorkerConfig {
     }
 }
 
+/// A scheduler with an actor that panicked is half alive, which is worse than dead: the process ends, and the next start
+/// reads what is durable (RELIABILITY F40).
+fn abort_on_panic() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        std::process::abort();
+    }));
+}
+
 /// Runs until a signal, then drains; a second signal ends at once.
 pub async fn up(settings: Settings, half: Option<(Half, PathBuf)>) -> anyhow::Result<()> {
+    abort_on_panic();
     let running = match half {
         Some((half, link)) => Running::start_half(settings, half, link).await?,
         None => Running::start(settings).await?,

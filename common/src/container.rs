@@ -34,6 +34,8 @@ pub struct Ending {
     pub signal: Option<i32>,
     /// Whether the kernel ended it for want of memory.
     pub oom: bool,
+    /// Whether Capstan ended it, not the program itself.
+    pub ordered: bool,
     /// Why, in words.
     pub reason: String,
     /// The end of its output.

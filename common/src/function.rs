@@ -146,7 +146,8 @@ pub enum Protocol {
 pub struct Resources {
     /// Cores requested; counted against the worker.
     pub cpu: Cpu,
-    /// Cores that it may never pass, where the worker can enforce it. Equal to `cpu` where only that was written, none where neither was.
+    /// Cores that it may never pass, where the worker can enforce it. Equal to `cpu` where only that was written; none where
+    /// neither was, or where `cpu` is the default, so that writing a default out changes nothing.
     pub cpu_limit: Option<Cpu>,
     /// Memory requested, and the limit where the worker can enforce it.
     pub memory_mib: u32,
@@ -180,7 +181,7 @@ impl<'de> Deserialize<'de> for Resources {
         let written = WrittenResources::deserialize(d)?;
         let defaults = Self::default();
         Ok(Self {
-            cpu_limit: written.cpu_limit.unwrap_or(written.cpu),
+            cpu_limit: written.cpu_limit.unwrap_or(written.cpu.filter(|cpu| *cpu != defaults.cpu)),
             cpu: written.cpu.unwrap_or(defaults.cpu),
             memory_mib: written.memory_mib.unwrap_or(defaults.memory_mib),
             gpu: written.gpu,
@@ -404,6 +405,7 @@ mod tests {
         assert_eq!(limit(r#"{"cpu":0.5,"cpu_limit":null}"#), None);
         assert_eq!(limit(r#"{"cpu":0.5,"cpu_limit":2}"#), Some(Cpu { milli: 2000 }));
         assert_eq!(limit(r#"{"memory_mib":64}"#), None);
+        assert_eq!(limit(r#"{"cpu":0.125}"#), None);
     }
 
     #[test]

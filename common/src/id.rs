@@ -17,9 +17,10 @@ pub struct BadId {
 pub struct CallId(pub u128);
 
 impl CallId {
-    /// When the id was minted, in milliseconds since 1970.
+    /// When the id was minted, in milliseconds since 1970; 0 for a number that no scheduler mints.
     pub fn born_ms(self) -> u64 {
-        (self.0 >> 80) as u64
+        let (version, variant) = ((self.0 >> 76) & 0xf, (self.0 >> 62) & 0b11);
+        if (version, variant) == (7, 0b10) { (self.0 >> 80) as u64 } else { 0 }
     }
 }
 

@@ -22,6 +22,14 @@ impl Payload {
         }
     }
 
+    /// Bytes of it that are held in memory.
+    pub fn held(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::Blob(_) => 0,
+        }
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

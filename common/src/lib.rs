@@ -12,6 +12,7 @@ pub mod refusal;
 pub mod report;
 pub mod resource;
 pub mod time;
+pub mod trace;
 pub mod validate;
 #[cfg(feature = "wire")]
 pub mod wire;

@@ -3,7 +3,7 @@
 use crate::{
     function::{AutoscalerSettings, FunctionSpec, Runtime},
     id::FunctionKey,
-    refusal::{Code, FieldError, Refusal},
+    refusal::{FieldError, Refusal},
 };
 
 /// The longest time-out of an attempt: 24 hours (SPEC §2.1).
@@ -27,10 +27,7 @@ pub fn function_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal>
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         if !ok {
             let shown: String = text.chars().take(160).collect();
-            return Err(Refusal::new(
-                Code::Invalid,
-                format!("{what} name `{shown}` must match [a-z0-9A-Z._-]{{1,128}}"),
-            ));
+            return Err(Refusal::field(what, format!("name `{shown}` must match [a-z0-9A-Z._-]{{1,128}}")));
         }
     }
     Ok(FunctionKey::new(namespace, name))

@@ -292,6 +292,7 @@ impl From<Report> for link::Report {
                 reason: ending.reason,
                 tail: ending.tail,
                 begun: numbers(&begun),
+                ordered: ending.ordered,
             }),
             Report::Log { container, stderr, chunk, dropped } => {
                 Kind::Log(link::Log { container: container.0, stderr, chunk, dropped })
@@ -341,6 +342,7 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
                 oom: ended.oom,
                 reason: ended.reason,
                 tail: ended.tail,
+                ordered: ended.ordered,
             },
         },
         Kind::Log(log) => Report::Log {

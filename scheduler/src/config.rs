@@ -20,8 +20,10 @@ pub struct SchedulerConfig {
     pub blob_threshold_bytes: usize,
     /// Requests a second that a token may send, sustained.
     pub rate_per_s: u32,
-    /// Requests that a token may send in a burst.
+    /// Requests a second that a token may send in a burst.
     pub rate_burst: u32,
+    /// How long such a burst may last, in seconds.
+    pub rate_burst_s: u32,
     /// Threads that serve REST.
     pub rest_threads: usize,
     /// A worker that is silent for so long is unreachable.
@@ -42,6 +44,7 @@ impl Default for SchedulerConfig {
             blob_threshold_bytes: 32 << 10,
             rate_per_s: 200,
             rate_burst: 1000,
+            rate_burst_s: 5,
             rest_threads: 2,
             unreachable_after_ms: 3_000,
             lost_after_ms: 10_000,

@@ -3,15 +3,13 @@
 use crate::{
     actor::{
         autoscaler::Told,
-        function::{Env, FunctionActor, Happen},
-        registry::{LINK_BACKLOG, WorkerEntry},
+        function::{Env, FunctionActor, Happen, Joined},
+        registry::{LINK_BACKLOG, Link, WorkerEntry},
     },
     clock,
     config::SchedulerConfig,
-    store::{Change, layout},
 };
 use actix::Addr;
-use bytes::Bytes;
 use capstan_common::{
     id::{ContainerId, FunctionKey, LeaseId, WorkerId},
     order::Order,
@@ -26,14 +24,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Orders that travel in one message.
 const ORDERS_AT_ONCE: usize = 512;
 
-/// Takes workers' links.
+/// Takes workers' links; a clone is another handle.
+#[derive(Clone)]
 pub struct LinkServer {
     env: Arc<Env>,
     beat_ms: u32,
@@ -100,9 +100,22 @@ impl link::link_server::Link for LinkServer {
         }
         let (orders, outbound) = mpsc::channel(LINK_BACKLOG);
         let (batches, stream) = mpsc::channel(16);
-        let session = Session::begin(self, hello, orders).await?;
-        tokio::spawn(send_orders(self.env.epoch.0, self.beat_ms, outbound, batches));
-        tokio::spawn(session.run(inbound, self.unreachable_after, self.lost_after));
+        let link = Link { orders, cut: CancellationToken::new() };
+        tokio::spawn(send_orders(self.env.epoch.0, self.beat_ms, outbound, batches, link.cut.clone()));
+        let (begun, begins) = oneshot::channel();
+        let (server, silence, lost_after) = (self.clone(), self.unreachable_after, self.lost_after);
+        // A task of its own: a connection that breaks meanwhile drops this handler, and a session must not stop half-made.
+        tokio::spawn(async move {
+            match Session::begin(&server, hello, link).await {
+                Ok(session) => {
+                    // A handler that is gone has a stream that has ended: the session sees that itself.
+                    let _ = begun.send(Ok(()));
+                    session.run(inbound, silence, lost_after).await;
+                }
+                Err(status) => drop(begun.send(Err(status))),
+            }
+        });
+        begins.await.map_err(|_| Status::internal("the session ended before it began"))??;
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
@@ -116,22 +129,32 @@ async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, St
     }
 }
 
-/// Packs all orders that wait into one message.
+/// Packs all orders that wait into one message. Ends, and closes the way for orders, as soon as the stream has.
 async fn send_orders(
     epoch: u64,
     beat_ms: u32,
     mut orders: mpsc::Receiver<Order>,
     batches: mpsc::Sender<Result<link::Orders, Status>>,
+    cut: CancellationToken,
 ) {
     let welcome = link::Welcome { protocol: PROTOCOL, beat_ms };
     let welcome = link::Order { kind: Some(link::order::Kind::Welcome(welcome)) };
     let mut next = vec![welcome];
     let mut waiting = Vec::with_capacity(ORDERS_AT_ONCE);
     loop {
-        if batches.send(Ok(link::Orders { epoch, orders: next })).await.is_err() {
+        let sent = tokio::select! {
+            sent = batches.send(Ok(link::Orders { epoch, orders: next })) => sent.is_ok(),
+            () = cut.cancelled() => false,
+        };
+        if !sent {
             return;
         }
-        if orders.recv_many(&mut waiting, ORDERS_AT_ONCE).await == 0 {
+        let received = tokio::select! {
+            received = orders.recv_many(&mut waiting, ORDERS_AT_ONCE) => received,
+            () = batches.closed() => 0,
+            () = cut.cancelled() => 0,
+        };
+        if received == 0 {
             return;
         }
         next = waiting.drain(..).map(link::Order::from).collect();
@@ -143,32 +166,33 @@ struct Session {
     env: Arc<Env>,
     worker: WorkerId,
     generation: u64,
-    orders: mpsc::Sender<Order>,
+    link: Link,
 }
 
 impl Session {
-    async fn begin(server: &LinkServer, hello: Hello, orders: mpsc::Sender<Order>) -> Result<Self, Status> {
+    async fn begin(server: &LinkServer, hello: Hello, link: Link) -> Result<Self, Status> {
         let worker = WorkerId(hello.worker.as_str().into());
         let env = server.env.clone();
-        let remembered = Change::Put(layout::worker(&hello.worker), Bytes::new());
-        let written = env.committer.write(vec![remembered]).await;
-        written.map_err(|e| Status::unavailable(e.to_string()))?;
+        let remembered = env.remember_worker(&worker, None).await;
+        let draining = remembered.map_err(|e| Status::unavailable(e.to_string()))?;
         let entry = WorkerEntry {
             capacity: hello.capacity,
-            state: WorkerState::Ready,
+            state: if draining { WorkerState::Draining } else { WorkerState::Ready },
             version: hello.version.clone(),
             limits: hello.limits.clone(),
             joined: clock::now(),
             generation: 0,
         };
-        let generation = env.registry.join(&worker, orders.clone(), entry);
-        let joined = autoscaler::Event::Joined { worker: worker.clone(), capacity: hello.capacity };
-        let session = Self { env, worker, generation, orders };
-        // What the worker holds is accounted before any of it could be promised again.
+        let entry = env.registry.join(&worker, entry);
+        let session = Self { env, worker, generation: entry.generation, link };
+        // What the worker holds is accounted before any of it could be promised again, and every function hears of it
+        // before it finds the new link: an order in between would not be in the inventory.
         session.tell_inventory(hello.inventory).await;
+        let worker = session.worker.clone();
+        let joined = autoscaler::Event::Joined { worker: worker.clone(), capacity: hello.capacity, state: entry.state };
+        session.env.registry.publish(&worker, session.generation, session.link.clone());
         // The autoscaler lives as long as the scheduler.
         let _ = session.env.autoscaler.send(Told(joined)).await;
-        session.tell_state().await;
         server.heard_from(&hello.worker).await;
         tracing::info!(worker = %session.worker, "a worker joined");
         session.env.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
@@ -184,34 +208,28 @@ impl Session {
         for (key, function) in self.env.registry.functions() {
             let held = held.remove(&key).unwrap_or_default();
             held.iter().for_each(|h| self.env.registry.route(h.container, &key));
-            let event = Event::Inventory { worker: self.worker.clone(), held };
+            let (worker, orders) = (self.worker.clone(), self.link.orders.clone());
             // A function that ends meanwhile stops its containers itself.
-            let _ = function.send(Happen(vec![event])).await;
+            let _ = function.send(Joined { worker, orders, held }).await;
         }
         for orphan in held.into_values().flatten() {
+            let leases = orphan.finished.iter().map(|done| done.held.lease).collect();
+            self.forget(orphan.container, leases).await;
             self.stop_orphan(orphan.container).await;
         }
     }
 
     async fn stop_orphan(&self, container: ContainerId) {
-        let reason = "its function does not exist".into();
+        let reason = "nobody owns it".into();
         // If the link breaks, the next inventory shows it again.
-        let _ = self.orders.send(Order::Stop { container, grace_ms: 1000, reason }).await;
-    }
-
-    async fn tell_state(&self) {
-        let state = self.env.registry.worker(&self.worker).map(|w| w.state);
-        if let Some(state) = state {
-            let turned = autoscaler::Event::Turned { worker: self.worker.clone(), state };
-            let _ = self.env.autoscaler.send(Told(turned)).await;
-        }
+        let _ = self.link.orders.send(Order::Stop { container, grace_ms: 1000, reason }).await;
     }
 
     async fn run(self, mut inbound: Streaming<link::Reports>, silence: Duration, lost_after: Duration) {
         loop {
             let message = tokio::select! {
                 message = tokio::time::timeout(silence, inbound.message()) => message,
-                () = self.orders.closed() => break,
+                () = self.link.orders.closed() => break,
             };
             match message {
                 Ok(Ok(Some(reports))) => {
@@ -223,6 +241,7 @@ impl Session {
                 Ok(Ok(None) | Err(_)) | Err(_) => break,
             }
         }
+        self.link.cut.cancel();
         self.end(lost_after.saturating_sub(silence)).await;
     }
 
@@ -232,6 +251,7 @@ impl Session {
             return;
         }
         tracing::warn!(worker = %self.worker, "a worker is unreachable");
+        self.env.telemetry.events.tell("worker_unreachable", serde_json::json!({"worker": self.worker}));
         let worker = self.worker.clone();
         let turned = autoscaler::Event::Turned { worker, state: WorkerState::Unreachable };
         let _ = self.env.autoscaler.send(Told(turned)).await;
@@ -256,7 +276,7 @@ impl Session {
             let report = wire::report_in(report)?;
             let Some((container, event)) = self.event_of(report) else { continue };
             let Some((key, address)) = self.env.registry.owner(container) else {
-                self.forget(container, event).await;
+                self.answer_unowned(container, event).await;
                 continue;
             };
             match by_function.iter_mut().find(|(k, _, _)| *k == key) {
@@ -289,10 +309,19 @@ impl Session {
         })
     }
 
-    /// Outcomes of a container that nobody owns any more are not wanted: the worker may forget them.
-    async fn forget(&self, container: ContainerId, event: Event) {
-        let Event::Finished { done, .. } = event else { return };
-        let leases: Vec<LeaseId> = done.iter().map(|d| d.held.lease).collect();
-        let _ = self.orders.send(Order::Recorded { container, leases }).await;
+    /// A container that nobody owns: its outcomes are not wanted, and it is not to go on.
+    async fn answer_unowned(&self, container: ContainerId, event: Event) {
+        match event {
+            Event::Finished { done, .. } => {
+                self.forget(container, done.iter().map(|d| d.held.lease).collect()).await;
+                self.stop_orphan(container).await;
+            }
+            Event::Spawned { .. } | Event::Ready { .. } | Event::Returned { .. } => self.stop_orphan(container).await,
+            _ => {}
+        }
+    }
+
+    async fn forget(&self, container: ContainerId, leases: Vec<LeaseId>) {
+        let _ = self.link.orders.send(Order::Recorded { container, leases }).await;
     }
 }

@@ -9,10 +9,11 @@ use crate::{
         registry::Registry,
     },
     api::Api,
+    clock,
     config::SchedulerConfig,
     link::LinkServer,
     rest,
-    store::{Store, embedded::Embedded, layout::StoredFunction, load},
+    store::{Store, embedded::Embedded, layout::StoredFunction, load, outcomes::Outcomes},
     telemetry::{Telemetry, trace::Tracer},
 };
 use actix::{Actor, Arbiter};
@@ -58,7 +59,7 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     }
     let store: Arc<dyn Store> = Arc::new(store);
     let blobs = Blobs::open(config.data_dir.join("blobs"), config.blob_threshold_bytes)?;
-    let loaded = load::load(&*store)?;
+    let loaded = load::load(&*store, config.limits.spawn_head, clock::now())?;
     let telemetry = Arc::new(Telemetry {
         metrics: Arc::default(),
         events: Default::default(),
@@ -67,10 +68,16 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     });
     let stored: BTreeMap<_, _> =
         loaded.functions.iter().map(|f| (f.key.clone(), StoredFunction::new(&f.deployed, &f.overrides))).collect();
-    let (committer, committing) = Committer::start(store.clone(), stored, telemetry.metrics.clone())?;
+    let recovered = loaded.functions.iter().flat_map(|f| &f.calls);
+    let outcomes = Outcomes::after(recovered.clone().map(|call| (call.record.id, call.outcome_records)));
+    if let Some(tracer) = &telemetry.tracer {
+        recovered.for_each(|call| tracer.parent(call.record.id, &call.record.traceparent));
+    }
+    let (committer, committing) = Committer::start(store.clone(), (stored, outcomes), telemetry.metrics.clone())?;
 
     let functions = Arbiter::new();
     let timers = Arbiter::new();
+    let sweeper = Arbiter::new();
     let registry = Arc::new(Registry::default());
     let epoch = store.epoch();
     let alarm = AlarmActor::start_in_arbiter(&timers.handle(), |_| AlarmActor::default());
@@ -96,13 +103,13 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     }
     serve_links(&functions, env.clone(), &config, loaded.workers, links).await?;
     let api = Arc::new(Api::new(env, config.clone(), blobs, functions.handle()));
-    api.start_sweeping(&timers.handle());
+    api.start_sweeping(&sweeper.handle());
     let (rest, address) = rest::serve(api.clone(), &config)?;
     Ok(Server {
         address,
         api,
         rest,
-        arbiters: vec![functions, timers],
+        arbiters: vec![functions, timers, sweeper],
         committer,
         committing: Some(committing),
         telemetry,

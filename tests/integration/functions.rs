@@ -73,7 +73,11 @@ async fn wrong_specs_are_refused_with_the_field_and_nothing_is_deployed() {
     let (_folder, up) = fresh(&[]);
     let process = json!({"process": {"command": ["true"]}});
     for (body, status, pointer) in [
-        (json!({}), 422, ""),
+        (json!({}), 422, "/runtime"),
+        (json!([1]), 422, ""),
+        (json!({"runtime": 5}), 422, "/runtime"),
+        (json!({"runtime": process, "protocol": 5}), 422, "/protocol"),
+        (json!({"runtime": process, "autoscaler": [1, null, 0, 60]}), 422, "/autoscaler"),
         (json!({"runtime": process, "timeouts": 3}), 422, "/timeouts"),
         (json!({"runtime": process, "timeout_s": "3"}), 422, "/timeout_s"),
         (json!({"runtime": process, "timeout_s": 0}), 422, "/timeout_s"),

@@ -1,6 +1,7 @@
 //! Black-box tests: the real binary, its real interface, real processes.
 
 mod calls;
+mod cli;
 mod faults;
 mod functions;
 mod fuzz;

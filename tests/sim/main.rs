@@ -78,5 +78,7 @@ mod planted {
         a_segment_that_loses_its_last_input_is_found = SEGMENT_CUT_SHORT;
         a_maximum_that_is_exceeded_is_found = MAXIMUM_EXCEEDED;
         a_cancel_that_leaves_inputs_waiting_is_found = CANCEL_LEAVES_WAITING;
+        unwanted_inputs_that_run_again_are_found = UNWANTED_RUNS_AGAIN;
+        a_fetched_call_that_is_dropped_is_found = FETCHED_DROPPED;
     }
 }

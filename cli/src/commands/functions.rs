@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
+const FLAGS: [&str; 4] = ["min", "max", "buffer", "window"];
 const SETTINGS: [&str; 4] = ["min_containers", "max_containers", "buffer_containers", "scaledown_window"];
 
 /// Deploys every function of every manifest; nothing is deployed if one of them cannot be read.
@@ -73,8 +74,11 @@ pub async fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// Removes a function.
-pub async fn remove(client: &Client, function: &str) -> anyhow::Result<()> {
+pub async fn remove(client: &Client, function: &str, as_json: bool) -> anyhow::Result<()> {
     client.send(Method::DELETE, &client.function(function, ""), &Value::Null).await?;
+    if as_json {
+        return output::print_json(&json!({"removed": function}));
+    }
     output::print(format!("removed {function}"))
 }
 
@@ -91,10 +95,12 @@ pub async fn autoscaler(
         patch.extend(value.map(|v| ((*name).to_owned(), json!(v))));
     }
     for name in reset {
-        if !SETTINGS.contains(&name.as_str()) {
+        // The flag that sets a field names it too: `--reset max`.
+        let named = SETTINGS.iter().zip(FLAGS).find(|(setting, flag)| *setting == name || flag == name);
+        let Some((setting, _)) = named else {
             return Err(Failed::Usage(format!("--reset {name}: must be one of {}", SETTINGS.join(", "))).into());
-        }
-        patch.insert(name.clone(), Value::Null);
+        };
+        patch.insert((*setting).to_owned(), Value::Null);
     }
     let path = client.function(function, "autoscaler");
     let settings = if patch.is_empty() {

@@ -34,6 +34,15 @@ impl Terms {
     }
 }
 
+/// What a line says of itself; its output, which can be large, is not read.
+#[derive(serde::Deserialize)]
+struct Told<'a> {
+    index: Option<u64>,
+    #[serde(borrow)]
+    error: Option<&'a serde_json::value::RawValue>,
+    failed: Option<u64>,
+}
+
 /// A bar on the terminal; hidden where standard error is none.
 pub fn bar(total: Option<u64>) -> ProgressBar {
     let bar = match total {
@@ -60,21 +69,14 @@ pub async fn map(client: &Client, function: &str, file: Option<&Path>, terms: Te
     .await?;
     let bar = bar(None).with_prefix(function.to_owned());
     let mut answer = lines(client.stream(&terms.path(client, function), body, None).await?);
-    let (mut failed, mut refused) = (false, None);
+    let (mut failed, mut refused) = (false, None::<Value>);
     while let Some(line) = answer.next().await {
         let line = line?;
-        // Outputs can be large: only the head of a line is looked at.
-        let head = &line[..line.len().min(64)];
-        let wrong = head.windows(8).any(|w| w == b"\"error\":");
-        if wrong {
-            failed = true;
-            let value: Value = serde_json::from_slice(&line)?;
-            if value["index"].is_null() {
-                refused = Some(value);
-                break;
-            }
-        } else if !terms.outputs {
-            failed |= serde_json::from_slice::<Value>(&line)?["failed"].as_u64().unwrap_or(0) > 0;
+        let told: Told = serde_json::from_slice(&line)?;
+        failed |= told.error.is_some() || told.failed.unwrap_or(0) > 0;
+        if told.error.is_some() && told.index.is_none() {
+            refused = Some(serde_json::from_slice(&line)?);
+            break;
         }
         bar.inc(1);
         bar.set_message(format!("{} sent", sent.load(Ordering::Relaxed)));

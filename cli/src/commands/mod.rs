@@ -33,7 +33,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => {
             log("info");
-            up::up(usage(config::load(&args))?.settings, args.half.zip(args.link)).await?;
+            let settings = usage(config::load(&args))?.settings;
+            usage(settings.scheduler.check().map_err(anyhow::Error::msg))?;
+            let ran = up::up(settings, args.half.zip(args.link)).await;
+            // It did not start, or did not stop, as asked.
+            ran.map_err(|error| Failed::Refused(format!("{error:#}"), serde_json::Value::Null))?;
         }
         Command::Demo(args) => {
             log("error");
@@ -46,7 +50,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Top => top::top(&client()?).await?,
         Command::Deploy { files } => functions::deploy(&client()?, &files, json).await?,
         Command::Functions => functions::list(&client()?, json).await?,
-        Command::Remove { function } => functions::remove(&client()?, &function).await?,
+        Command::Remove { function } => functions::remove(&client()?, &function, json).await?,
         Command::Autoscaler { function, min, max, buffer, window, reset } => {
             functions::autoscaler(&client()?, &function, [min, max, buffer, window], &reset, json).await?;
         }

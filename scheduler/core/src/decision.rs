@@ -1,10 +1,11 @@
 //! Decisions as values: what was decided, when, why, and the numbers behind it.
 
 use capstan_common::time::Time;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// A scale decision.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// When.
     pub at: Time,
@@ -13,14 +14,14 @@ pub struct Decision {
     /// Containers wanted now.
     pub to: u32,
     /// Why.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// The numbers behind it.
     pub facts: Facts,
 }
 
 /// The numbers behind a scale decision; the formula is
 /// `min(max, max(min, ceil((running + pending) / slots) + (buffer if active)))` (SPEC §2.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Inputs waiting, for a container or a retry.
     pub pending: u64,

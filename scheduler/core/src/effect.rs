@@ -114,6 +114,11 @@ pub enum Promise {
         /// Which call.
         call: CallId,
     },
+    /// Read single calls and answer with `Fetched`: what is durable can be read.
+    Fetch {
+        /// Which.
+        calls: Vec<CallId>,
+    },
     /// Tell whoever waits how inputs ended.
     Settled {
         /// Of which call.

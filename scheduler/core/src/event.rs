@@ -8,6 +8,7 @@ use capstan_common::{
     id::{CallId, ContainerId, LeaseId, WorkerId},
     input::Payload,
     report::{Done, Held},
+    time::Time,
 };
 use std::sync::Arc;
 
@@ -60,6 +61,17 @@ pub enum Event {
         /// Its inputs.
         payloads: Vec<Payload>,
     },
+    /// A segment that was asked for cannot be read.
+    Unreadable {
+        /// Of which call.
+        call: CallId,
+        /// Which segment.
+        number: u32,
+        /// Why.
+        why: Arc<str>,
+    },
+    /// Single calls that were asked for.
+    Fetched(Vec<Fetched>),
     /// The autoscaler gives a place for a container.
     Granted {
         /// The container's id.
@@ -151,6 +163,19 @@ pub enum Event {
     Alarm,
 }
 
+/// A single call, read back from the store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fetched {
+    /// Its id.
+    pub call: CallId,
+    /// When it was accepted.
+    pub created: Time,
+    /// W3C trace context of its request.
+    pub traceparent: Arc<str>,
+    /// Its input, or why it cannot be read.
+    pub payload: Result<Payload, Arc<str>>,
+}
+
 /// A client opens a call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opening {
@@ -164,10 +189,22 @@ pub struct Opening {
     pub traceparent: Arc<str>,
     /// The client's key and the digest of what it sent.
     pub key: Option<(String, [u8; 32])>,
-    /// Maps: the first error cancels the rest.
-    pub fail_fast: bool,
+    /// Maps: what the first error does to the rest.
+    pub fail_fast: FailFast,
     /// Maps: outputs are not wanted, only how each input ended.
     pub discard_outputs: bool,
+}
+
+/// What a failed input of a map does to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FailFast {
+    /// Nothing.
+    #[default]
+    No,
+    /// All of them end as cancelled.
+    AtOnce,
+    /// Those behind it end as cancelled; those before it end by themselves, so that whoever reads in order gets them.
+    InOrder,
 }
 
 /// What a call brings at its opening.

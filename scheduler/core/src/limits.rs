@@ -16,6 +16,10 @@ pub struct Limits {
     pub map_running: u32,
     /// Inputs of one map that are on their way in any form: credited, waiting, running, or ended and not yet read.
     pub map_window: u64,
+    /// Single calls from spawn of a function that wait in memory; those behind them stay in the store.
+    pub spawn_head: usize,
+    /// Bytes of waiting inputs of a function that are kept in memory, about; what is behind them stays in the store.
+    pub head_bytes: usize,
     /// Containers of a function that sets no maximum itself.
     pub system_max_containers: u32,
     /// Start waves in a row that may fail before waiting inputs fail with them.
@@ -50,6 +54,8 @@ impl Default for Limits {
             total_interactive: 25_000,
             map_running: 1_000,
             map_window: 4_000,
+            spawn_head: 2_048,
+            head_bytes: 16 << 20,
             system_max_containers: 1_000,
             start_tries: 3,
             start_backoff_ms: 1_000,

@@ -39,4 +39,8 @@ planted! {
     MAXIMUM_EXCEEDED = 15;
     /// A cancel leaves what waits in memory.
     CANCEL_LEAVES_WAITING = 16;
+    /// What comes back of a call that nobody waits for runs again.
+    UNWANTED_RUNS_AGAIN = 17;
+    /// A single call that is read back from the store is dropped.
+    FETCHED_DROPPED = 18;
 }

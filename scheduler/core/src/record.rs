@@ -1,5 +1,6 @@
 //! Records: what is now true, to be made durable.
 
+use crate::decision::Decision;
 use capstan_common::{
     call::{CallKind, CallState, Counts},
     function::{FunctionSpec, Overrides},
@@ -17,8 +18,10 @@ pub enum Record {
     Deployed(Deployment),
     /// The dynamic overrides are these.
     Overridden(Overrides),
-    /// The function is gone.
-    Removed,
+    /// The function is gone; this was its last revision.
+    Removed(Revision),
+    /// The latest scale decisions, oldest first.
+    Decisions(Vec<Decision>),
     /// A call was accepted.
     CallOpened(Box<CallRecord>, Vec<Payload>),
     /// All inputs of a segment ended; it can go.

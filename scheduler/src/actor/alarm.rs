@@ -3,14 +3,14 @@
 use super::function::{FunctionActor, Ring};
 use crate::clock;
 use actix::prelude::*;
-use capstan_common::time::Time;
+use capstan_common::{id::FunctionKey, time::Time};
 use std::{collections::BTreeMap, time::Duration};
 
-/// Rings functions at the times that they asked for.
+/// Rings functions at the times that they asked for: one alarm a function, the earliest.
 #[derive(Default)]
 pub struct AlarmActor {
-    due: BTreeMap<(Time, u64), Addr<FunctionActor>>,
-    counter: u64,
+    due: BTreeMap<(Time, FunctionKey), Addr<FunctionActor>>,
+    set: BTreeMap<FunctionKey, Time>,
     armed: Option<(Time, SpawnHandle)>,
 }
 
@@ -20,6 +20,8 @@ pub struct AlarmActor {
 pub struct Set {
     /// When.
     pub at: Time,
+    /// Whom, by name.
+    pub key: FunctionKey,
     /// Whom.
     pub function: Addr<FunctionActor>,
 }
@@ -34,8 +36,11 @@ impl Actor for AlarmActor {
 impl Handler<Set> for AlarmActor {
     type Result = ();
     fn handle(&mut self, set: Set, ctx: &mut Context<Self>) {
-        self.counter += 1;
-        self.due.insert((set.at, self.counter), set.function);
+        // The actor asks only for what is earlier than what it has asked for.
+        if let Some(before) = self.set.insert(set.key.clone(), set.at) {
+            self.due.remove(&(before, set.key.clone()));
+        }
+        self.due.insert((set.at, set.key), set.function);
         self.arm(ctx);
     }
 }
@@ -65,7 +70,8 @@ impl AlarmActor {
             if entry.key().0 > now {
                 return;
             }
-            let function = entry.remove();
+            let ((_, key), function) = entry.remove_entry();
+            self.set.remove(&key);
             // Waits where the mailbox is full; an actor that is gone needs no alarm.
             ctx.spawn(
                 async move {

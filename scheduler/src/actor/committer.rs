@@ -6,6 +6,7 @@ use crate::{
     store::{
         Change, Store, StoreError,
         layout::{self, StoredFunction},
+        outcomes::Outcomes,
     },
     telemetry::Metrics,
 };
@@ -50,20 +51,32 @@ pub struct Group {
 pub struct Committer {
     requests: flume::Sender<Request>,
     full: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Committer {
     /// Starts the committer's thread.
     pub fn start(
         store: Arc<dyn Store>,
-        functions: BTreeMap<FunctionKey, StoredFunction>,
+        (functions, outcomes): (BTreeMap<FunctionKey, StoredFunction>, Outcomes),
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (requests, waiting) = flume::bounded(WAITING);
         let full = Arc::new(AtomicBool::new(false));
-        let mut thread = Thread { store, functions, metrics, full: full.clone(), batch: Vec::new(), bytes: 0 };
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (full_too, stopping_too) = (full.clone(), stopping.clone());
+        let mut thread = Thread {
+            store,
+            functions,
+            outcomes,
+            metrics,
+            full: full_too,
+            stopping: stopping_too,
+            batch: Vec::new(),
+            bytes: 0,
+        };
         let handle = std::thread::Builder::new().name("committer".into()).spawn(move || thread.run(&waiting))?;
-        Ok((Self { requests, full }, handle))
+        Ok((Self { requests, full, stopping }, handle))
     }
 
     /// Hands over a function's records; gives them back if too much waits.
@@ -90,6 +103,7 @@ impl Committer {
 
     /// Writes what waits and ends.
     pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
         // An ended thread has nothing left to write.
         let _ = self.requests.send(Request::Stop);
     }
@@ -98,8 +112,10 @@ impl Committer {
 struct Thread {
     store: Arc<dyn Store>,
     functions: BTreeMap<FunctionKey, StoredFunction>,
+    outcomes: Outcomes,
     metrics: Arc<Metrics>,
     full: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
     batch: Vec<Change>,
     bytes: usize,
 }
@@ -107,7 +123,7 @@ struct Thread {
 impl Thread {
     fn run(&mut self, waiting: &flume::Receiver<Request>) {
         loop {
-            let more = matches!(self.store.maintain(), Ok(true));
+            let more = self.maintain();
             let first = if more {
                 match waiting.try_recv() {
                     Ok(request) => request,
@@ -145,7 +161,12 @@ impl Thread {
                 next = waiting.try_recv().ok();
             }
         }
+        self.outcomes.flush(&mut self.batch);
         let result = self.write(!owners.is_empty());
+        if result.is_err() && !owners.is_empty() {
+            // Stopping on a full disk: nobody may hear that it is durable.
+            return false;
+        }
         for reply in writers {
             // A writer that went away does not wait for its answer.
             let _ = reply.send(match &result {
@@ -164,7 +185,7 @@ impl Thread {
         let mut stored = self.functions.remove(&owner);
         let before = self.batch.len();
         for record in records {
-            layout::changes(&owner, record, &mut stored, &mut self.batch);
+            layout::changes(&owner, record, &mut stored, &mut self.outcomes, &mut self.batch);
         }
         self.bytes += self.batch[before..].iter().map(size).sum::<usize>();
         if let Some(stored) = stored {
@@ -192,22 +213,37 @@ impl Thread {
                     if !self.full.swap(true, Ordering::AcqRel) {
                         tracing::error!("the disk of the data folder is full: new work is refused until there is room");
                     }
-                    std::thread::sleep(FULL_PAUSE);
+                    if self.stopping.load(Ordering::Acquire) {
+                        return Err(StoreError::Full);
+                    }
+                    // What is reclaimed may be room enough.
+                    if !self.maintain() {
+                        std::thread::sleep(FULL_PAUSE);
+                    }
                 }
                 Err(StoreError::Full) => {
                     self.full.store(true, Ordering::Release);
                     return Err(StoreError::Full);
                 }
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "a write had an unknown effect: stopping, start again"
-                    );
-                    std::process::abort();
-                }
+                Err(error) => abort(&error),
             }
         }
     }
+
+    /// One round of housekeeping. Whether there is more to do.
+    fn maintain(&self) -> bool {
+        match self.store.maintain() {
+            Ok(more) => more,
+            Err(StoreError::Full) => false,
+            Err(error) => abort(&error),
+        }
+    }
+}
+
+/// After a write of unknown effect, or damage, memory and disk may differ: the next start reads what really is there.
+fn abort(error: &StoreError) -> ! {
+    tracing::error!(error = error as &dyn std::error::Error, "the store failed: stopping, start again");
+    std::process::abort();
 }
 
 fn size(change: &Change) -> usize {

@@ -14,9 +14,19 @@ use std::{
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Orders that may wait for a worker's link.
 pub const LINK_BACKLOG: usize = 1 << 16;
+
+/// The way to a worker while its link stands.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Takes orders; closed once the link has ended.
+    pub orders: mpsc::Sender<Order>,
+    /// Ends the link: the worker will join again, and tell what it holds.
+    pub cut: CancellationToken,
+}
 
 /// A worker as its link knows it.
 #[derive(Debug, Clone)]
@@ -39,7 +49,7 @@ pub struct WorkerEntry {
 struct Tables {
     functions: BTreeMap<FunctionKey, Addr<FunctionActor>>,
     containers: BTreeMap<ContainerId, FunctionKey>,
-    links: BTreeMap<WorkerId, mpsc::Sender<Order>>,
+    links: BTreeMap<WorkerId, Link>,
     workers: BTreeMap<WorkerId, WorkerEntry>,
 }
 
@@ -94,27 +104,37 @@ impl Registry {
     }
 
     /// The way to a worker, while its link stands.
-    pub fn link(&self, worker: &WorkerId) -> Option<mpsc::Sender<Order>> {
+    pub fn link(&self, worker: &WorkerId) -> Option<Link> {
         self.read().links.get(worker).cloned()
     }
 
     /// Ends a worker's link; it will join again.
     pub fn cut(&self, worker: &WorkerId) {
-        self.write().links.remove(worker);
+        if let Some(link) = self.write().links.remove(worker) {
+            link.cut.cancel();
+        }
     }
 
-    /// A worker's link stands. Answers its generation.
-    pub fn join(&self, worker: &WorkerId, link: mpsc::Sender<Order>, mut entry: WorkerEntry) -> u64 {
+    /// A worker has introduced itself; a link that it had before ends. Orders find the new one only once `publish` was
+    /// called. Answers the entry with its generation; a worker that was draining still is.
+    pub fn join(&self, worker: &WorkerId, mut entry: WorkerEntry) -> WorkerEntry {
+        self.cut(worker);
         let mut tables = self.write();
         let before = tables.workers.get(worker);
         entry.generation = before.map_or(1, |w| w.generation + 1);
         if before.is_some_and(|w| w.state == WorkerState::Draining) {
             entry.state = WorkerState::Draining;
         }
-        let generation = entry.generation;
-        tables.links.insert(worker.clone(), link);
-        tables.workers.insert(worker.clone(), entry);
-        generation
+        tables.workers.insert(worker.clone(), entry.clone());
+        entry
+    }
+
+    /// Orders to a worker go by this link, unless a newer one has been made.
+    pub fn publish(&self, worker: &WorkerId, generation: u64, link: Link) {
+        let mut tables = self.write();
+        if tables.workers.get(worker).is_some_and(|w| w.generation == generation) {
+            tables.links.insert(worker.clone(), link);
+        }
     }
 
     /// A worker's link broke, unless a newer one stands. Whether it was the newest.

@@ -28,7 +28,10 @@ pub struct Watchers(BTreeMap<CallId, Vec<Watcher>>);
 impl Watchers {
     /// Adds one.
     pub fn add(&mut self, call: CallId, watcher: Watcher) {
-        self.0.entry(call).or_default().push(watcher);
+        let watchers = self.0.entry(call).or_default();
+        // Those that gave up waiting are not told, only forgotten.
+        watchers.retain(|watcher| !watcher.is_closed());
+        watchers.push(watcher);
     }
 
     /// Tells all watchers of a call; those that are gone or too far behind leave.

@@ -1,6 +1,6 @@
 //! The cluster: workers, containers, their output, numbers.
 
-use super::Api;
+use super::{Api, store_refusal};
 use crate::{
     actor::{
         autoscaler::{Told, UsedOf},
@@ -10,7 +10,7 @@ use crate::{
     telemetry::metrics::{ContainerLabel, FunctionLabel},
 };
 use capstan_common::{
-    id::{ContainerId, FunctionKey, WorkerId},
+    id::{ContainerId, WorkerId},
     refusal::{Code, Refusal},
     resource::Amount,
     worker::WorkerState,
@@ -20,6 +20,17 @@ use serde_json::{Value, json};
 
 fn amount(amount: Amount) -> Value {
     json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": []})
+}
+
+/// Which containers are asked for; what is not named lets all through.
+#[derive(Debug, Clone, Default)]
+pub struct ContainersFilter {
+    /// Their function's namespace.
+    pub namespace: Option<String>,
+    /// Their function's name.
+    pub function: Option<String>,
+    /// Their worker's name.
+    pub worker: Option<String>,
 }
 
 impl Api {
@@ -37,11 +48,12 @@ impl Api {
         let id = WorkerId(name.into());
         let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
         let used = self.env.autoscaler.send(UsedOf(id.clone())).await.ok().flatten().unwrap_or_default();
-        let containers = self.containers(None, Some(name)).await;
+        let filter = ContainersFilter { worker: Some(name.into()), ..ContainersFilter::default() };
+        let containers: Vec<Value> = self.containers(&filter).await.into_iter().map(|mut c| c["id"].take()).collect();
         Ok(json!({
-            "id": id, "name": id, "address": "in process or local socket", "state": entry.state,
+            "id": id, "name": id, "address": "127.0.0.1", "state": entry.state,
             "capacity": amount(entry.capacity), "free": amount(entry.capacity.minus(used)),
-            "containers": containers.len(), "version": entry.version, "limits": entry.limits,
+            "containers": containers, "version": entry.version, "limits": entry.limits,
             "joined_at": clock::rfc3339(entry.joined),
         }))
     }
@@ -50,14 +62,18 @@ impl Api {
     pub async fn turn_worker(&self, name: &str, state: WorkerState) -> Result<Value, Refusal> {
         let id = WorkerId(name.into());
         let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
-        if entry.state == WorkerState::Unreachable {
+        if entry.state == WorkerState::Unreachable || self.env.registry.link(&id).is_none() {
             return Err(Refusal::new(Code::Unavailable, format!("worker `{name}` is unreachable")));
         }
+        let draining = state == WorkerState::Draining;
+        self.env.remember_worker(&id, Some(draining)).await.map_err(store_refusal)?;
         self.env.registry.turn(&id, state);
+        let kind = if draining { "worker_draining" } else { "worker_resumed" };
+        self.env.telemetry.events.tell(kind, json!({"worker": id}));
         let turned = autoscaler::Event::Turned { worker: id.clone(), state };
         // The autoscaler lives as long as the scheduler.
         let _ = self.env.autoscaler.send(Told(turned)).await;
-        if state == WorkerState::Draining {
+        if draining {
             for (_, function) in self.env.registry.functions() {
                 let event = Event::DrainWorker { worker: id.clone() };
                 // A function that ends stops its containers itself.
@@ -67,16 +83,17 @@ impl Api {
         self.worker(name).await
     }
 
-    /// Containers, of a function and on a worker where those are named.
-    pub async fn containers(&self, function: Option<&FunctionKey>, worker: Option<&str>) -> Vec<Value> {
+    /// Containers that a filter lets through.
+    pub async fn containers(&self, filter: &ContainersFilter) -> Vec<Value> {
         let mut views = Vec::new();
+        let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
         for (key, _) in self.env.registry.functions() {
-            if function.is_some_and(|wanted| *wanted != key) {
+            if !is(&filter.namespace, &key.namespace) || !is(&filter.function, &key.name) {
                 continue;
             }
             let of = self.ask(&key, |core| core.containers().collect::<Vec<_>>()).await;
             for container in of.unwrap_or_default() {
-                if worker.is_some_and(|wanted| wanted != &*container.worker.0) {
+                if !is(&filter.worker, &container.worker.0) {
                     continue;
                 }
                 views.push(json!({
@@ -87,6 +104,11 @@ impl Api {
             }
         }
         views
+    }
+
+    /// Whether a container exists now.
+    pub fn is_live(&self, container: ContainerId) -> bool {
+        self.env.registry.owner(container).is_some()
     }
 
     /// Stops a container; what it holds runs elsewhere.

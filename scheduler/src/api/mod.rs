@@ -31,6 +31,9 @@ use std::{sync::Arc, time::Duration};
 /// The pause between two looks for expired results (RELIABILITY T1 allows an hour).
 const SWEEP_PAUSE: Duration = Duration::from_secs(600);
 
+/// The longest that an upload may take, in milliseconds.
+const UPLOAD_MAX_MS: u64 = 24 * 3600 * 1000;
+
 /// A scheduler's verbs.
 pub struct Api {
     env: Arc<Env>,
@@ -108,13 +111,18 @@ impl Api {
         self.blobs.keep(call, &format!("in-{index}"), bytes).await.map_err(blob_refusal)
     }
 
+    fn look_up(&self, call: CallId) -> Result<Option<Bytes>, Refusal> {
+        let store = &self.env.store;
+        let live = store.get(&layout::live(call)).map_err(store_refusal)?;
+        if live.is_some() { Ok(live) } else { store.get(&layout::ended(call)).map_err(store_refusal) }
+    }
+
     /// What the store has of a call. A record that only rides along is first written.
     async fn stored_call(&self, call: CallId) -> Result<StoredCall, Refusal> {
-        let key = layout::call(call);
-        let mut found = self.env.store.get(&key).map_err(store_refusal)?;
+        let mut found = self.look_up(call)?;
         if found.is_none() && self.is_recent(call) {
             self.flush().await;
-            found = self.env.store.get(&key).map_err(store_refusal)?;
+            found = self.look_up(call)?;
         }
         let Some(bytes) = found else { return Err(self.no_call(call)) };
         let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
@@ -145,6 +153,10 @@ impl Api {
 
     /// Lets records that ride along be written: every function is asked to write what it has.
     async fn flush(&self) {
+        if self.env.committer.is_full() {
+            // There is no saying how long that would take.
+            return;
+        }
         for (_, function) in self.env.registry.functions() {
             // A function that ends has written everything.
             let _ = function.send(crate::actor::function::Tell(Event::Alarm)).await;
@@ -207,30 +219,45 @@ impl Api {
         limit: usize,
     ) -> Result<(Vec<CallView>, Option<CallId>), Refusal> {
         let mut found = Vec::new();
-        let mut after = after.map(layout::call);
+        let mut after = after;
         self.flush().await;
         // One answer looks at so many calls at most; the cursor goes on from there.
         let mut looks = 10_000usize;
         loop {
-            let page = self.env.store.keys(layout::CALLS, after.as_deref(), 256.min(looks.max(1)), true);
-            let Some(last) = page.last().cloned() else { return Ok((found, None)) };
-            for key in &page {
-                let Some(bytes) = self.env.store.get(key).map_err(store_refusal)? else { continue };
+            let page = self.newest(after, 256.min(looks.max(1)));
+            let Some(last) = page.last().copied() else { return Ok((found, None)) };
+            for call in &page {
+                // One that expires meanwhile is passed over.
+                let Some(bytes) = self.look_up(*call)? else { continue };
                 let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
                 let view = self.view(stored).await;
                 if filter(&view) {
                     found.push(view);
                 }
                 if found.len() == limit {
-                    return Ok((found, layout::call_of(key)));
+                    return Ok((found, Some(*call)));
                 }
             }
             looks = looks.saturating_sub(page.len());
             if looks == 0 {
-                return Ok((found, layout::call_of(&last)));
+                return Ok((found, Some(last)));
             }
             after = Some(last);
         }
+    }
+
+    /// Ids of calls, live and ended, the newest first.
+    fn newest(&self, before: Option<CallId>, limit: usize) -> Vec<CallId> {
+        let of = |prefix, key: fn(CallId) -> Box<[u8]>| {
+            let keys = self.env.store.keys(prefix, before.map(key).as_deref(), limit, true);
+            keys.into_iter().filter_map(|key| layout::call_of(&key)).collect::<Vec<_>>()
+        };
+        let mut ids = of(layout::LIVE, layout::live);
+        ids.extend(of(layout::ENDED, layout::ended));
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids.dedup();
+        ids.truncate(limit);
+        ids
     }
 
     /// Removes results whose retention has passed, now and then again.
@@ -251,7 +278,7 @@ impl Api {
         let kept_ms = self.config.limits.retention_s * 1000;
         let mut after: Option<Box<[u8]>> = None;
         loop {
-            let page = self.env.store.keys(layout::CALLS, after.as_deref(), 256, false);
+            let page = self.env.store.keys(layout::ENDED, after.as_deref(), 256, false);
             let Some(last) = page.last().cloned() else { break };
             let now_ms = clock::now().0 / 1000;
             let old = |key: &[u8]| layout::call_of(key).is_some_and(|c| c.born_ms() + kept_ms <= now_ms);
@@ -265,7 +292,9 @@ impl Api {
             after = Some(last);
         }
         for call in self.blobs.calls().map_err(blob_refusal)? {
-            if !self.is_recent(call) && self.env.store.get(&layout::call(call)).map_err(store_refusal)?.is_none() {
+            // An upload that is still coming has blobs before it has a call.
+            let old = call.born_ms() + UPLOAD_MAX_MS < clock::now().0 / 1000;
+            if old && self.look_up(call)?.is_none() {
                 self.blobs.forget(call).await.map_err(blob_refusal)?;
             }
         }

@@ -12,7 +12,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use capstan_common::{
     id::CallId,
     input::{Failure, Outcome},
-    refusal::Code,
 };
 use capstan_scheduler_core::record::Entry;
 use serde_json::{Value, json};
@@ -79,7 +78,7 @@ impl FromStr for Cursor {
         };
         parse().ok_or_else(|| {
             let shown: String = text.chars().take(40).collect();
-            Refusal::new(Code::Invalid, format!("after: `{shown}` is not a cursor; use the `cursor` of a line"))
+            Refusal::field("after", format!("`{shown}` is not a cursor; use the `cursor` of a line"))
         })
     }
 }
@@ -115,7 +114,9 @@ impl Line {
 /// Where each input's end lies, for ordered reading.
 #[derive(Default)]
 struct Table {
-    records: u64,
+    /// The record that was read last, and how many entries it had then: it may have got more.
+    record: u64,
+    entries: usize,
     places: Vec<u64>,
 }
 
@@ -139,8 +140,22 @@ impl Tables {
 
 impl Api {
     fn record(&self, call: CallId, sequence: u64) -> Result<Option<Vec<Entry>>, Refusal> {
-        let bytes = self.env.store.get(&layout::outcomes(call, sequence)).map_err(store_refusal)?;
-        bytes.map(|bytes| layout::decode(&bytes)).transpose().map_err(store_refusal)
+        let store = &self.env.store;
+        let read = || {
+            if let Some(bytes) = store.get(&layout::outcomes(call, sequence))? {
+                return layout::decode(&bytes).map(Some);
+            }
+            // The few outcomes of an ended call lie with it.
+            let ended = if sequence == 0 { store.get(&layout::ended(call))? } else { None };
+            ended.map_or(Ok(None), |bytes| layout::outcomes_within(&bytes))
+        };
+        read().map_err(store_refusal)
+    }
+
+    /// Whether a record exists. The one before it is then full: only the last one gets more entries, so this is looked at
+    /// before that one is read.
+    fn has_record(&self, call: CallId, sequence: u64) -> bool {
+        !self.env.store.keys(&layout::outcomes(call, sequence), None, 1, false).is_empty()
     }
 
     /// How one input ended, if it has.
@@ -157,16 +172,24 @@ impl Api {
         let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
         let known = |table: &Table| table.places.get(index as usize).copied().filter(|p| *p != NOWHERE);
         while known(&table).is_none() {
-            let Some(entries) = self.record(call, table.records)? else { break };
-            let sequence = table.records;
-            for (position, entry) in entries.iter().enumerate() {
+            let sequence = table.record;
+            let full = self.has_record(call, sequence + 1);
+            let Some(entries) = self.record(call, sequence)? else { break };
+            if entries.len() == table.entries {
+                if !full {
+                    break;
+                }
+                (table.record, table.entries) = (sequence + 1, 0);
+                continue;
+            }
+            for (position, entry) in entries.iter().enumerate().skip(table.entries) {
                 let (first, end) = (entry.index as usize, (entry.index + entry.count) as usize);
                 if table.places.len() < end {
                     table.places.resize(end, NOWHERE);
                 }
                 table.places[first..end].fill((sequence << ENTRY_BITS) | position as u64);
             }
-            table.records += 1;
+            table.entries = entries.len();
         }
         Ok(known(&table).map(|place| (place >> ENTRY_BITS, (place & ((1 << ENTRY_BITS) - 1)) as usize)))
     }
@@ -186,10 +209,7 @@ impl Api {
             (None, false) => Cursor::Ended(0, 0, 0),
             (Some(cursor @ Cursor::Index(_)), true) | (Some(cursor @ Cursor::Ended(..)), false) => cursor,
             (Some(_), _) => {
-                return Err(Refusal::new(
-                    Code::Invalid,
-                    "after: the cursor belongs to the other order; keep `ordered` as it was",
-                ));
+                return Err(Refusal::field("after", "belongs to the other order; keep `ordered` as it was"));
             }
         };
         let lines = self.read(call, from, limit)?;
@@ -226,6 +246,7 @@ impl Api {
         let (mut record, mut entry, mut within) = from;
         let mut lines = Vec::new();
         while lines.len() < limit {
+            let full = self.has_record(call, record + 1);
             let Some(entries) = self.record(call, record)? else { break };
             for found in entries.iter().skip(entry as usize) {
                 while within < found.count && lines.len() < limit {
@@ -239,6 +260,9 @@ impl Api {
                 }
                 within = 0;
                 entry += 1;
+            }
+            if !full {
+                break;
             }
             record += 1;
             entry = 0;

@@ -17,7 +17,7 @@ use capstan_common::{
     refusal::{Code, Refusal},
 };
 use capstan_scheduler_core::{
-    event::{Event, Inputs, Opening},
+    event::{Event, FailFast, Inputs, Opening},
     record::{Entry, Segment},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -77,7 +77,7 @@ fn opening(kind: CallKind, call: CallId, inputs: Inputs, terms: &Terms, digest: 
         inputs,
         traceparent: terms.traceparent.as_deref().unwrap_or_default().into(),
         key: terms.key.as_ref().map(|key| (format!("{verb} {key}"), digest)),
-        fail_fast: false,
+        fail_fast: FailFast::No,
         discard_outputs: false,
     })
 }
@@ -100,9 +100,13 @@ impl Api {
         opening: Box<Opening>,
         watcher: Option<mpsc::Sender<Update>>,
     ) -> Result<CallId, Refusal> {
-        self.trace(opening.call, &opening);
-        let opened = actor.send(Open { opening, watcher }).await;
-        opened.map_err(|_| no_function(key))?
+        let asked = opening.call;
+        self.trace(asked, &opening);
+        let opened = actor.send(Open { opening, watcher }).await.map_err(|_| no_function(key)).flatten();
+        if let Some(tracer) = self.env.telemetry.tracer.as_ref().filter(|_| opened != Ok(asked)) {
+            tracer.forget(asked);
+        }
+        opened
     }
 
     /// One input; waits for its end. A client that goes away cancels it if it has not started, unless a key makes it repeatable.
@@ -220,7 +224,7 @@ impl Api {
         &self,
         key: &FunctionKey,
         terms: &Terms,
-        fail_fast: bool,
+        fail_fast: FailFast,
         outputs: bool,
     ) -> Result<(Mapping, mpsc::Receiver<Update>), Refusal> {
         self.must_have_room()?;
@@ -230,8 +234,9 @@ impl Api {
         let mut opening = opening(CallKind::Map, call, Inputs::Later, terms, [0; 32]);
         opening.fail_fast = fail_fast;
         opening.discard_outputs = !outputs;
+        let leaving = Leaving { actor: actor.clone(), call: Some(call) };
         self.open(&actor, key, opening, Some(watcher)).await?;
-        Ok((Mapping { call, leaving: Leaving { actor, call: Some(call) } }, updates))
+        Ok((Mapping { call, leaving }, updates))
     }
 
     /// A map's input, as it travels.
@@ -351,9 +356,15 @@ impl Upload<'_> {
         let numbers = segments.len();
         let inputs = Inputs::Stored(segments);
         let opening = opening(CallKind::SpawnMap, self.call, inputs, &self.terms, digest);
+        // From here on it may be accepted, also if the client does not wait for the answer.
+        self.accepted = true;
         let opened = self.api.open(&actor, &self.key, opening, None).await;
-        self.accepted = matches!(opened, Ok(call) if call == self.call);
-        if !self.accepted {
+        let refused = match &opened {
+            Ok(call) => *call != self.call,
+            // Whether a scheduler that stops has accepted it is not known; its next start is.
+            Err(refusal) => refusal.code != Code::Unavailable,
+        };
+        if refused {
             self.discard(numbers);
         }
         Ok((opened?, self.count))

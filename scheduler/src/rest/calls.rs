@@ -22,7 +22,7 @@ pub const NDJSON: &str = "application/x-ndjson";
 /// The longest idempotency key.
 const KEY_CHARS: usize = 255;
 /// The longest wait for results.
-const WAIT_MAX_S: u64 = 60;
+const WAIT_MAX_S: f64 = 60.0;
 /// Results in a page, at most.
 const RESULTS_PAGE: usize = 10_000;
 
@@ -35,10 +35,8 @@ pub fn terms(request: &HttpRequest) -> Result<Terms, Problem> {
     if key.as_ref().is_some_and(|k| k.is_empty() || k.chars().count() > KEY_CHARS)
         || (key.is_none() && request.headers().contains_key("Idempotency-Key"))
     {
-        return Err(Problem::new(
-            Code::Invalid,
-            format!("Idempotency-Key must have 1 to {KEY_CHARS} visible characters"),
-        ));
+        let detail = format!("must have 1 to {KEY_CHARS} visible characters");
+        return Err(Refusal::field("Idempotency-Key", detail).into());
     }
     // A trace context that is not well formed is left out, as its specification asks.
     let traceparent = text("traceparent").and_then(Result::ok);
@@ -128,9 +126,11 @@ pub async fn results(api: web::Data<Api>, request: HttpRequest, path: web::Path<
     let limit = limit_of(asked.limit, 1000, RESULTS_PAGE)?;
     let after = asked.after.as_deref().map(str::parse::<Cursor>).transpose()?;
     let wait = asked.wait_s.unwrap_or(0.0);
-    if !(0.0..=WAIT_MAX_S as f64).contains(&wait) {
-        return Err(Refusal::field("wait_s", format!("must be from 0 to {WAIT_MAX_S}, is {wait}")).into());
+    if wait.is_nan() || wait < 0.0 {
+        return Err(Refusal::field("wait_s", format!("must be a number of seconds from 0, is {wait}")).into());
     }
+    // Past the longest wait the client asks again, from the same cursor.
+    let wait = wait.min(WAIT_MAX_S);
     let ordered = asked.ordered.unwrap_or(true);
     let lines = api.results(call, after, limit, ordered, Duration::from_secs_f64(wait)).await?;
     let stream = async_stream::stream! {

@@ -1,14 +1,10 @@
 //! Workers, containers, logs, events, metrics and health over REST.
 
 use super::problem::{Answer, Problem, query};
-use crate::api::Api;
+use crate::api::{Api, cluster::ContainersFilter};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
-use capstan_common::{
-    id::{ContainerId, FunctionKey},
-    refusal::Code,
-    worker::WorkerState,
-};
+use capstan_common::{id::ContainerId, refusal::Code, worker::WorkerState};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
@@ -54,9 +50,13 @@ struct ContainersQuery {
 
 pub async fn containers(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let asked: ContainersQuery = query(&request)?;
-    let namespace = asked.namespace.as_deref().unwrap_or("default");
-    let function = asked.function.map(|name| FunctionKey::new(namespace, &name));
-    let containers = api.containers(function.as_ref(), asked.worker.as_deref()).await;
+    let wanted = ContainersFilter {
+        // A function's name alone means the default namespace.
+        namespace: asked.namespace.or_else(|| asked.function.as_ref().map(|_| "default".to_owned())),
+        function: asked.function,
+        worker: asked.worker,
+    };
+    let containers = api.containers(&wanted).await;
     Ok(HttpResponse::Ok().json(json!({"containers": containers})))
 }
 
@@ -79,8 +79,10 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     let container = container_of(&path)?;
     let asked: LogsQuery = query(&request)?;
     let follow = asked.follow.unwrap_or(false);
-    let known = api.containers(None, None).await.iter().any(|c| c["id"] == json!(container));
-    if !known && api.telemetry().logs.read(container, 0).is_none() {
+    if api.is_live(container) {
+        // One that has not written yet can be followed.
+        api.telemetry().logs.open(container);
+    } else if api.telemetry().logs.read(container, 0).is_none() {
         return Err(Problem::new(
             Code::NotFound,
             format!("container {container} does not exist, or its output is not kept any more"),

@@ -8,7 +8,7 @@ use crate::api::Api;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::{
     id::FunctionKey,
-    refusal::{Code, FieldError, Refusal},
+    refusal::{Code, Refusal},
     validate,
 };
 use serde::Deserialize;
@@ -31,24 +31,24 @@ enum Precondition {
     None,
     /// It must be there.
     Exists,
-    /// It must be this one.
-    Is(u32),
+    /// It must be one of these.
+    OneOf(Vec<u32>),
 }
 
-fn if_match(request: &HttpRequest) -> Result<Precondition, Problem> {
-    let Some(value) = request.headers().get(header::IF_MATCH) else { return Ok(Precondition::None) };
+fn if_match(request: &HttpRequest) -> Precondition {
+    let Some(value) = request.headers().get(header::IF_MATCH) else { return Precondition::None };
     let text = value.to_str().unwrap_or_default().trim();
     if text == "*" {
-        return Ok(Precondition::Exists);
+        return Precondition::Exists;
     }
-    text.trim_matches('"').parse().map(Precondition::Is).map_err(|_| {
-        Problem::new(Code::Invalid, "If-Match must be `*` or a revision's number, as the ETag of the function tells it")
-    })
+    let numbers = text.split(',').filter_map(|one| one.trim().trim_matches('"').parse().ok());
+    // What names no revision matches none.
+    Precondition::OneOf(numbers.collect())
 }
 
 /// Checks a precondition against what is live; a deploy checks the number once more where it cannot change in between.
 async fn check(api: &Api, key: &FunctionKey, request: &HttpRequest) -> Result<Option<u32>, Problem> {
-    let wanted = if_match(request)?;
+    let wanted = if_match(request);
     let only_new = request.headers().get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == b"*");
     if matches!(wanted, Precondition::None) && !only_new {
         return Ok(None);
@@ -57,11 +57,12 @@ async fn check(api: &Api, key: &FunctionKey, request: &HttpRequest) -> Result<Op
     let failed = |detail: String| Err(Problem::new(Code::PreconditionFailed, detail));
     match (wanted, live) {
         (_, Some(live)) if only_new => failed(format!("the function exists, revision {live} is live")),
-        (Precondition::Exists | Precondition::Is(_), None) => failed("the function does not exist".into()),
-        (Precondition::Is(wanted), Some(live)) if wanted != live => {
-            failed(format!("revision {wanted} was expected, {live} is live"))
+        (Precondition::Exists | Precondition::OneOf(_), None) => failed("the function does not exist".into()),
+        (Precondition::OneOf(wanted), Some(live)) if !wanted.contains(&live) => {
+            let shown = request.headers().get(header::IF_MATCH).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            failed(format!("If-Match expects {shown}, revision {live} is live"))
         }
-        (Precondition::Is(wanted), _) => Ok(Some(wanted)),
+        (Precondition::OneOf(_), live) => Ok(live),
         _ => Ok(None),
     }
 }
@@ -89,12 +90,11 @@ pub struct ListQuery {
     limit: Option<usize>,
 }
 
-/// A page's size from a query.
+/// A page's size from a query; a larger one than a page can have is cut, and the cursor goes on.
 pub fn limit_of(limit: Option<usize>, default: usize, most: usize) -> Result<usize, Problem> {
     match limit {
-        None => Ok(default),
-        Some(n) if (1..=most).contains(&n) => Ok(n),
-        Some(n) => Err(Refusal::field("limit", format!("must be from 1 to {most}, is {n}")).into()),
+        Some(0) => Err(Refusal::field("limit", "must be at least 1, is 0").into()),
+        limit => Ok(limit.unwrap_or(default).min(most)),
     }
 }
 
@@ -121,11 +121,6 @@ pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
     let key = key_of(&path)?;
     check(&api, &key, &request).await?;
     let bytes = body::whole(payload, SPEC_BYTES).await?;
-    let value: serde_json::Value = parse(&bytes)?;
-    if !value.is_object() {
-        let detail = "must be an object of settings, for example {\"min_containers\": 2}".into();
-        return Err(Refusal::fields(vec![FieldError { pointer: String::new(), detail }]).into());
-    }
     let patch = parse(&bytes)?;
     Ok(HttpResponse::Ok().json(api.patch(&key, patch).await?))
 }

@@ -21,16 +21,26 @@ use subtle::ConstantTimeEq;
 /// Who may pass, and how often.
 pub struct Gate {
     tokens: Vec<String>,
-    rate: DefaultKeyedRateLimiter<usize>,
+    /// What a token may send in any one second.
+    burst: DefaultKeyedRateLimiter<usize>,
+    /// What it may send for long: bursts are paid back here.
+    sustained: DefaultKeyedRateLimiter<usize>,
     clock: DefaultClock,
 }
 
 impl Gate {
-    /// As configured.
+    /// As configured. SPEC D4: the sustained rate, and `rate_burst` a second for up to `rate_burst_s` seconds.
     pub fn new(config: &SchedulerConfig) -> Self {
         let positive = |n: u32| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_second(positive(config.rate_per_s)).allow_burst(positive(config.rate_burst));
-        Self { tokens: config.tokens.clone(), rate: RateLimiter::keyed(quota), clock: DefaultClock::default() }
+        let burst = config.rate_burst.max(config.rate_per_s);
+        let saved = (burst - config.rate_per_s).saturating_mul(config.rate_burst_s).max(config.rate_per_s);
+        let sustained = Quota::per_second(positive(config.rate_per_s)).allow_burst(positive(saved));
+        Self {
+            tokens: config.tokens.clone(),
+            burst: RateLimiter::keyed(Quota::per_second(positive(burst))),
+            sustained: RateLimiter::keyed(sustained),
+            clock: DefaultClock::default(),
+        }
     }
 
     fn check(&self, request: &ServiceRequest) -> Result<(), Refusal> {
@@ -55,7 +65,8 @@ impl Gate {
         let token = found.ok_or_else(|| {
             Refusal::new(Code::Unauthenticated, "send a valid token as `Authorization: Bearer TOKEN`")
         })?;
-        self.rate.check_key(&token).map_err(|not_until| {
+        let both = self.burst.check_key(&token).and_then(|()| self.sustained.check_key(&token));
+        both.map_err(|not_until| {
             let wait = not_until.wait_time_from(self.clock.now());
             Refusal::exhausted("too many requests with this token", wait.as_secs() as u32 + 1)
         })
@@ -172,7 +183,18 @@ fn explain_bare<B: MessageBody>(response: ServiceResponse<B>) -> ServiceResponse
 
 #[cfg(test)]
 mod tests {
-    use super::is_local;
+    use super::{Gate, is_local};
+    use crate::config::SchedulerConfig;
+
+    #[test]
+    fn a_token_may_burst_to_five_times_its_rate_for_five_seconds() {
+        // SPEC D4 M07: with nothing paid back meanwhile, 4 × 200 a second are saved up for 5 s.
+        let gate = Gate::new(&SchedulerConfig::default());
+        let in_one_second = (0..2_000).filter(|_| gate.burst.check_key(&0).is_ok()).count();
+        assert!((1_000..1_050).contains(&in_one_second), "{in_one_second}");
+        let saved = (0..10_000).filter(|_| gate.sustained.check_key(&0).is_ok()).count();
+        assert!((4_000..4_100).contains(&saved), "{saved}");
+    }
 
     #[test]
     fn only_addresses_of_this_machine_are_local() {

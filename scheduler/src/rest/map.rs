@@ -11,16 +11,16 @@ use crate::{
     api::{
         Api,
         results::{Cursor, Line},
-        submit::Mapping,
+        submit::{Mapping, Terms},
     },
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
 use capstan_common::{
     input::{Outcome, Payload},
-    refusal::Refusal,
+    refusal::{Code, Refusal},
 };
-use capstan_scheduler_core::record::Entry;
+use capstan_scheduler_core::{event::FailFast, record::Entry};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::{BTreeMap, VecDeque};
@@ -82,6 +82,12 @@ pub async fn map(
     let key = key_of(&path)?;
     let asked: MapQuery = query(&request)?;
     let raise = asked.on_error != Some(OnError::Collect);
+    let ordered = asked.ordered.unwrap_or(true);
+    let on_error = match (raise, ordered && asked.outputs != Some(false)) {
+        (false, _) => FailFast::No,
+        (true, false) => FailFast::AtOnce,
+        (true, true) => FailFast::InOrder,
+    };
     let outputs = asked.outputs.unwrap_or(true);
     let mut body = body;
     let mut lines = Lines::new(api.config().payload_max_bytes);
@@ -98,7 +104,9 @@ pub async fn map(
             }
         }
     }
-    let (map, updates) = api.map(&key, &terms(&request)?, raise, outputs).await?;
+    // A stream cannot be answered a second time: the contract gives keys to invoke, spawn and spawn_map only.
+    let terms = Terms { key: None, ..terms(&request)? };
+    let (map, updates) = api.map(&key, &terms, on_error, outputs).await?;
     let call = ("Capstan-Call-Id", map.call.to_string());
     let mut stream = Stream {
         api,
@@ -112,7 +120,7 @@ pub async fn map(
         sent: 0,
         map,
         updates,
-        ordered: asked.ordered.unwrap_or(true),
+        ordered,
         raise,
         outputs,
         early: BTreeMap::new(),
@@ -170,8 +178,16 @@ impl Stream {
             self.sent += 1;
         }
         self.credit -= count as u64;
-        self.map.send(payloads).await?;
-        Ok(())
+        match self.map.send(payloads).await {
+            Err(refusal) if refusal.code == Code::Cancelled => {
+                // The map takes nothing more, after an error or a cancel; what became of it is told by the news that follow.
+                self.waiting.clear();
+                self.waiting_bytes = 0;
+                (self.body_done, self.closed) = (true, true);
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
     }
 
     fn read(&mut self, chunk: Option<Bytes>) -> Result<(), Problem> {
@@ -200,7 +216,7 @@ impl Stream {
                 }
             }
             Some(Update::Closed(_)) => self.end(),
-            None => return Err(Problem::new(capstan_common::refusal::Code::Unavailable, "the scheduler is stopping")),
+            None => return Err(Problem::new(Code::Unavailable, "the scheduler is stopping")),
         }
         Ok(())
     }
@@ -212,40 +228,46 @@ impl Stream {
                 Outcome::Succeeded(_) => self.succeeded += 1,
                 _ => self.failed += 1,
             }
-            if self.raise && matches!(outcome, Outcome::Failed(_)) {
-                self.write(index, outcome.clone()).await?;
-                self.over = true;
-                return Ok(());
-            }
-            if !self.outputs {
+            let raised = self.raise && matches!(outcome, Outcome::Failed(_));
+            if !self.outputs && !raised {
                 self.taken += 1;
-            } else if !self.ordered {
+            } else if !self.outputs || !self.ordered {
                 self.write(index, outcome.clone()).await?;
-            } else if index == self.next {
-                self.write(index, outcome.clone()).await?;
-                self.next += 1;
-                while let Some(outcome) = self.early.remove(&self.next) {
+            } else {
+                self.early.insert(index, outcome.clone());
+                while let Some(outcome) = self.early.remove(&self.next).filter(|_| !self.over) {
                     self.write(self.next, outcome).await?;
                     self.next += 1;
                 }
-            } else {
-                self.early.insert(index, outcome.clone());
+            }
+            if self.over {
+                return Ok(());
             }
         }
         Ok(())
     }
 
+    /// Writes a line; the one of an error that is raised is the last.
     async fn write(&mut self, index: u64, outcome: Outcome) -> Result<(), Problem> {
+        let raised = self.raise && matches!(outcome, Outcome::Failed(_));
         let line = Line { index, outcome, cursor: Cursor::Index(index) };
         let output = self.api.output_of(&line).await?;
         line.write(&output, false, &mut self.out);
         self.taken += 1;
+        if raised {
+            self.over = true;
+            self.write_counts();
+        }
         Ok(())
     }
 
     fn end(&mut self) {
         self.over = true;
         self.map.ended();
+        self.write_counts();
+    }
+
+    fn write_counts(&mut self) {
         if !self.outputs {
             let last = json!({"done": true, "succeeded": self.succeeded, "failed": self.failed});
             self.out.extend_from_slice(format!("{last}\n").as_bytes());

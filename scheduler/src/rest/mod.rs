@@ -45,6 +45,7 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
 /// Every route; `openapi` describes the same ones.
 pub fn routes(app: &mut web::ServiceConfig) {
     app.service(openapi::swagger())
+        .service(web::redirect("/docs", "/docs/"))
         .service(web::resource("/openapi.json").get(openapi::document))
         .service(web::resource("/").get(openapi::home))
         .service(web::resource("/healthz").get(cluster::healthz))

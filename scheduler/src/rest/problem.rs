@@ -5,6 +5,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use capstan_common::refusal::{Code, FieldError, Refusal};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// A refusal on its way to an HTTP client.
@@ -79,25 +80,40 @@ impl ResponseError for Problem {
 pub type Answer = Result<HttpResponse, Problem>;
 
 /// Reads JSON; tells malformed JSON (400) from a wrong field (422 with its pointer).
-pub fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let parsed = serde_path_to_error::deserialize::<_, T>(&mut reader);
-    let value = parsed.map_err(|error| {
+pub fn parse<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Problem> {
+    let written: Value = serde_json::from_slice(bytes)
+        .map_err(|error| Refusal::new(Code::Malformed, format!("the body is not JSON: {error}")))?;
+    if !written.is_object() {
+        let detail = "must be an object with named fields".into();
+        return Err(Refusal::fields(vec![FieldError { pointer: String::new(), detail }]).into());
+    }
+    let value = serde_path_to_error::deserialize::<_, T>(&written).map_err(|error| {
         let pointer = pointer(error.path());
-        let inner = error.into_inner();
-        match inner.classify() {
-            serde_json::error::Category::Data => {
-                Refusal::fields(vec![FieldError { pointer, detail: inner.to_string() }])
-            }
-            _ => malformed(&inner),
-        }
+        let detail = error.into_inner().to_string();
+        // A field that is missing is pointed at itself, not at what it is missing from.
+        let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        let pointer = missing.map_or(pointer.clone(), |field| format!("{pointer}/{field}"));
+        Refusal::fields(vec![FieldError { pointer, detail }])
     })?;
-    reader.end().map_err(|error| malformed(&error))?;
-    Ok(value)
+    match list_for_object(&written, &serde_json::to_value(&value).unwrap_or_default(), String::new()) {
+        Some(pointer) => {
+            let detail = "must be an object with named fields, is a list".into();
+            Err(Refusal::fields(vec![FieldError { pointer, detail }]).into())
+        }
+        None => Ok(value),
+    }
 }
 
-fn malformed(error: &serde_json::Error) -> Refusal {
-    Refusal::new(Code::Malformed, format!("the body is not JSON: {error}"))
+/// Where a list stands in place of an object: the reader would take its items for fields in the order of their declaration.
+fn list_for_object(written: &Value, read: &Value, pointer: String) -> Option<String> {
+    match (written, read) {
+        (Value::Array(_), Value::Object(_)) => Some(pointer),
+        (Value::Object(written), Value::Object(read)) => written.iter().find_map(|(name, value)| {
+            let step = name.replace('~', "~0").replace('/', "~1");
+            list_for_object(value, read.get(name)?, format!("{pointer}/{step}"))
+        }),
+        _ => None,
+    }
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {

@@ -4,16 +4,19 @@
 //! | --- | --- |
 //! | `E` | epoch, u64 |
 //! | `F` ns `\0` name | the live revision and its overrides |
-//! | `C` call | the call's record, and its inputs if they are few |
+//! | `C` call | a live call's record, and its inputs if they are few |
+//! | `D` call | an ended call's record, and its outcomes if they are few |
 //! | `S` call segment | packed inputs |
 //! | `O` call sequence | packed outcomes |
 //! | `A` call index | attempts so far |
+//! | `G` ns `\0` name | the latest scale decisions |
 //! | `K` ns `\0` name `\0` key | an idempotency key in use |
-//! | `W` worker | a worker that has joined |
+//! | `T` ns `\0` name | the last revision of a function that was removed |
+//! | `W` worker | a worker that has joined, and whether it drains |
 //!
 //! Each value begins with a format version; the rest is `postcard`.
 
-use super::{Change, StoreError};
+use super::{Change, StoreError, outcomes::Outcomes};
 use bytes::Bytes;
 use capstan_common::{
     function::Overrides,
@@ -29,12 +32,14 @@ use std::sync::Arc;
 pub const EPOCH: &[u8] = b"E";
 /// Prefix of functions.
 pub const FUNCTIONS: &[u8] = b"F";
-/// Prefix of calls.
-pub const CALLS: &[u8] = b"C";
+/// Prefix of calls that have not ended.
+pub const LIVE: &[u8] = b"C";
+/// Prefix of calls that have ended.
+pub const ENDED: &[u8] = b"D";
 /// Prefix of workers.
 pub const WORKERS: &[u8] = b"W";
 /// Version of all values.
-const VERSION: u8 = 1;
+pub const VERSION: u8 = 1;
 
 /// What is stored of a function.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,6 +118,26 @@ pub fn function(function: &FunctionKey) -> Box<[u8]> {
     key(&[FUNCTIONS, function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
 }
 
+/// The key of a removed function's last revision.
+pub fn tombstone(function: &FunctionKey) -> Box<[u8]> {
+    key(&[b"T", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// The key of a function's latest scale decisions.
+pub fn decisions(function: &FunctionKey) -> Box<[u8]> {
+    key(&[b"G", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// What is stored of a worker.
+pub fn worker_value(drains: bool) -> Bytes {
+    encode(&drains)
+}
+
+/// Whether a stored worker drains; an empty value is one that was only remembered.
+pub fn worker_drains(value: &[u8]) -> bool {
+    decode(value).unwrap_or(false)
+}
+
 /// The function whose key this is.
 pub fn function_of(key: &[u8]) -> Option<FunctionKey> {
     let text = std::str::from_utf8(key.strip_prefix(FUNCTIONS)?).ok()?;
@@ -120,9 +145,31 @@ pub fn function_of(key: &[u8]) -> Option<FunctionKey> {
     Some(FunctionKey::new(namespace, name))
 }
 
-/// The key of a call.
-pub fn call(call: CallId) -> Box<[u8]> {
-    key(&[CALLS, &call.0.to_be_bytes()])
+/// The key of a call that has not ended.
+pub fn live(call: CallId) -> Box<[u8]> {
+    key(&[LIVE, &call.0.to_be_bytes()])
+}
+
+/// The key of a call that has ended.
+pub fn ended(call: CallId) -> Box<[u8]> {
+    key(&[ENDED, &call.0.to_be_bytes()])
+}
+
+/// What is stored of an ended call: its record, and its outcomes if they lie with it.
+fn ended_value(owner: &FunctionKey, record: CallRecord, outcomes: Option<Bytes>) -> Bytes {
+    let value = encode(&StoredCall { function: owner.clone(), record, here: Vec::new() });
+    match outcomes {
+        Some(outcomes) => [&value[..], &outcomes].concat().into(),
+        None => value,
+    }
+}
+
+/// The outcomes that lie with an ended call.
+pub fn outcomes_within(value: &[u8]) -> Result<Option<Vec<Entry>>, StoreError> {
+    let damaged = |e| StoreError::Damaged(format!("a value cannot be read: {e}"));
+    let record = value.get(1..).unwrap_or_default();
+    let (_, rest) = postcard::take_from_bytes::<StoredCall>(record).map_err(damaged)?;
+    if rest.is_empty() { Ok(None) } else { decode(rest).map(Some) }
 }
 
 /// The call whose key this is.
@@ -166,8 +213,26 @@ pub fn worker(name: &str) -> Box<[u8]> {
     key(&[WORKERS, name.as_bytes()])
 }
 
-/// What a record changes. `stored` is the function's value, which `Overridden` changes in part.
-pub fn changes(owner: &FunctionKey, record: Record, stored: &mut Option<StoredFunction>, out: &mut Vec<Change>) {
+/// The changes that end a call of a function that is gone: what of it had not ended was cancelled.
+pub fn orphan_ended(stored: StoredCall, gaps: Vec<Entry>, sequence: u64) -> Vec<Change> {
+    let id = stored.record.id;
+    let value = ended_value(&stored.function, stored.record, None);
+    let mut out = vec![Change::Delete(live(id)), Change::Put(ended(id), value)];
+    if !gaps.is_empty() {
+        out.push(Change::Put(outcomes(id, sequence), encode(&gaps)));
+    }
+    out
+}
+
+/// What a record changes. `stored` is the function's value, which `Overridden` changes in part; `open` are the outcomes that
+/// are still being packed.
+pub fn changes(
+    owner: &FunctionKey,
+    record: Record,
+    stored: &mut Option<StoredFunction>,
+    open: &mut Outcomes,
+    out: &mut Vec<Change>,
+) {
     match record {
         Record::Deployed(deployed) => {
             let value = stored.insert(StoredFunction::new(&deployed, &Overrides::default()));
@@ -183,24 +248,26 @@ pub fn changes(owner: &FunctionKey, record: Record, stored: &mut Option<StoredFu
             ];
             out.push(Change::Put(function(owner), encode(value)));
         }
-        Record::Removed => {
+        Record::Removed(last) => {
             *stored = None;
             out.push(Change::Delete(function(owner)));
+            out.push(Change::Delete(decisions(owner)));
+            out.push(Change::Put(tombstone(owner), encode(&last.0)));
         }
         Record::CallOpened(record, here) => {
             let here = if record.segments.is_empty() { here } else { Vec::new() };
             let value = StoredCall { function: owner.clone(), record: *record, here };
-            out.push(Change::Put(call(value.record.id), encode(&value)));
+            out.push(Change::Put(live(value.record.id), encode(&value)));
         }
         Record::CallEnded(record) => {
-            let value = StoredCall { function: owner.clone(), record: *record, here: Vec::new() };
-            out.push(Change::Put(call(value.record.id), encode(&value)));
+            let id = record.id;
+            let outcomes = open.end(id, out);
+            out.push(Change::Delete(live(id)));
+            out.push(Change::Put(ended(id), ended_value(owner, *record, outcomes)));
         }
+        Record::Decisions(decisions) => out.push(Change::Put(self::decisions(owner), encode(&decisions))),
         Record::SegmentEnded { call, number } => out.push(Change::Delete(segment(call, number))),
-        Record::Ended { call, sequence, entries } => {
-            let entries: &Vec<Entry> = &entries;
-            out.push(Change::Put(outcomes(call, sequence), encode(entries)));
-        }
+        Record::Ended { call, entries, .. } => open.add(call, &entries, out),
         Record::Attempted { call, index, tries } => {
             out.push(Change::Put(attempts(call, index), encode(&tries)));
         }

@@ -5,11 +5,13 @@ use super::{
     layout::{self, StoredCall, StoredFunction},
 };
 use capstan_common::{
-    call::Counts,
-    id::{CallId, FunctionKey},
+    call::{CallKind, CallState, Counts},
+    id::{CallId, ContainerId, FunctionKey},
     input::Outcome,
+    time::Time,
 };
 use capstan_scheduler_core::{
+    event::Fetched,
     function::{RecoveredCall, Recovery, Runs},
     record::{Entry, UsedKey},
 };
@@ -49,27 +51,40 @@ fn value<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Resul
     store.get(key)?.map(|bytes| layout::decode(&bytes)).transpose()
 }
 
-/// Reads functions, live calls and workers. Input segments of calls that were never accepted are removed.
-pub fn load(store: &dyn Store) -> Result<Loaded, StoreError> {
+/// Reads functions, live calls and workers. Of each function's single calls behind the first `head` only the ids are kept.
+/// Input segments of calls that were never accepted are removed, and calls whose function is gone end.
+pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Loaded, StoreError> {
     let mut functions = BTreeMap::new();
     each_key(store, layout::FUNCTIONS, |key| {
         let Some(name) = layout::function_of(key) else { return Ok(()) };
         let Some(stored) = value::<StoredFunction>(store, key)? else { return Ok(()) };
         let (deployed, overrides) = stored.read()?;
         let keys = load_keys(store, &name)?;
-        functions.insert(name.clone(), Recovery { key: name, deployed, overrides, calls: Vec::new(), keys });
+        let decisions = value(store, &layout::decisions(&name))?.unwrap_or_default();
+        let (calls, parked) = (Vec::new(), Vec::new());
+        let recovery = Recovery { key: name.clone(), deployed, overrides, calls, parked, keys, decisions };
+        functions.insert(name, recovery);
         Ok(())
     })?;
-    each_key(store, layout::CALLS, |key| {
+    let mut orphans = Vec::new();
+    each_key(store, layout::LIVE, |key| {
         let Some(stored) = value::<StoredCall>(store, key)? else { return Ok(()) };
-        if stored.record.finished.is_some() {
+        let Some(recovery) = functions.get_mut(&stored.function) else {
+            orphans.extend(end_orphan(store, stored, now)?);
             return Ok(());
-        }
-        if let Some(recovery) = functions.get_mut(&stored.function) {
+        };
+        let id = stored.record.id;
+        let single = stored.record.kind == CallKind::Spawn && recovery.calls.len() >= head;
+        if single && store.keys(&layout::of_call(b'A', id), None, 1, false).is_empty() {
+            recovery.parked.push(id);
+        } else {
             recovery.calls.push(load_call(store, stored)?);
         }
         Ok(())
     })?;
+    if !orphans.is_empty() {
+        store.commit(&orphans)?;
+    }
     drop_unaccepted(store)?;
     let mut workers = Vec::new();
     each_key(store, layout::WORKERS, |key| {
@@ -126,6 +141,56 @@ fn load_call(store: &dyn Store, stored: StoredCall) -> Result<RecoveredCall, Sto
     Ok(call)
 }
 
+/// A call that was running when its function was removed, and had not ended when the scheduler did.
+fn end_orphan(store: &dyn Store, stored: StoredCall, now: Time) -> Result<Vec<Change>, StoreError> {
+    let loaded = load_call(store, stored.clone())?;
+    let (mut record, mut counts) = (stored.record.clone(), loaded.counts);
+    let total = if record.kind == CallKind::Map { counts.ended() } else { record.counts.total };
+    let gaps = loaded.ended.gaps(0, total).into_iter().map(|(index, count)| Entry {
+        index,
+        count,
+        attempts: 0,
+        container: ContainerId(0),
+        submitted: record.created,
+        leased: now,
+        run_us: 0,
+        finished: now,
+        outcome: Outcome::Cancelled,
+        tries: None,
+    });
+    let gaps: Vec<Entry> = gaps.collect();
+    counts.cancelled += gaps.iter().map(|gap| gap.count).sum::<u64>();
+    counts.total = total;
+    record.counts = counts;
+    record.state = CallState::Cancelled;
+    record.finished = Some(now);
+    record.segments = Vec::new();
+    Ok(layout::orphan_ended(StoredCall { record, here: Vec::new(), ..stored }, gaps, loaded.outcome_records))
+}
+
+/// Reads a single call that waited in the store.
+pub fn fetch(store: &dyn Store, call: CallId) -> Fetched {
+    let unreadable = |why: String| Fetched {
+        call,
+        created: Time(call.born_ms() * 1000),
+        traceparent: "".into(),
+        payload: Err(why.into()),
+    };
+    match value::<StoredCall>(store, &layout::live(call)) {
+        Ok(Some(stored)) => Fetched {
+            call,
+            created: stored.record.created,
+            traceparent: stored.record.traceparent,
+            payload: stored.here.into_iter().next().ok_or_else(|| "the stored call has no input".into()),
+        },
+        Ok(None) => unreadable("the call is not in the store".into()),
+        Err(error) => {
+            tracing::error!(%call, error = &error as &dyn std::error::Error, "a call cannot be read");
+            unreadable(format!("the call cannot be read: {error}"))
+        }
+    }
+}
+
 /// A crash in the middle of an upload leaves segments whose call was never accepted.
 fn drop_unaccepted(store: &dyn Store) -> Result<(), StoreError> {
     let mut orphans = Vec::new();
@@ -134,7 +199,7 @@ fn drop_unaccepted(store: &dyn Store) -> Result<(), StoreError> {
         let Some(call) = layout::call_of(key) else { return Ok(()) };
         let accepted = match known {
             Some((same, accepted)) if same == call => accepted,
-            _ => !store.keys(&layout::call(call), None, 1, false).is_empty(),
+            _ => !store.keys(&layout::live(call), None, 1, false).is_empty(),
         };
         known = Some((call, accepted));
         if !accepted {

@@ -3,6 +3,7 @@
 pub mod embedded;
 pub mod layout;
 pub mod load;
+pub mod outcomes;
 
 use bytes::Bytes;
 use capstan_common::id::Epoch;

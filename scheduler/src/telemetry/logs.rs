@@ -49,16 +49,15 @@ impl Logs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A container is there, and may write.
+    pub fn open(&self, container: ContainerId) {
+        self.table().rings.entry(container).or_default();
+    }
+
     /// Adds output; `dropped` bytes before it were left out.
     pub fn add(&self, container: ContainerId, chunk: Bytes, dropped: u64) {
         let mut table = self.table();
-        let ring = table.rings.entry(container).or_insert_with(|| Ring {
-            chunks: VecDeque::new(),
-            bytes: 0,
-            first: 0,
-            next: watch::channel(0).0,
-            ended: false,
-        });
+        let ring = table.rings.entry(container).or_default();
         if dropped > 0 {
             ring.push(format!("[capstan: {dropped} bytes of output were left out here]\n").into());
         }
@@ -68,8 +67,10 @@ impl Logs {
     /// The container writes nothing more.
     pub fn end(&self, container: ContainerId) {
         let mut table = self.table();
-        let Some(ring) = table.rings.get_mut(&container) else { return };
-        ring.ended = true;
+        let ring = table.rings.entry(container).or_default();
+        if std::mem::replace(&mut ring.ended, true) {
+            return;
+        }
         ring.next.send_modify(|_| {});
         table.ended.push_back(container);
         if table.ended.len() > KEPT_ENDED
@@ -90,6 +91,12 @@ impl Logs {
             ended: ring.ended,
             more: ring.next.subscribe(),
         })
+    }
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self { chunks: VecDeque::new(), bytes: 0, first: 0, next: watch::channel(0).0, ended: false }
     }
 }
 

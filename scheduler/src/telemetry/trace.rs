@@ -8,6 +8,7 @@ use capstan_common::{
     id::{CallId, ContainerId, FunctionKey},
     input::Outcome,
     time::Time,
+    trace::{span_of, trace_of},
 };
 use capstan_scheduler_core::record::{Entry, PastAttempt};
 use opentelemetry::{
@@ -17,8 +18,13 @@ use opentelemetry::{
         TracerProvider,
     },
 };
-use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{IdGenerator, RandomIdGenerator, SdkTracerProvider},
+};
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -56,11 +62,63 @@ pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
+/// Ids of spans that programs were told of are known before; all others are drawn.
+#[derive(Debug)]
+struct Ids;
+
+thread_local! {
+    static NEXT: Cell<(Option<u128>, Option<u64>)> = const { Cell::new((None, None)) };
+}
+
+impl Ids {
+    /// The next trace that this thread begins has this id.
+    fn next_trace(id: u128) {
+        NEXT.set((Some(id), None));
+    }
+
+    /// The next span that this thread begins has this id.
+    fn next_span(id: u64) {
+        NEXT.set((None, Some(id)));
+    }
+}
+
+impl IdGenerator for Ids {
+    fn new_trace_id(&self) -> TraceId {
+        let (trace, _) = NEXT.take();
+        trace.map_or_else(|| RandomIdGenerator::default().new_trace_id(), |id| TraceId::from_bytes(id.to_be_bytes()))
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        let (trace, span) = NEXT.take();
+        NEXT.set((trace, None));
+        span.map_or_else(|| RandomIdGenerator::default().new_span_id(), |id| SpanId::from_bytes(id.to_be_bytes()))
+    }
+}
+
+/// The exporter that the environment asks for: `OTEL_EXPORTER_OTLP_PROTOCOL` is `grpc` or `http/protobuf`; without it the
+/// usual port of the latter, 4318, means the latter.
+fn exporter(endpoint: &str) -> Result<SpanExporter, Box<dyn std::error::Error>> {
+    if endpoint.starts_with("https:") {
+        return Err("https is not supported; send traces to a collector on this machine or in this network".into());
+    }
+    let protocol = std::env::var("OTEL_EXPORTER_OTLP_PROTOCOL").ok().filter(|p| !p.is_empty());
+    let usual = if endpoint.trim_end_matches('/').ends_with(":4318") { "http/protobuf" } else { "grpc" };
+    match protocol.as_deref().unwrap_or(usual) {
+        "grpc" => Ok(SpanExporter::builder().with_tonic().build()?),
+        // Built on a thread without a runtime: its client blocks.
+        "http/protobuf" => std::thread::scope(|scope| {
+            let built = scope.spawn(|| SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build());
+            Ok(built.join().map_err(|_| "the exporter cannot be built")??)
+        }),
+        other => Err(format!("OTEL_EXPORTER_OTLP_PROTOCOL is `{other}`; grpc and http/protobuf are supported").into()),
+    }
+}
+
 impl Tracer {
     /// Exports to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names; `None` where it names none.
     pub fn from_env() -> Option<Self> {
-        std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|v| !v.is_empty())?;
-        let exporter = match opentelemetry_otlp::SpanExporter::builder().with_tonic().build() {
+        let endpoint = std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|v| !v.is_empty())?;
+        let exporter = match exporter(&endpoint) {
             Ok(exporter) => exporter,
             Err(error) => {
                 tracing::error!(%error, "OTEL_EXPORTER_OTLP_ENDPOINT cannot be used: no traces are exported");
@@ -69,6 +127,7 @@ impl Tracer {
         };
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
+            .with_id_generator(Ids)
             .with_resource(Resource::builder().with_service_name("capstan").build())
             .build();
         let tracer = provider.tracer("capstan");
@@ -111,6 +170,7 @@ impl Tracer {
     fn input(&self, function: &FunctionKey, call: CallId, entry: &Entry, parent: Option<&SpanContext>) {
         let root = opentelemetry::Context::new();
         let root = parent.map_or(root.clone(), |p| root.with_remote_span_context(p.clone()));
+        Ids::next_trace(trace_of(call, entry.index));
         let begun = Time(entry.finished.0.saturating_sub(entry.run_us)).max(entry.leased);
         let mut span = self
             .tracer
@@ -132,8 +192,12 @@ impl Tracer {
         }
         let inside = root.with_remote_span_context(span.span_context().clone());
         let mut waits_from = entry.submitted;
-        for past in entry.tries.iter().flat_map(|t| &t.past) {
+        let id_of = |attempt| span_of(call, entry.index, attempt);
+        // The oldest of many attempts are not remembered one by one.
+        let forgotten = entry.tries.as_ref().map_or(0, |t| t.count() - t.past.len() as u32);
+        for (number, past) in (forgotten + 1..).zip(entry.tries.iter().flat_map(|t| &t.past)) {
             self.part("queue", waits_from, past.leased, &inside);
+            Ids::next_span(id_of(number));
             self.attempt(past, &inside);
             waits_from = past.ended;
         }
@@ -143,6 +207,7 @@ impl Tracer {
             self.part("decide", entry.submitted.min(start.decided), start.decided, &inside);
             self.start(&start, &inside);
         }
+        Ids::next_span(id_of(entry.attempts));
         self.part("run", begun, entry.finished, &inside);
         span.end_with_timestamp(at(entry.finished));
     }

@@ -2,16 +2,22 @@
 
 use super::engine::World;
 use capstan_common::{
+    call::CallKind,
     id::{CallId, ContainerId, LeaseId},
     order::Order,
 };
-use capstan_scheduler_core::{effect::Effect, event::Event};
+use capstan_scheduler_core::{
+    effect::Effect,
+    event::{Event, FailFast},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Attempts that a function has given to containers and not had back, as its own orders and events tell.
 #[derive(Default)]
 pub struct Given {
     containers: BTreeMap<ContainerId, BTreeSet<LeaseId>>,
+    /// Calls that nobody waits for any more.
+    over: BTreeSet<CallId>,
 }
 
 impl Given {
@@ -30,6 +36,7 @@ impl Given {
                     held.remove(l);
                 });
             }
+            Event::Cancel { call } | Event::Abandon { call } => drop(self.over.insert(*call)),
             Event::Ended { container, .. } => drop(self.containers.remove(container)),
             Event::Inventory { held, .. } => {
                 for of in held {
@@ -59,6 +66,10 @@ impl Given {
                                 "J03: {container} is fed a group of {size}, at most {most_in_group} allowed"
                             ));
                         }
+                    }
+                    let mut calls = groups.iter().flat_map(|g| &g.assignments).map(|a| a.call);
+                    if let Some(call) = calls.find(|call| self.over.contains(call)) {
+                        return Err(format!("I9: {call} was cancelled and a new attempt of it is given out"));
                     }
                     let leases = groups.iter().flat_map(|g| &g.assignments).map(|a| a.lease);
                     self.containers.entry(*container).or_default().extend(leases);
@@ -127,6 +138,10 @@ impl World {
             let Some(call) = client.accepted else { continue };
             let stored = self.functions[client.function].durable.calls.get(&call);
             let stored = stored.ok_or_else(|| format!("I1: accepted call {call} is not in the store"))?;
+            if client.kind == CallKind::Map && client.fail_fast != FailFast::No && stored.counts.failed > 0 {
+                // Cut short by its first error.
+                continue;
+            }
             if stored.counts.ended() != client.inputs {
                 return Err(format!("I1: {call} had {} inputs, {} ended", client.inputs, stored.counts.ended()));
             }

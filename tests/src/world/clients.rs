@@ -4,7 +4,7 @@ use super::engine::{Action, World};
 use bytes::Bytes;
 use capstan_common::{call::CallKind, id::CallId, input::Payload, time::Time};
 use capstan_scheduler_core::{
-    event::{Event, Inputs, Opening},
+    event::{Event, FailFast, Inputs, Opening},
     record::Segment,
 };
 use std::collections::BTreeSet;
@@ -25,6 +25,10 @@ pub struct Client {
     pub keyed: bool,
     /// Whether it will cancel.
     pub cancels: bool,
+    /// Whether it will go away before the end.
+    pub leaves: bool,
+    /// Maps: what the first error does.
+    pub fail_fast: FailFast,
     /// Ids that it has used.
     pub asked: BTreeSet<CallId>,
     /// The call that it was promised.
@@ -70,7 +74,7 @@ impl Client {
             inputs,
             traceparent: "".into(),
             key: self.keyed.then(|| (format!("client-{number}"), [number as u8; 32])),
-            fail_fast: false,
+            fail_fast: if self.kind == CallKind::Map { self.fail_fast } else { FailFast::No },
             discard_outputs: false,
         };
         (opening, packed)
@@ -108,6 +112,15 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A client goes away: nobody waits for its call any more.
+    pub(super) fn leave(&mut self, number: usize) -> Result<(), String> {
+        let client = &mut self.clients[number];
+        let Some(call) = client.asked.last().copied().filter(|_| !client.done) else { return Ok(()) };
+        client.done = true;
+        let f = client.function;
+        self.step_function(f, Event::Abandon { call })
     }
 
     pub(super) fn credited(&mut self, f: usize, call: CallId, count: u64) {

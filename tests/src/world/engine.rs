@@ -1,6 +1,12 @@
 //! The engine: one queue of what will happen, in order of time, and the shells' work done in virtual time.
 
-use super::{Plan, Report, check::Given, clients::Client, store::Durable, workers::Worker};
+use super::{
+    Plan, Report,
+    check::Given,
+    clients::Client,
+    store::{Durable, SPAWN_HEAD},
+    workers::Worker,
+};
 use capstan_common::{
     id::{CallId, ContainerId, Epoch, FunctionKey, WorkerId},
     order::Order,
@@ -39,6 +45,7 @@ pub enum Action {
     Settle { epoch: Epoch },
     Open { client: usize },
     Cancel { client: usize },
+    Leave { client: usize },
     Fault,
 }
 
@@ -77,7 +84,8 @@ pub struct World {
 }
 
 fn limits(plan: &Plan) -> Arc<Limits> {
-    let limits = Limits { retry_floor_ms: 10, map_running: 40, start_tries: 50, ..Limits::default() };
+    let limits =
+        Limits { retry_floor_ms: 10, map_running: 40, start_tries: 50, spawn_head: SPAWN_HEAD, ..Limits::default() };
     #[cfg(feature = "mutants")]
     let limits = Limits { mutant: plan.mutant, ..limits };
     let _ = plan;
@@ -221,6 +229,7 @@ impl World {
                 Some(call) => self.step_function(self.clients[client].function, Event::Cancel { call }),
                 None => Ok(()),
             },
+            Action::Leave { client } => self.leave(client),
             Action::Fault => self.fault(),
             _ => Ok(()),
         }

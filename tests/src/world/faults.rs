@@ -4,7 +4,10 @@ use super::{
     engine::{Action, World},
     workers::Worker,
 };
-use capstan_common::id::Epoch;
+use capstan_common::{
+    id::{Epoch, Revision},
+    worker::WorkerState,
+};
 use capstan_scheduler_core::{
     autoscaler::{self, Autoscaler},
     effect::Output,
@@ -60,7 +63,7 @@ impl World {
                 Some(recovery) => Function::recover(recovery, self.epoch, limits, self.now, &mut out),
                 None => {
                     // Its deployment was not durable: whoever deployed it heard no answer and does it again.
-                    let spec = function.core.deployment().spec.clone();
+                    let spec = (function.core.deployment().spec.clone(), Revision(0));
                     let deployed = Function::deploy(key, self.epoch, limits, self.now, spec, &mut out);
                     deployed.map_err(|refusal| refusal.to_string())?
                 }
@@ -107,7 +110,7 @@ impl World {
         self.workers[w].link += 1;
         self.step_node(w, node::Event::Disconnected)?;
         let id = self.workers[w].id.clone();
-        let state = capstan_common::worker::WorkerState::Unreachable;
+        let state = WorkerState::Unreachable;
         self.tell_autoscaler(autoscaler::Event::Turned { worker: id, state })?;
         let lost = self.now.plus_ms(10_000);
         let link = self.workers[w].link;
@@ -132,7 +135,7 @@ impl World {
             self.routes.extend(held.iter().map(|h| (h.container, f)));
             self.step_function(f, Event::Inventory { worker: id.clone(), held })?;
         }
-        self.tell_autoscaler(autoscaler::Event::Joined { worker: id, capacity })?;
+        self.tell_autoscaler(autoscaler::Event::Joined { worker: id, capacity, state: WorkerState::Ready })?;
         self.step_node(w, node::Event::Connected { epoch })
     }
 

@@ -6,8 +6,13 @@ use super::{
     engine::{Action, BUSY_MS, Hosted, World},
     store::Durable,
 };
-use capstan_common::{call::CallKind, function::FunctionSpec, id::FunctionKey, time::Time};
-use capstan_scheduler_core::{effect::Output, function::Function};
+use capstan_common::{
+    call::CallKind,
+    function::FunctionSpec,
+    id::{FunctionKey, Revision},
+    time::Time,
+};
+use capstan_scheduler_core::{effect::Output, event::FailFast, function::Function};
 use rand::Rng;
 use serde_json::json;
 use std::{collections::BTreeSet, sync::Arc};
@@ -62,8 +67,9 @@ impl World {
         let key = FunctionKey::new("default", &format!("f{f:05}"));
         let spec = Arc::new(self.spec());
         let mut out = Output::default();
-        let core = Function::deploy(key.clone(), self.epoch, self.limits.clone(), self.now, spec, &mut out)
-            .expect("a valid spec");
+        let core =
+            Function::deploy(key.clone(), self.epoch, self.limits.clone(), self.now, (spec, Revision(0)), &mut out)
+                .expect("a valid spec");
         self.functions.push(Hosted {
             key,
             core,
@@ -93,7 +99,13 @@ impl World {
             kind,
             inputs,
             keyed: matches!(kind, CallKind::Spawn | CallKind::SpawnMap),
-            cancels: kind == CallKind::SpawnMap && self.chance(15),
+            cancels: matches!(kind, CallKind::SpawnMap | CallKind::Spawn) && self.chance(15),
+            leaves: kind.is_interactive() && self.chance(15),
+            fail_fast: match self.rng.random_range(0..4) {
+                0 => FailFast::InOrder,
+                1 => FailFast::AtOnce,
+                _ => FailFast::No,
+            },
             asked: BTreeSet::new(),
             accepted: None,
             sent: 0,
@@ -107,6 +119,10 @@ impl World {
         if client.cancels {
             let at = Time(at.0 + self.rng.random_range(0..3_000_000));
             self.plan(at, Action::Cancel { client: number });
+        }
+        if client.leaves {
+            let at = Time(at.0 + self.rng.random_range(0..2_000_000));
+            self.plan(at, Action::Leave { client: number });
         }
         self.clients.push(client);
         inputs

@@ -5,7 +5,7 @@ use capstan_common::{call::CallKind, id::CallId, order::Order, refusal::Refusal,
 use capstan_scheduler_core::{
     autoscaler,
     effect::{Effect, Output, Promise},
-    event::Event,
+    event::{Event, Fetched},
 };
 
 impl World {
@@ -126,9 +126,26 @@ impl World {
         self.commit(f)
     }
 
+    fn fetch(&self, f: usize, call: CallId) -> Fetched {
+        let stored = self.functions[f].durable.calls.get(&call);
+        let payload = stored.and_then(|stored| stored.here.first().cloned());
+        Fetched {
+            call,
+            created: stored.map_or(self.now, |stored| stored.record.created),
+            traceparent: "".into(),
+            payload: payload.ok_or_else(|| "it is not in the store".into()),
+        }
+    }
+
     fn keep(&mut self, f: usize, promises: Vec<Promise>) -> Result<(), String> {
         for promise in promises {
             match promise {
+                Promise::Fetch { calls } => {
+                    let generation = self.functions[f].generation;
+                    let fetched = calls.into_iter().map(|call| self.fetch(f, call)).collect();
+                    let at = self.after(10, 2_000);
+                    self.plan(at, Action::Function { function: f, generation, event: Event::Fetched(fetched) });
+                }
                 Promise::Accepted { call } => {
                     let Some(client) = self.waiting.remove(&call) else { continue };
                     self.clients[client].accepted = Some(call);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use capstan_common::{
-    call::Counts,
+    call::{CallKind, Counts},
     function::Overrides,
     id::{CallId, FunctionKey},
     input::{Outcome, Payload},
@@ -12,6 +12,9 @@ use capstan_scheduler_core::{
     record::{CallRecord, Deployment, Record, Tries, UsedKey},
 };
 use std::collections::BTreeMap;
+
+/// Single calls of a function that wait in memory: few, so that the others are seen.
+pub const SPAWN_HEAD: usize = 3;
 
 /// A call as the store has it.
 #[derive(Debug, Clone)]
@@ -52,7 +55,8 @@ impl Durable {
                 self.overrides = Overrides::default();
             }
             Record::Overridden(overrides) => self.overrides = overrides,
-            Record::Removed => self.deployed = None,
+            Record::Removed(_) => self.deployed = None,
+            Record::Decisions(_) => {}
             Record::CallOpened(record, here) => {
                 let stored = Stored {
                     record: *record,
@@ -127,12 +131,18 @@ impl Durable {
 
     /// What a new owner reads.
     pub fn recovery(&self, key: &FunctionKey) -> Option<Recovery> {
-        let live = self.calls.values().filter(|c| c.record.finished.is_none());
+        let live: Vec<_> = self.calls.values().filter(|c| c.record.finished.is_none()).collect();
+        // As the loader does: single calls behind the head that have not begun stay where they are.
+        let stays = |c: &Stored| c.record.kind == CallKind::Spawn && c.attempted.is_empty();
+        let (parked, live): (Vec<_>, Vec<_>) =
+            live.into_iter().enumerate().partition(|(n, c)| *n >= SPAWN_HEAD && stays(c));
         Some(Recovery {
             key: key.clone(),
             deployed: self.deployed.clone()?,
             overrides: self.overrides.clone(),
-            calls: live.map(|c| self.recovered(c)).collect(),
+            calls: live.into_iter().map(|(_, c)| self.recovered(c)).collect(),
+            parked: parked.into_iter().map(|(_, c)| c.record.id).collect(),
+            decisions: Vec::new(),
             keys: self.keys.iter().map(|(k, u)| (k.clone(), u.clone())).collect(),
         })
     }

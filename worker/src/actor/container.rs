@@ -9,6 +9,7 @@ use crate::{
     },
     runtime::{
         output::Output,
+        port::{Port, Ports},
         process::{Setting, code_and_signal, kill_group},
         tree,
     },
@@ -22,7 +23,7 @@ use capstan_common::{
     input::{Failure, FailureKind},
     order::{Assignment, Start},
 };
-use capstan_worker_core::node::Event;
+use capstan_worker_core::node::{CONNECTION_BROKEN, Event};
 use rustix::process::{Pid, Signal};
 use std::{
     cell::RefCell,
@@ -101,7 +102,13 @@ impl Tell {
 
 impl Running {
     /// Launches a container; its life is told to the node.
-    pub fn launch(start: &Start, setting: Setting, blobs: Blobs, output_max: usize, node: Addr<NodeActor>) -> Self {
+    pub fn launch(
+        start: &Start,
+        setting: Setting,
+        (blobs, output_max): (Blobs, usize),
+        ports: &Ports,
+        node: Addr<NodeActor>,
+    ) -> Self {
         let (stop, stopped) = watch::channel(Stop::default());
         let tell = Tell { node, container: start.container };
         let timeout_ms = start.spec.timeout_s.ms;
@@ -119,8 +126,8 @@ impl Running {
                 Kind::Exec { shared, work, slots: Rc::new(RefCell::new(slots)), blobs, tell }
             }
             Protocol::Http => {
-                let port = free_port();
-                let server = Server::new(port, blobs, output_max, timeout_ms);
+                let port = ports.take();
+                let server = Server::new(port.number(), blobs, output_max, timeout_ms);
                 let (over, is_over) = watch::channel(false);
                 let life = HttpLife {
                     start: start.clone(),
@@ -181,7 +188,14 @@ impl Running {
     /// Interrupts a group; its results are not wanted.
     pub fn interrupt(&self, group: LeaseId) {
         match &self.kind {
-            Kind::Exec { shared, .. } => shared.running.interrupt(group),
+            Kind::Exec { shared, .. } => {
+                shared.running.interrupt(group);
+                let shared = shared.clone();
+                actix::spawn(async move {
+                    tokio::time::sleep(exec::GRACE).await;
+                    shared.running.kill(group);
+                });
+            }
             Kind::Http { groups, .. } => {
                 if let Some(task) = groups.borrow_mut().remove(&group) {
                     task.abort();
@@ -258,12 +272,16 @@ async fn exec_life(shared: Arc<Shared>, mut stopped: watch::Receiver<Stop>, tell
     }
     tell.tell(Event::Ready { container, phases: Vec::new() }).await;
     let asked = stopped.wait_for(|stop| stop.asked.is_some()).await.ok().and_then(|stop| stop.asked.clone());
-    let (_, reason) = asked.unwrap_or_default();
+    let (grace, reason) = asked.unwrap_or_default();
     // Scaling stops only idle containers; an operator's stop interrupts what runs.
-    shared.running.interrupt_all();
-    let killing = tokio::task::spawn_blocking(move || shared.setting.kill_rest());
+    shared.running.interrupt_all(grace).await;
+    let setting = shared.clone();
+    let killing = tokio::task::spawn_blocking(move || setting.setting.kill_rest());
     let _ = killing.await;
     tell.exited(Ending { reason, exit_code: Some(0), ..Ending::default() }).await;
+    // As above: whoever drops it last must not be the worker's own thread.
+    let removing = tokio::task::spawn_blocking(move || drop(shared));
+    let _ = removing.await;
 }
 
 /// A group's results; `None` if the container ended with it, whose end then tells of it.
@@ -281,17 +299,10 @@ async fn http_group(
                 return None;
             }
             let leases: Vec<_> = assignments.iter().map(|a| a.lease).collect();
-            let failure = Failure::new(FailureKind::BadOutput, "ConnectionBroken", error);
+            let failure = Failure::new(FailureKind::BadOutput, CONNECTION_BROKEN, error);
             Some(all_failed(&leases, &failure))
         }
     }
-}
-
-/// A port that is free now.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .map_or(0, |address| address.port())
 }
 
 struct HttpLife {
@@ -300,7 +311,7 @@ struct HttpLife {
     server: Server,
     tell: Tell,
     output: Output,
-    port: u16,
+    port: Port,
 }
 
 impl HttpLife {
@@ -311,13 +322,17 @@ impl HttpLife {
         };
         over.send_replace(true);
         self.tell.exited(ending).await;
+        let setting = self.setting;
+        // Removing its folder and cgroup takes as long as it takes, and must not hold up the others.
+        let removing = tokio::task::spawn_blocking(move || drop(setting));
+        let _ = removing.await;
     }
 
     async fn spawn(&self) -> Result<Child, String> {
         if let Some(obstacle) = self.setting.obstacle() {
             return Err(obstacle);
         }
-        let (setting, port) = (self.setting.clone(), self.port);
+        let (setting, port) = (self.setting.clone(), self.port.number());
         let spawning = tokio::task::spawn_blocking(move || {
             setting.spawn_watched(setting.command(&BTreeMap::from([("PORT", port.to_string())])))
         });
@@ -374,7 +389,7 @@ impl HttpLife {
         let last_words = futures_util::future::join_all(outputs);
         let _ = tokio::time::timeout(Duration::from_millis(END_MS), last_words).await;
         let (exit_code, signal) = status.map_or((None, None), code_and_signal);
-        Ending { exit_code, signal, oom, reason, tail: self.output.tail() }
+        Ending { exit_code, signal, oom, ordered: false, reason, tail: self.output.tail() }
     }
 
     /// Forwards a pipe as logs.

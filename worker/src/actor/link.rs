@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use std::{io, path::PathBuf, time::Duration};
 use tokio::{io::DuplexStream, net::UnixStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
@@ -81,12 +82,18 @@ async fn session(node: &Addr<NodeActor>, dial: Dial) -> Result<(), String> {
         .max_decoding_message_size(256 << 20)
         .max_encoding_message_size(256 << 20);
     let (outbox, reports) = mpsc::channel(BACKLOG);
-    let hello = node.send(Introduce { outbox: outbox.clone() }).await.map_err(|e| e.to_string())?;
+    let cut = CancellationToken::new();
+    let hello = node.send(Introduce { outbox: outbox.clone(), cut: cut.clone() }).await.map_err(|e| e.to_string())?;
     let (batches, stream) = mpsc::channel(16);
     actix::spawn(send_reports(Report::Hello(hello), reports, batches));
     let joined = client.join(ReceiverStream::new(stream)).await.map_err(|status| status.message().to_owned())?;
     let mut inbound = joined.into_inner();
-    while let Some(message) = inbound.message().await.map_err(|status| status.to_string())? {
+    loop {
+        let message = tokio::select! {
+            message = inbound.message() => message.map_err(|status| status.to_string())?,
+            () = cut.cancelled() => return Err("too many reports waited".into()),
+        };
+        let Some(message) = message else { return Ok(()) };
         for order in &message.orders {
             if let Some(link::order::Kind::Welcome(welcome)) = &order.kind {
                 welcomed(welcome, &outbox)?;
@@ -103,7 +110,6 @@ async fn session(node: &Addr<NodeActor>, dial: Dial) -> Result<(), String> {
             return Err("the scheduler is older than one that was obeyed before".into());
         }
     }
-    Ok(())
 }
 
 fn welcomed(welcome: &link::Welcome, outbox: &mpsc::Sender<Report>) -> Result<(), String> {

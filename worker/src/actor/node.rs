@@ -3,7 +3,7 @@
 use super::{container::Running, link::BACKLOG};
 use crate::{
     config::WorkerConfig,
-    runtime::{cgroup::Cgroups, process::Setting},
+    runtime::{cgroup::Cgroups, port::Ports, process::Setting},
 };
 use actix::prelude::*;
 use capstan_blob::Blobs;
@@ -20,6 +20,7 @@ use capstan_common::{
 use capstan_worker_core::node::{Effect, Event, Node};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Owns the node.
 pub struct NodeActor {
@@ -31,8 +32,9 @@ pub struct NodeActor {
     cgroups: Cgroups,
     limits: String,
     blobs: Blobs,
+    ports: Ports,
     containers: BTreeMap<ContainerId, Running>,
-    outbox: Option<mpsc::Sender<Report>>,
+    outbox: Option<(mpsc::Sender<Report>, CancellationToken)>,
     out: Vec<Effect>,
     alarm_at: Option<Time>,
     shutting: Option<oneshot::Sender<()>>,
@@ -60,6 +62,8 @@ pub struct Orders {
 pub struct Introduce {
     /// Where reports go.
     pub outbox: mpsc::Sender<Report>,
+    /// Ends the link, when reports find no room.
+    pub cut: CancellationToken,
 }
 
 /// The link broke.
@@ -96,6 +100,7 @@ impl NodeActor {
             cgroups,
             limits,
             blobs,
+            ports: Ports::new(),
             containers: BTreeMap::new(),
             outbox: None,
             out: Vec::new(),
@@ -146,9 +151,10 @@ impl NodeActor {
 
     /// A report that finds no room breaks the link: the next Hello tells everything.
     fn tell(&mut self, report: Report) {
-        let Some(outbox) = &self.outbox else { return };
+        let Some((outbox, cut)) = &self.outbox else { return };
         if outbox.try_send(report).is_err() {
             tracing::warn!(waiting = BACKLOG, "the scheduler does not take reports: the link is cut");
+            cut.cancel();
             self.outbox = None;
             self.hung_up = true;
         }
@@ -175,7 +181,8 @@ impl NodeActor {
             instance: self.instance.clone(),
             cgroup: self.cgroups.create(&id.to_string(), resources.memory_mib, resources.cpu.milli),
         };
-        let running = Running::launch(start, setting, self.blobs.clone(), self.config.output_max_bytes, ctx.address());
+        let payloads = (self.blobs.clone(), self.config.output_max_bytes);
+        let running = Running::launch(start, setting, payloads, &self.ports, ctx.address());
         self.containers.insert(id, running);
     }
 
@@ -237,7 +244,7 @@ impl Handler<Introduce> for NodeActor {
     fn handle(&mut self, introduce: Introduce, ctx: &mut Context<Self>) -> Self::Result {
         self.hung_up = false;
         let inventory = self.core.inventory();
-        self.outbox = Some(introduce.outbox);
+        self.outbox = Some((introduce.outbox, introduce.cut));
         // What happens from here on is told behind the Hello.
         let epoch = self.epoch;
         self.step(Event::Connected { epoch }, ctx);

@@ -7,12 +7,14 @@ use super::{end_of, timed_out, too_large};
 use crate::runtime::{
     output::Output,
     process::{Setting, kill_group, pid_of},
+    tree,
 };
 use bytes::Bytes;
 use capstan_common::{
     id::LeaseId,
     input::{Failure, FailureKind},
     order::Assignment,
+    trace,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -34,9 +36,12 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 
 /// Bytes that a pipe takes without a reader.
 const PIPE_BYTES: usize = 60 << 10;
+/// How long a process that was asked to end may take.
+pub const GRACE: Duration = Duration::from_millis(500);
 /// Bytes of standard error that an error keeps.
 const STDERR_BYTES: usize = 16 << 10;
 
@@ -58,39 +63,88 @@ pub struct Ended {
     pub run: Duration,
 }
 
+/// Where an attempt stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Its process runs.
+    Runs(Pid),
+    /// Its process was told to end.
+    Interrupted(Pid),
+    /// It will not begin.
+    Forbidden,
+}
+
 /// Processes that run now, so that they can be interrupted.
 #[derive(Debug, Default)]
-pub struct Running(Mutex<BTreeMap<LeaseId, Option<Pid>>>);
+pub struct Running {
+    table: Mutex<Table>,
+    emptied: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    attempts: BTreeMap<LeaseId, Stage>,
+    /// Nothing begins any more.
+    closed: bool,
+}
 
 impl Running {
-    fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<LeaseId, Option<Pid>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the attempt's processes; one that has not begun will not begin.
+    /// Asks the attempt's processes to end; one that has not begun will not begin. `kill` follows after the grace.
     pub fn interrupt(&self, lease: LeaseId) {
-        // Killed while the table is held: the process is not yet waited for, so its number cannot have been reused.
-        if let Some(Some(pid)) = self.table().insert(lease, None) {
-            kill_group(pid);
+        // Signalled while the table is held: the process is not yet waited for, so its number cannot have been reused.
+        let mut table = self.table();
+        let stage = table.attempts.entry(lease).or_insert(Stage::Forbidden);
+        if let Stage::Runs(pid) = *stage {
+            tree::signal_group(pid, Signal::TERM);
+            *stage = Stage::Interrupted(pid);
         }
     }
 
-    /// Ends everything that runs.
-    pub fn interrupt_all(&self) {
-        let leases: Vec<LeaseId> = self.table().keys().copied().collect();
-        leases.into_iter().for_each(|lease| self.interrupt(lease));
+    /// Ends the attempt's processes if they were asked to end and have not.
+    pub fn kill(&self, lease: LeaseId) {
+        if let Some(Stage::Interrupted(pid)) = self.table().attempts.get(&lease) {
+            kill_group(*pid);
+        }
     }
 
+    /// Asks everything that runs to end; nothing begins any more. Comes back when nothing is left, or after the grace.
+    pub async fn interrupt_all(&self, grace: Duration) {
+        let leases: Vec<LeaseId> = {
+            let mut table = self.table();
+            table.closed = true;
+            table.attempts.keys().copied().collect()
+        };
+        leases.into_iter().for_each(|lease| self.interrupt(lease));
+        let empty = async {
+            loop {
+                let emptied = self.emptied.notified();
+                if !self.table().attempts.values().any(|stage| matches!(stage, Stage::Interrupted(_))) {
+                    return;
+                }
+                emptied.await;
+            }
+        };
+        // What is left is killed with the container.
+        let _ = tokio::time::timeout(grace, empty).await;
+    }
+
+    /// The attempt's process was started. Whether it may run.
     fn begin(&self, lease: LeaseId, pid: Pid) -> bool {
         let mut table = self.table();
-        let interrupted = table.contains_key(&lease);
-        table.insert(lease, Some(pid));
-        !interrupted
+        let forbidden = table.closed || table.attempts.contains_key(&lease);
+        table.attempts.insert(lease, if forbidden { Stage::Interrupted(pid) } else { Stage::Runs(pid) });
+        !forbidden
     }
 
     /// The attempt is over. Whether it was interrupted.
     fn end(&self, lease: LeaseId) -> bool {
-        self.table().remove(&lease) == Some(None)
+        let stage = self.table().attempts.remove(&lease);
+        self.emptied.notify_one();
+        !matches!(stage, Some(Stage::Runs(_)))
     }
 }
 
@@ -139,14 +193,15 @@ pub fn slot(shared: &Arc<Shared>, work: &flume::Receiver<Work>) {
 }
 
 fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, Failure> {
-    let mut more = BTreeMap::from([
-        ("CAPSTAN_CALL_ID", assignment.call.to_string()),
-        ("CAPSTAN_INPUT_INDEX", assignment.index.to_string()),
-        ("CAPSTAN_ATTEMPT", assignment.attempt.to_string()),
+    let Assignment { lease, call, index, attempt, .. } = *assignment;
+    let mark = lease.0.to_string();
+    let more = BTreeMap::from([
+        ("CAPSTAN_CALL_ID", call.to_string()),
+        ("CAPSTAN_INPUT_INDEX", index.to_string()),
+        ("CAPSTAN_ATTEMPT", attempt.to_string()),
+        ("TRACEPARENT", trace::traceparent(&assignment.traceparent, call, index, attempt)),
+        (tree::ATTEMPT, mark.clone()),
     ]);
-    if !assignment.traceparent.is_empty() {
-        more.insert("TRACEPARENT", assignment.traceparent.to_string());
-    }
     let failed =
         |what: &str, error: io::Error| Failure::new(FailureKind::Function, "StartFailed", format!("{what}: {error}"));
     let (stdin, rest) = stdin_of(input).map_err(|e| failed("the input cannot be handed over", e))?;
@@ -166,6 +221,10 @@ fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, 
     let interrupted = shared.running.end(assignment.lease);
     // Whatever it started and left behind ends with it.
     kill_group(pid);
+    if interrupted || watched.as_ref().is_ok_and(|seen| seen.timed_out) {
+        // What was cut off may have left its process group.
+        tree::kill_marked(tree::ATTEMPT, &mark);
+    }
     let status = child.wait().map_err(|e| failed("the process cannot be waited for", e))?;
     let watched = watched.map_err(|e| failed("the process cannot be watched", e))?;
     if interrupted {
@@ -198,16 +257,21 @@ fn watch(shared: &Shared, child: &mut Child, pid: Pid) -> io::Result<Watched> {
     let exited = pidfd_open(pid, PidfdFlags::empty())?;
     let mut stdout = nonblocking(child.stdout.take().map(OwnedFd::from))?;
     let mut stderr = nonblocking(child.stderr.take().map(OwnedFd::from))?;
-    let deadline = Instant::now() + Duration::from_millis(shared.timeout_ms);
+    let mut deadline = Instant::now() + Duration::from_millis(shared.timeout_ms);
     let mut seen = Watched { stdout: Vec::new(), stderr: Vec::new(), timed_out: false, overflow: false };
     let mut buffer = vec![0u8; 16 << 10];
     let mut over = false;
     while !over {
         over = wait_any(&exited, [stdout.as_ref(), stderr.as_ref()], deadline)?;
         if Instant::now() >= deadline && !over {
+            if seen.timed_out {
+                kill_group(pid);
+                return Ok(seen);
+            }
+            // Asked first; what does not listen is killed after the grace.
             seen.timed_out = true;
-            kill_group(pid);
-            return Ok(seen);
+            tree::signal_group(pid, Signal::TERM);
+            deadline = Instant::now() + GRACE;
         }
         drain(&mut stdout, &mut buffer, |bytes| {
             let room = shared.output_max.saturating_sub(seen.stdout.len());

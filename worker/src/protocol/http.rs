@@ -7,6 +7,7 @@ use capstan_common::{
     id::LeaseId,
     input::{Failure, FailureKind},
     order::Assignment,
+    trace,
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
@@ -199,9 +200,10 @@ impl Server {
                 .header("capstan-call-id", only.call.to_string())
                 .header("capstan-input-index", only.index)
                 .header("capstan-attempt", only.attempt);
-            if !only.traceparent.is_empty() {
-                request = request.header("traceparent", &*only.traceparent);
-            }
+        }
+        if let Some(first) = assignments.first() {
+            let context = trace::traceparent(&first.traceparent, first.call, first.index, first.attempt);
+            request = request.header("traceparent", context);
         }
         request.body(Full::new(body))
     }

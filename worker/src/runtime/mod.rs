@@ -3,5 +3,6 @@
 pub mod cgroup;
 pub mod keeper;
 pub mod output;
+pub mod port;
 pub mod process;
 pub mod tree;

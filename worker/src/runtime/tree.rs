@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 /// The variable that names a process's container.
 pub const CONTAINER: &str = "CAPSTAN_CONTAINER";
+/// The variable that names the attempt that a process was started for.
+pub const ATTEMPT: &str = "CAPSTAN_LEASE";
 /// The variable that names a process's worker instance.
 pub const WORKER: &str = "CAPSTAN_WORKER";
 

@@ -23,6 +23,8 @@ pub enum Event {
         worker: WorkerId,
         /// What it has.
         capacity: Amount,
+        /// Whether it takes containers.
+        state: WorkerState,
     },
     /// A worker's state changed.
     Turned {
@@ -143,7 +145,7 @@ impl Autoscaler {
     /// Takes an event, and answers demand as far as there is room.
     pub fn step(&mut self, event: Event, out: &mut Vec<Effect>) {
         match event {
-            Event::Joined { worker, capacity } => self.joined(worker, capacity),
+            Event::Joined { worker, capacity, state } => self.joined(worker, capacity, state),
             Event::Turned { worker, state } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.state = state;
@@ -163,13 +165,12 @@ impl Autoscaler {
         self.allocate(out);
     }
 
-    fn joined(&mut self, id: WorkerId, capacity: Amount) {
+    fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState) {
         let used = self
             .containers
             .values()
             .filter(|(_, worker, _)| *worker == id)
             .fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
-        let state = WorkerState::Ready;
         self.workers.insert(id, Worker { capacity, used, state });
     }
 

@@ -47,7 +47,7 @@ impl Function {
         self.give_back_unknown(now, id, &known, out);
         let mut stale = Vec::new();
         for attempt in held.running {
-            if !self.adopt_attempt(now, id, attempt) {
+            if !self.adopt_attempt(now, id, attempt, out) {
                 stale.push(attempt.lease);
             }
         }
@@ -55,7 +55,7 @@ impl Function {
             self.order(id, Order::Abort { container: id, leases: stale }, out);
         }
         for done in &held.finished {
-            self.adopt_attempt(now, id, done.held);
+            self.adopt_attempt(now, id, done.held, out);
         }
         self.finished(now, id, held.finished, out);
     }
@@ -109,11 +109,12 @@ impl Function {
     }
 
     /// Whether the attempt is, or now becomes, one of ours.
-    fn adopt_attempt(&mut self, now: Time, id: ContainerId, attempt: HeldAttempt) -> bool {
+    fn adopt_attempt(&mut self, now: Time, id: ContainerId, attempt: HeldAttempt, out: &mut Output) -> bool {
         if self.pool.get(id).is_some_and(|c| c.leases.contains_key(&attempt.lease)) {
             return true;
         }
-        let Some(input) = self.take_waiting(attempt.call, attempt.index) else {
+        let parked = self.unpark_adopted(attempt.call, out);
+        let Some(input) = parked.or_else(|| self.take_waiting(attempt.call, attempt.index)) else {
             return false;
         };
         self.account_adopted(attempt.call);
@@ -131,9 +132,8 @@ impl Function {
         if let Some(input) = self.queue.remove(id, index) {
             return Some(input);
         }
-        let key = self.delayed.keys().find(|key| key.1 == id && key.2 == index).copied();
-        if let Some(key) = key {
-            return self.delayed.remove(&key);
+        if let Some(input) = self.delayed.remove(id, index) {
+            return Some(input);
         }
         let submitted = call.created;
         let segment = call.segment_of(index)?;
@@ -144,22 +144,5 @@ impl Function {
         }
         let tries = bulk.attempted.get(&index).cloned();
         Some(Queued { call: id, index, payload: Payload::Inline(Bytes::new()), submitted, tries })
-    }
-
-    /// A segment was loaded: adopted attempts of it get their inputs, in case they must be tried again.
-    pub(super) fn fill_adopted(&mut self, call: CallId, payloads: Vec<(u64, Payload)>) {
-        for (index, payload) in payloads {
-            let holder = self.pool.iter().find_map(|(id, c)| {
-                let mut leases = c.leases.iter();
-                let found = leases.find(|(_, l)| l.input.call == call && l.input.index == index);
-                found.map(|(lease, _)| (id, *lease))
-            });
-            let Some((container, lease)) = holder else { continue };
-            self.pool.change(container, |c| {
-                if let Some(lease) = c.leases.get_mut(&lease) {
-                    lease.input.payload = payload;
-                }
-            });
-        }
     }
 }

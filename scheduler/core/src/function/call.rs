@@ -1,6 +1,9 @@
 //! A live call's accounts: what it brought, what ended, and what of it is still in the store only.
 
-use crate::record::{CallRecord, Entry, Segment, Tries};
+use crate::{
+    event::FailFast,
+    record::{CallRecord, Entry, Segment, Tries},
+};
 use capstan_common::{
     call::{CallKind, CallState, Counts},
     id::CallId,
@@ -28,8 +31,8 @@ pub struct Call {
     pub closed: bool,
     /// Whether it was cancelled.
     pub cancelled: bool,
-    /// Maps: the first error cancels the rest.
-    pub fail_fast: bool,
+    /// Maps: what the first error does to the rest.
+    pub fail_fast: FailFast,
     /// Maps: outputs are not kept.
     pub discard_outputs: bool,
     /// Outcome records written so far.
@@ -76,7 +79,7 @@ impl Call {
             counts: Counts::default(),
             closed: false,
             cancelled: false,
-            fail_fast: false,
+            fail_fast: FailFast::No,
             discard_outputs: false,
             outcome_records: 0,
             settling: Vec::new(),
@@ -90,7 +93,8 @@ impl Call {
             let begun = self.counts.running + self.counts.ended() > 0;
             return if begun { CallState::Running } else { CallState::Pending };
         }
-        if self.cancelled && self.counts.cancelled > 0 {
+        let by_error = self.fail_fast != FailFast::No && self.counts.failed > 0;
+        if self.cancelled && self.counts.cancelled > 0 && !by_error {
             CallState::Cancelled
         } else if self.counts.failed > 0 {
             CallState::Failed

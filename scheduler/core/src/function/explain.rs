@@ -116,7 +116,7 @@ impl Function {
 
     /// A live call's kind, counts and state.
     pub fn call(&self, id: CallId) -> Option<(CallKind, Counts, CallState)> {
-        self.calls.get(&id).map(|c| (c.kind, c.counts, c.state()))
+        self.calls.get(&id).map(|c| (c.kind, c.counts, c.state())).or_else(|| self.parked_view(id))
     }
 
     /// Why inputs wait, if any do.
@@ -167,6 +167,10 @@ impl Function {
 
     /// Where an input of a live call is. `None`: it ended, or does not exist.
     pub fn input(&self, id: CallId, index: u64) -> Option<InputView> {
+        if self.parked.has(id) {
+            let submitted = Time(id.born_ms() * 1000);
+            return (index == 0).then(|| InputView::Pending { submitted, tries: None, why: self.why() });
+        }
         let call = self.calls.get(&id)?;
         for (container, c) in self.pool.iter() {
             let held = c.leases.values().find(|l| l.input.call == id && l.input.index == index);
@@ -180,9 +184,8 @@ impl Function {
                 });
             }
         }
-        let delayed = self.delayed.iter().find(|(key, _)| key.1 == id && key.2 == index);
-        if let Some((key, input)) = delayed {
-            let wait_s = key.0.since_ms(self.now) as f64 / 1000.0;
+        if let Some((due, input)) = self.delayed.find(id, index) {
+            let wait_s = due.since_ms(self.now) as f64 / 1000.0;
             let failed = input.failures();
             return Some(InputView::Pending {
                 submitted: input.submitted,

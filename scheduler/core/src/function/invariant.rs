@@ -7,6 +7,7 @@ impl Function {
     /// Checks the whole state: accounts add up, no input is in two places, limits hold.
     pub fn check(&self) -> Result<(), String> {
         self.queue.check()?;
+        self.delayed.check()?;
         self.pool.check()?;
         self.check_accounts()?;
         self.check_leases()?;
@@ -43,6 +44,7 @@ impl Function {
                 return Err(format!("{}: cancelled with {} pending", call.id, counts.pending));
             }
         }
+        background.pending += self.parked.len();
         if (interactive, background, credit) != (self.interactive, self.background, self.credit) {
             return Err(format!(
                 "totals {:?} {:?} {}, calls have {interactive:?} {background:?} {credit}",
@@ -66,8 +68,8 @@ impl Function {
         if running != self.interactive.running + self.background.running {
             return Err(format!("{running} leases, accounts say otherwise"));
         }
-        match self.delayed.keys().find(|key| held.contains(&(key.1, key.2))) {
-            Some(key) => Err(format!("input {} {} waits and runs", key.1, key.2)),
+        match self.delayed.iter().find(|input| held.contains(input)) {
+            Some((call, index)) => Err(format!("input {call} {index} waits and runs")),
             None => Ok(()),
         }
     }

@@ -5,10 +5,12 @@
 
 mod adopt;
 mod call;
+mod delayed;
 mod dispatch;
 mod explain;
 mod invariant;
 mod open;
+mod park;
 mod pool;
 mod queue;
 mod recover;
@@ -36,8 +38,10 @@ use capstan_common::{
     time::Time,
     validate,
 };
+use delayed::Delayed;
+use park::Parked;
 use pool::{Life, Pool, Starts};
-use queue::{Queue, Queued};
+use queue::Queue;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -82,7 +86,8 @@ pub struct Function {
     /// Maps that may still send.
     maps: BTreeSet<CallId>,
     queue: Queue,
-    delayed: BTreeMap<(Time, CallId, u64), Queued>,
+    delayed: Delayed,
+    parked: Parked,
     pool: Pool,
     starts: Starts,
     interactive: Side,
@@ -97,23 +102,26 @@ pub struct Function {
     grants_seen: u64,
     unplaced: Option<Arc<str>>,
     decisions: VecDeque<Decision>,
+    /// When decisions that are in memory only are made durable.
+    decisions_due: Option<Time>,
     keys: BTreeMap<String, UsedKey>,
     key_ages: VecDeque<(Time, String)>,
     late_outcomes: u64,
 }
 
 impl Function {
-    /// A function's first deployment.
+    /// A function's first deployment, or the first after its removal. `before` is the last revision that ever was under its
+    /// name: a number names one revision only, so that a worker's old container is never taken for a new one.
     pub fn deploy(
         key: FunctionKey,
         epoch: Epoch,
         limits: Arc<Limits>,
         now: Time,
-        spec: Arc<FunctionSpec>,
+        (spec, before): (Arc<FunctionSpec>, Revision),
         out: &mut Output,
     ) -> Result<Self, Refusal> {
         validate::spec(&spec)?;
-        let deployed = Deployment { revision: Revision(1), spec, at: now };
+        let deployed = Deployment { revision: Revision(before.0 + 1), spec, at: now };
         out.records.push(Record::Deployed(deployed.clone()));
         out.urgent = true;
         let mut function = Self::new(key, epoch, limits, deployed, Overrides::default());
@@ -138,7 +146,8 @@ impl Function {
             tails: BTreeSet::new(),
             maps: BTreeSet::new(),
             queue: Queue::default(),
-            delayed: BTreeMap::new(),
+            delayed: Delayed::default(),
+            parked: Parked::default(),
             pool: Pool::default(),
             starts: Starts::default(),
             interactive: Side::default(),
@@ -150,6 +159,7 @@ impl Function {
             grants_seen: 0,
             unplaced: None,
             decisions: VecDeque::new(),
+            decisions_due: None,
             keys: BTreeMap::new(),
             key_ages: VecDeque::new(),
             late_outcomes: 0,
@@ -172,6 +182,7 @@ impl Function {
         self.dispatch(now, out);
         self.record_ends(now, out);
         self.load_tails(out);
+        self.fetch_parked(out);
         self.grant_credit(out);
         self.rescale(now, out);
     }
@@ -188,6 +199,8 @@ impl Function {
             Event::Cancel { call } => self.cancel(now, call, out),
             Event::Abandon { call } => self.abandon(now, call),
             Event::Loaded { call, number, payloads } => self.loaded(call, number, payloads),
+            Event::Unreadable { call, number, why } => self.unreadable(now, call, number, &why),
+            Event::Fetched(calls) => self.fetched(now, calls),
             Event::Granted { container, worker } => self.granted(now, container, worker, out),
             Event::Unplaced { reason } => self.unplaced = Some(reason),
             Event::GiveWay { count } => self.give_way(count, out),
@@ -233,13 +246,18 @@ impl Function {
         if self.removed {
             return;
         }
-        let calls: Vec<_> = self.calls.keys().copied().collect();
+        // What runs may end by itself; what waits ends as cancelled.
+        let calls: Vec<_> = self.calls.keys().copied().chain(self.parked.ids()).collect();
         for call in calls {
-            self.cancel(now, call, out);
+            self.abandon(now, call);
         }
         self.removed = true;
         self.retire_all(out);
-        out.records.push(Record::Removed);
+        for (_, key) in std::mem::take(&mut self.key_ages) {
+            self.keys.remove(&key);
+            out.records.push(Record::KeyFreed(key));
+        }
+        out.records.push(Record::Removed(self.deployed.revision));
         out.urgent = true;
     }
 
@@ -301,11 +319,8 @@ impl Function {
     }
 
     fn release_delayed(&mut self, now: Time) {
-        while let Some(entry) = self.delayed.first_entry() {
-            if entry.key().0 > now {
-                return;
-            }
-            self.queue.push_front(entry.remove());
+        while let Some(input) = self.delayed.pop_due(now) {
+            self.queue.push_front(input);
         }
     }
 
@@ -323,9 +338,12 @@ impl Function {
 
     /// The next time that the function wants an `Alarm`, if any.
     pub fn next_alarm(&self) -> Option<Time> {
-        let retry = self.delayed.first_key_value().map(|(key, _)| key.0);
+        let retry = self.delayed.next_due();
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
-        [retry, key, self.batch_due(), self.idle_due(), self.start_due()].into_iter().flatten().min()
+        [retry, key, self.decisions_due, self.batch_due(), self.idle_due(), self.start_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The function's name.
@@ -340,7 +358,7 @@ impl Function {
 
     /// Whether it was removed and nothing of it is left.
     pub fn is_gone(&self) -> bool {
-        self.removed && self.pool.is_empty()
+        self.removed && self.pool.is_empty() && self.calls.is_empty()
     }
 
     /// Whether it was removed.

@@ -40,6 +40,10 @@ impl Function {
         self.within_limits(opening.kind, count)?;
 
         let id = opening.call;
+        if self.parks(opening.kind) && matches!(opening.inputs, Inputs::Here(_)) {
+            self.open_parked(now, opening, out);
+            return Ok(id);
+        }
         let mut call = Call::new(id, opening.kind, now, opening.traceparent);
         call.fail_fast = opening.fail_fast;
         call.discard_outputs = opening.discard_outputs;
@@ -65,12 +69,7 @@ impl Function {
         let mut record = call.record(None);
         record.counts.total = count;
         out.records.push(Record::CallOpened(record, here.clone()));
-        if let Some((key, digest)) = opening.key {
-            let used = UsedKey { digest, call: id, at: now };
-            out.records.push(Record::KeyUsed(key.clone(), used.clone()));
-            self.key_ages.push_back((now, key.clone()));
-            self.keys.insert(key, used);
-        }
+        self.use_key(now, id, opening.key, out);
         self.calls.insert(id, call);
         self.shift(id, Place::Outside, Place::Pending, count);
         for (index, payload) in here.into_iter().enumerate() {
@@ -83,6 +82,27 @@ impl Function {
         }
         self.touched.insert(id);
         Ok(id)
+    }
+
+    /// A single background call that stays in the store until its turn comes.
+    fn open_parked(&mut self, now: Time, opening: Opening, out: &mut Output) {
+        let Inputs::Here(here) = opening.inputs else { return };
+        let id = opening.call;
+        let mut record = Call::new(id, opening.kind, now, opening.traceparent).record(None);
+        record.counts.total = here.len() as u64;
+        out.records.push(Record::CallOpened(record, here));
+        self.use_key(now, id, opening.key, out);
+        self.park(id);
+        out.urgent = true;
+        out.promises.push(Promise::Accepted { call: id });
+    }
+
+    fn use_key(&mut self, now: Time, call: CallId, key: Option<(String, [u8; 32])>, out: &mut Output) {
+        let Some((key, digest)) = key else { return };
+        let used = UsedKey { digest, call, at: now };
+        out.records.push(Record::KeyUsed(key.clone(), used.clone()));
+        self.key_ages.push_back((now, key.clone()));
+        self.keys.insert(key, used);
     }
 
     fn enqueue(&mut self, now: Time, call: CallId, index: u64, payload: Payload) {
@@ -213,7 +233,10 @@ impl Function {
                 done.push(*id);
                 continue;
             };
-            while bulk.loading.len() < LOADS_AT_ONCE && self.queue.waiting_of(*id) < HEAD_INPUTS {
+            let near = self.queue.waiting_of(*id);
+            // Where memory is full of other calls' inputs, a call keeps one segment near.
+            let most = if self.queue.bytes() < self.limits.head_bytes as u64 { HEAD_INPUTS } else { 1 };
+            while bulk.loading.len() < LOADS_AT_ONCE.min(most) && near < most {
                 let Some(segment) = bulk.tail.pop_front() else {
                     done.push(*id);
                     break;

@@ -55,9 +55,21 @@ pub struct Queue {
     turns: u32,
     /// Inputs in lanes that are in a ring.
     ready: usize,
+    /// Bytes of all inputs in lanes.
+    bytes: u64,
 }
 
 impl Queue {
+    /// Bytes of payloads that wait in memory.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Background calls with inputs that could leave now.
+    pub fn background_calls(&self) -> usize {
+        self.background.len()
+    }
+
     /// Opens a call's lane; at most `running_max` of its inputs leave before others of it end.
     pub fn open(&mut self, call: CallId, interactive: bool, running_max: u32) {
         self.lanes.insert(call, Lane { interactive, ready: VecDeque::new(), running: 0, running_max, in_ring: false });
@@ -66,13 +78,17 @@ impl Queue {
     /// Closes a call's lane and gives back what waited in it.
     pub fn close(&mut self, call: CallId) -> VecDeque<Queued> {
         self.leave_ring(call);
-        self.lanes.remove(&call).map_or_else(VecDeque::new, |lane| lane.ready)
+        let ready = self.lanes.remove(&call).map_or_else(VecDeque::new, |lane| lane.ready);
+        self.bytes -= bytes_of(&ready);
+        ready
     }
 
     /// Takes out what waits in a call's lane; the lane stays.
     pub fn drain(&mut self, call: CallId) -> VecDeque<Queued> {
         self.leave_ring(call);
-        self.lanes.get_mut(&call).map_or_else(VecDeque::new, |lane| std::mem::take(&mut lane.ready))
+        let ready = self.lanes.get_mut(&call).map_or_else(VecDeque::new, |lane| std::mem::take(&mut lane.ready));
+        self.bytes -= bytes_of(&ready);
+        ready
     }
 
     /// Adds an input at the end of its call's lane.
@@ -90,6 +106,7 @@ impl Queue {
         let Some(lane) = self.lanes.get_mut(&call) else {
             return;
         };
+        self.bytes += input.payload.held();
         if front {
             lane.ready.push_front(input);
         } else {
@@ -112,6 +129,7 @@ impl Queue {
         let lane = self.lanes.get_mut(&call)?;
         let position = lane.ready.iter().position(|q| q.index == index)?;
         let taken = lane.ready.remove(position);
+        self.bytes -= taken.as_ref().map_or(0, |input| input.payload.held());
         if lane.in_ring {
             self.ready -= 1;
             if lane.ready.is_empty() {
@@ -201,7 +219,9 @@ impl Queue {
             self.ready -= lane.ready.len();
             let room = (lane.running_max - lane.running) as usize;
             let turn = left.min(room).min(QUANTUM).min(lane.ready.len());
+            let from = out.len();
             out.extend(lane.ready.drain(..turn));
+            self.bytes -= out[from..].iter().map(|input| input.payload.held()).sum::<u64>();
             lane.running += turn as u32;
             left -= turn;
             self.enter_ring(call);
@@ -215,6 +235,10 @@ impl Queue {
         if in_rings != self.ready {
             return Err(format!("queue counts {} ready, has {in_rings}", self.ready));
         }
+        let bytes: u64 = self.lanes.values().map(|lane| bytes_of(&lane.ready)).sum();
+        if bytes != self.bytes {
+            return Err(format!("queue counts {} bytes, has {bytes}", self.bytes));
+        }
         for (call, lane) in &self.lanes {
             let should = !lane.ready.is_empty() && lane.running < lane.running_max;
             if should != lane.in_ring {
@@ -223,6 +247,10 @@ impl Queue {
         }
         Ok(())
     }
+}
+
+fn bytes_of(inputs: &VecDeque<Queued>) -> u64 {
+    inputs.iter().map(|input| input.payload.held()).sum()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::{
     queue::Queued,
 };
 use crate::{
+    decision::Decision,
     effect::Output,
     limits::Limits,
     record::{CallRecord, Deployment, Tries, UsedKey},
@@ -13,7 +14,7 @@ use crate::{
 use capstan_common::{
     call::{CallKind, Counts},
     function::Overrides,
-    id::{Epoch, FunctionKey},
+    id::{CallId, Epoch, FunctionKey},
     input::Payload,
     time::Time,
 };
@@ -30,8 +31,12 @@ pub struct Recovery {
     pub overrides: Overrides,
     /// Calls that had not ended.
     pub calls: Vec<RecoveredCall>,
+    /// Single background calls that had not begun, behind those in `calls`: only their ids are read.
+    pub parked: Vec<CallId>,
     /// Idempotency keys in use.
     pub keys: Vec<(String, UsedKey)>,
+    /// Scale decisions, oldest first.
+    pub decisions: Vec<Decision>,
 }
 
 /// What the store has of a call that had not ended.
@@ -60,6 +65,7 @@ impl Function {
         let mut function = Self::new(recovery.key, epoch, limits, recovery.deployed, recovery.overrides);
         function.now = now;
         function.holding = true;
+        function.decisions = recovery.decisions.into();
         let mut keys = recovery.keys;
         keys.sort_by(|a, b| (a.1.at, &a.0).cmp(&(b.1.at, &b.0)));
         if mutated!(function.limits.mutant, KEY_FORGOTTEN) {
@@ -72,6 +78,7 @@ impl Function {
         for call in recovery.calls {
             function.recover_call(now, call, out);
         }
+        recovery.parked.into_iter().for_each(|call| function.park(call));
         function.conclude(now, out);
         function
     }

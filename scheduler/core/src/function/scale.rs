@@ -4,11 +4,14 @@ use super::{Function, pool::Life};
 use crate::{
     decision::{Decision, Facts},
     effect::{Demand, Effect, Notice, Output},
+    record::Record,
 };
 use capstan_common::time::Time;
 
 /// Decisions kept for `explain`.
 const KEPT_DECISIONS: usize = 128;
+/// Decisions are made durable together, so long after the first of them.
+const RECORD_DECISIONS_MS: u64 = 1_000;
 /// Decisions of one kind that follow each other faster than this are told as one.
 const SAME_DECISION_MS: u64 = 100;
 
@@ -39,12 +42,17 @@ impl Function {
         }
         self.stop_idle(now, out);
         self.tell_demand(now, out);
+        if self.decisions_due.is_some_and(|due| due <= now) {
+            self.decisions_due = None;
+            out.records.push(Record::Decisions(self.decisions.iter().cloned().collect()));
+        }
     }
 
     fn decide(&mut self, now: Time, wanted: u32, reason: &'static str, facts: Facts, out: &mut Output) {
         let from = self.wanted;
         self.wanted = wanted;
         let rising = wanted > from;
+        self.decisions_due = self.decisions_due.or(Some(now.plus_ms(RECORD_DECISIONS_MS)));
         if let Some(last) = self.decisions.back_mut() {
             let same = last.reason == reason && (last.to > last.from) == rising;
             if same && now.since_ms(last.at) < SAME_DECISION_MS {
@@ -56,7 +64,7 @@ impl Function {
         if self.decisions.len() == KEPT_DECISIONS {
             self.decisions.pop_front();
         }
-        self.decisions.push_back(Decision { at: now, from, to: wanted, reason, facts });
+        self.decisions.push_back(Decision { at: now, from, to: wanted, reason: reason.into(), facts });
         out.effects.push(Effect::Notice(Notice::Scaled { from, to: wanted, reason }));
     }
 

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     effect::{Effect, Notice, Output, Promise},
-    record::{Entry, PastAttempt, Record},
+    event::FailFast,
+    record::{Entry, PastAttempt, Record, Segment},
 };
 use bytes::Bytes;
 use capstan_common::{
@@ -121,7 +122,7 @@ impl Function {
         out: &mut Output,
     ) {
         let retries = self.deployed.spec.retries.clone();
-        let cancelled = self.calls.get(&input.call).is_none_or(|c| c.cancelled);
+        let cancelled = self.is_unwanted(&input);
         let allowed = retries.max_retries + u32::from(mutated!(self.limits.mutant, ONE_RETRY_TOO_MANY));
         if input.failures() >= allowed || cancelled {
             self.end(now, &input, Place::Running, Outcome::Failed(failure), attempt);
@@ -137,11 +138,15 @@ impl Function {
         if self.without_payload(&input) {
             return;
         }
-        self.delayed.insert((due, input.call, input.index), input);
+        self.delayed.add(due, input);
     }
 
     /// The attempt was lost without the function's fault: it goes back to the front, a bounded number of times.
     pub(super) fn attempt_lost(&mut self, now: Time, mut input: Queued, why: &str, attempt: Attempt, out: &mut Output) {
+        if self.is_unwanted(&input) {
+            self.end(now, &input, Place::Running, Outcome::Cancelled, attempt);
+            return;
+        }
         let losses = input.tries.as_ref().map_or(0, |t| t.losses) + 1;
         if losses > self.limits.losses {
             let failure = Failure::new(
@@ -157,12 +162,23 @@ impl Function {
         tries.remember(attempt.past(now, true, why));
         self.record_attempt(&input, out);
         if !mutated!(self.limits.mutant, INPUT_DROPPED_WITH_CONTAINER) {
-            self.give_back(input);
+            self.give_back(now, input);
         }
     }
 
+    /// Whether nobody waits for the input any more: its call was cancelled, or its client went away.
+    fn is_unwanted(&self, input: &Queued) -> bool {
+        let kept = mutated!(self.limits.mutant, UNWANTED_RUNS_AGAIN);
+        self.calls.get(&input.call).is_none_or(|call| call.cancelled) && !kept
+    }
+
     /// The attempt never began: it goes back to the front and does not count.
-    pub(super) fn give_back(&mut self, input: Queued) {
+    pub(super) fn give_back(&mut self, now: Time, input: Queued) {
+        if self.is_unwanted(&input) {
+            let nobody = Attempt { container: ContainerId(0), given: now, run_us: 0 };
+            self.end(now, &input, Place::Running, Outcome::Cancelled, nobody);
+            return;
+        }
         self.shift(input.call, Place::Running, Place::Pending, 1);
         if !self.without_payload(&input) {
             self.queue.push_front(input);
@@ -172,7 +188,7 @@ impl Function {
     /// An adopted input whose segment is not loaded yet comes back with that segment.
     fn without_payload(&mut self, input: &Queued) -> bool {
         let Some(bulk) = self.calls.get_mut(&input.call).and_then(|c| c.bulk.as_mut()) else {
-            return false;
+            return self.waits_for_payload(input);
         };
         if !bulk.adopted.remove(&input.index) {
             return false;
@@ -254,7 +270,7 @@ impl Function {
         for held in back.unwrap_or_default().into_iter().rev() {
             self.queue.release(held.input.call, 1);
             if !mutated!(self.limits.mutant, INPUT_DROPPED_WHEN_RETURNED) {
-                self.give_back(held.input);
+                self.give_back(now, held.input);
             }
         }
         self.after_work(id, out);
@@ -263,16 +279,41 @@ impl Function {
     /// Ends a call: what waits ends as cancelled, what runs is interrupted (RELIABILITY I9).
     pub(super) fn cancel(&mut self, now: Time, id: CallId, out: &mut Output) {
         self.abandon(now, id);
+        self.abort_running(now, id, 0, out);
+    }
+
+    /// Ends a map behind one of its inputs: nothing more arrives, what waits or runs there ends as cancelled.
+    fn cut_behind(&mut self, now: Time, id: CallId, index: u64, out: &mut Output) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.closed = true;
+        self.end_credit(id);
+        let nobody = Attempt { container: ContainerId(0), given: now, run_us: 0 };
+        for input in self.queue.drain(id) {
+            if input.index < index {
+                self.queue.push_back(input);
+            } else {
+                self.end(now, &input, Place::Pending, Outcome::Cancelled, nobody);
+            }
+        }
+        for input in self.delayed.drain(id, index + 1) {
+            self.end(now, &input, Place::Pending, Outcome::Cancelled, nobody);
+        }
+        self.abort_running(now, id, index + 1, out);
+    }
+
+    fn abort_running(&mut self, now: Time, id: CallId, from: u64, out: &mut Output) {
+        let holds = |l: &Lease| l.input.call == id && l.input.index >= from;
         let holders: Vec<ContainerId> =
-            self.pool.iter().filter(|(_, c)| c.leases.values().any(|l| l.input.call == id)).map(|(id, _)| id).collect();
+            self.pool.iter().filter(|(_, c)| c.leases.values().any(holds)).map(|(id, _)| id).collect();
         for container in holders {
-            self.abort(now, container, id, out);
+            self.abort(now, container, id, from, out);
         }
         out.urgent = true;
     }
 
     /// A call's client went away: what waits ends as cancelled, what runs may end by itself.
     pub(super) fn abandon(&mut self, now: Time, id: CallId) {
+        self.unpark_to_end(id);
         let Some(call) = self.calls.get_mut(&id).filter(|c| !c.cancelled) else {
             return;
         };
@@ -285,10 +326,10 @@ impl Function {
         }
     }
 
-    fn abort(&mut self, now: Time, id: ContainerId, call: CallId, out: &mut Output) {
+    fn abort(&mut self, now: Time, id: ContainerId, call: CallId, from: u64, out: &mut Output) {
         let aborted = self.pool.change(id, |container| {
-            let leases: Vec<LeaseId> =
-                container.leases.iter().filter(|(_, l)| l.input.call == call).map(|(id, _)| *id).collect();
+            let of_call = container.leases.iter().filter(|(_, l)| l.input.call == call && l.input.index >= from);
+            let leases: Vec<LeaseId> = of_call.map(|(id, _)| *id).collect();
             let mut held = Vec::with_capacity(leases.len());
             for lease in &leases {
                 if let Some(lease) = container.leases.remove(lease) {
@@ -297,6 +338,8 @@ impl Function {
                 }
             }
             container.since = now;
+            // What was begun and cut off has used a container up that takes one input only.
+            container.served += u64::from(!held.is_empty());
             (leases, held)
         });
         let Some((leases, held)) = aborted else { return };
@@ -315,24 +358,27 @@ impl Function {
         for input in self.queue.drain(id) {
             self.end(now, &input, Place::Pending, outcome.clone(), nobody);
         }
-        let delayed: Vec<_> = self.delayed.keys().filter(|key| key.1 == id).copied().collect();
-        for key in delayed {
-            if let Some(input) = self.delayed.remove(&key) {
-                self.end(now, &input, Place::Pending, outcome.clone(), nobody);
-            }
+        for input in self.delayed.drain(id, 0) {
+            self.end(now, &input, Place::Pending, outcome.clone(), nobody);
         }
         self.end_tail(now, id, outcome);
     }
 
     fn end_tail(&mut self, now: Time, id: CallId, outcome: &Outcome) {
         self.tails.remove(&id);
+        let Some(bulk) = self.calls.get_mut(&id).and_then(|call| call.bulk.as_mut()) else { return };
+        let mut unloaded: Vec<_> = std::mem::take(&mut bulk.loading).into_values().collect();
+        unloaded.extend(std::mem::take(&mut bulk.tail));
+        self.end_segments(now, id, unloaded, outcome);
+    }
+
+    /// Ends what waits of segments that are not in memory, as runs of neighbours.
+    pub(super) fn end_segments(&mut self, now: Time, id: CallId, segments: Vec<Segment>, outcome: &Outcome) {
         let Some(call) = self.calls.get_mut(&id) else { return };
         let submitted = call.created;
         let Some(bulk) = call.bulk.as_mut() else { return };
-        let mut unloaded: Vec<_> = std::mem::take(&mut bulk.loading).into_values().collect();
-        unloaded.extend(std::mem::take(&mut bulk.tail));
         let mut ended = 0;
-        for segment in unloaded {
+        for segment in segments {
             let to = segment.first + u64::from(segment.count);
             let mut settled = bulk.ended.clone();
             bulk.adopted.range(segment.first..to).for_each(|held| settled.add(*held, 1));
@@ -359,16 +405,19 @@ impl Function {
 
     /// Turns this step's ends into records and promises; calls that are over leave.
     pub(super) fn record_ends(&mut self, now: Time, out: &mut Output) {
-        let mut failing: Vec<CallId> = Vec::new();
+        let mut failing: Vec<(CallId, FailFast, u64)> = Vec::new();
         for id in &self.touched {
             let Some(call) = self.calls.get(id) else { continue };
-            let failed = call.settling.iter().any(|e| matches!(e.outcome, Outcome::Failed(_)));
-            if call.fail_fast && failed && !call.cancelled {
-                failing.push(*id);
-            }
+            let failed = call.settling.iter().filter(|e| matches!(e.outcome, Outcome::Failed(_)));
+            let first = failed.map(|e| e.index).min();
+            failing.extend(first.filter(|_| !call.cancelled).map(|first| (*id, call.fail_fast, first)));
         }
-        for id in failing {
-            self.cancel(now, id, out);
+        for (id, fail_fast, first) in failing {
+            match fail_fast {
+                FailFast::No => {}
+                FailFast::AtOnce => self.cancel(now, id, out),
+                FailFast::InOrder => self.cut_behind(now, id, first, out),
+            }
         }
         for id in std::mem::take(&mut self.touched) {
             let Some(call) = self.calls.get_mut(&id) else { continue };

@@ -137,7 +137,7 @@ impl Function {
         out.effects.push(Effect::Release(id));
         let detail = ending.sentence();
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: detail.clone() }));
-        let ordered = container.life == Life::Stopping;
+        let ordered = container.life == Life::Stopping || ending.ordered;
         let useless = container.served == 0 && begun.is_empty();
         if !ordered && (container.life == Life::Starting || useless) && container.revision == self.deployed.revision {
             self.start_failed(now, id, &container, detail.clone(), out);
@@ -146,7 +146,7 @@ impl Function {
             let attempt = Attempt { container: id, given, run_us: now.since_us(given) };
             self.queue.release(input.call, 1);
             if !begun.contains(&lease) {
-                self.give_back(input);
+                self.give_back(now, input);
             } else if ordered {
                 self.attempt_lost(now, input, &detail, attempt, out);
             } else {
@@ -167,8 +167,9 @@ impl Function {
         }
         let message = format!("no container would start in {} tries: {detail}", self.starts.failed);
         let outcome = Outcome::Failed(Failure::new(FailureKind::Startup, "StartupFailed", message));
-        let calls: Vec<CallId> = self.calls.keys().copied().collect();
+        let calls: Vec<CallId> = self.calls.keys().copied().chain(self.parked.ids()).collect();
         for call in calls {
+            self.unpark_to_end(call);
             self.end_waiting(now, call, &outcome);
         }
     }

@@ -1,12 +1,14 @@
 //! What a function's actor is told and asked, and what it does with each.
 
 use super::{FunctionActor, Pledge};
-use crate::{actor::watch::Watcher, clock};
+use crate::{actor::watch::Watcher, clock, store::layout};
 use actix::prelude::*;
 use capstan_common::{
     function::FunctionSpec,
-    id::CallId,
+    id::{CallId, Revision, WorkerId},
+    order::Order,
     refusal::{Code, Refusal},
+    report::Held,
 };
 use capstan_scheduler_core::{
     effect::Promise,
@@ -14,12 +16,24 @@ use capstan_scheduler_core::{
     function::Function,
 };
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Things happened.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Happen(pub Vec<Event>);
+
+/// A worker's link was made anew: what it holds of this function, and the way for orders to it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Joined {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Its new link.
+    pub orders: mpsc::Sender<Order>,
+    /// What it holds.
+    pub held: Vec<Held>,
+}
 
 /// The time that the core named may have come.
 #[derive(Message)]
@@ -92,7 +106,7 @@ impl Actor for FunctionActor {
 impl StreamHandler<()> for FunctionActor {
     fn handle(&mut self, (): (), ctx: &mut Context<Self>) {
         let pledges = self.under_way.take().unwrap_or_default();
-        self.keep(pledges);
+        self.keep(pledges, ctx);
         self.flush(ctx);
         self.set_alarm();
         self.end_if_gone(ctx);
@@ -106,6 +120,16 @@ impl Handler<Happen> for FunctionActor {
             // Events from workers and the autoscaler are facts: nobody waits for a refusal.
             let _ = self.step(event, ctx);
         }
+        self.end_if_gone(ctx);
+    }
+}
+
+impl Handler<Joined> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, joined: Joined, ctx: &mut Context<Self>) {
+        self.links.insert(joined.worker.clone(), joined.orders);
+        // A function that does not exist yet holds nothing.
+        let _ = self.step(Event::Inventory { worker: joined.worker, held: joined.held }, ctx);
         self.end_if_gone(ctx);
     }
 }
@@ -164,7 +188,10 @@ impl FunctionActor {
             return Ok(new);
         }
         let (key, env) = (self.key.clone(), self.env.clone());
-        let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), deploy.spec, &mut self.out)?;
+        let last = env.store.get(&layout::tombstone(&key)).ok().flatten();
+        let before = Revision(last.map_or(0, |value| layout::decode(&value).unwrap_or(0)));
+        let spec = (deploy.spec, before);
+        let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), spec, &mut self.out)?;
         self.core = Some(core);
         self.perform(ctx);
         Ok(new)

@@ -2,7 +2,7 @@
 
 mod messages;
 
-pub use messages::{Ask, Deploy, Happen, Open, Pass, Ring, Tell, Watch};
+pub use messages::{Ask, Deploy, Happen, Joined, Open, Pass, Ring, Tell, Watch};
 
 use super::{
     alarm::{AlarmActor, Set},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock,
-    store::{Store, layout},
+    store::{Change, Store, StoreError, layout, load},
     telemetry::Telemetry,
 };
 use actix::prelude::*;
@@ -56,6 +56,20 @@ pub struct Env {
     pub alarm: Addr<AlarmActor>,
     /// What is seen from outside.
     pub telemetry: Arc<Telemetry>,
+}
+
+impl Env {
+    /// Remembers a worker, and whether it drains; without `draining`, as it was. Answers whether it drains. What is known
+    /// already is not written again, so that a full disk keeps no worker out.
+    pub async fn remember_worker(&self, worker: &WorkerId, draining: Option<bool>) -> Result<bool, StoreError> {
+        let key = layout::worker(&worker.0);
+        let known = self.store.get(&key)?.map(|value| layout::worker_drains(&value));
+        let drains = draining.or(known).unwrap_or(false);
+        if known != Some(drains) {
+            self.committer.write(vec![Change::Put(key, layout::worker_value(drains))]).await?;
+        }
+        Ok(drains)
+    }
 }
 
 /// What is owed once records are durable.
@@ -180,8 +194,8 @@ impl FunctionActor {
             Some(link) => link.clone(),
             None => match self.env.registry.link(worker) {
                 Some(link) => {
-                    self.links.insert(worker.clone(), link.clone());
-                    link
+                    self.links.insert(worker.clone(), link.orders.clone());
+                    link.orders
                 }
                 None => return,
             },
@@ -212,10 +226,28 @@ impl FunctionActor {
             Ok(Ok(payloads)) => drop(actor.step(Event::Loaded { call, number, payloads }, ctx)),
             Ok(Err(error)) => {
                 tracing::error!(%call, number, error = &error as &dyn std::error::Error, "a segment of inputs cannot be read");
+                let why = format!("its segment of inputs cannot be read: {error}").into();
+                drop(actor.step(Event::Unreadable { call, number, why }, ctx));
             }
+            // The process ends.
             Err(_) => {}
         });
         ctx.spawn(loaded);
+    }
+
+    /// Reads single calls that waited in the store.
+    fn fetch(&self, calls: Vec<CallId>, ctx: &mut Context<Self>) {
+        let store = self.env.store.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            calls.into_iter().map(|call| load::fetch(&*store, call)).collect::<Vec<_>>()
+        });
+        let fetched = reading.into_actor(self).map(|read, actor: &mut Self, ctx| {
+            // If there is no answer the process ends.
+            if let Ok(calls) = read {
+                drop(actor.step(Event::Fetched(calls), ctx));
+            }
+        });
+        ctx.spawn(fetched);
     }
 
     /// Hands records to the committer, one group at a time: what comes meanwhile makes the next group.
@@ -225,7 +257,7 @@ impl FunctionActor {
         }
         if self.records.is_empty() {
             let pledges = std::mem::take(&mut self.pledges);
-            self.keep(pledges);
+            self.keep(pledges, ctx);
             return;
         }
         if !self.urgent && self.pledges.is_empty() {
@@ -250,10 +282,10 @@ impl FunctionActor {
     }
 
     /// Records are durable: do what was promised.
-    fn keep(&mut self, pledges: Vec<Pledge>) {
+    fn keep(&mut self, pledges: Vec<Pledge>, ctx: &mut Context<Self>) {
         for pledge in pledges {
             match pledge {
-                Pledge::Core(promise) => self.keep_promise(promise),
+                Pledge::Core(promise) => self.keep_promise(promise, ctx),
                 // A client that went away does not wait for its answer.
                 Pledge::Answer(waiting) => {
                     let _ = waiting.send(());
@@ -262,8 +294,9 @@ impl FunctionActor {
         }
     }
 
-    fn keep_promise(&mut self, promise: Promise) {
+    fn keep_promise(&mut self, promise: Promise, ctx: &mut Context<Self>) {
         match promise {
+            Promise::Fetch { calls } => self.fetch(calls, ctx),
             Promise::Accepted { call } => {
                 for waiting in self.accepting.remove(&call).unwrap_or_default() {
                     // As above.
@@ -293,7 +326,7 @@ impl FunctionActor {
         }
         self.alarm_at = Some(at);
         if let Some(function) = self.own_address() {
-            let set = Set { at, function };
+            let set = Set { at, key: self.key.clone(), function };
             if let Err(SendError::Full(set)) = self.env.alarm.try_send(set) {
                 actix::spawn(self.env.alarm.send(set));
             }

@@ -221,7 +221,7 @@ impl Embedded {
             whole = large;
             chunk = &whole;
         }
-        let (mut live, mut at, mut ended) = (Vec::new(), 0, true);
+        let (mut live, mut at, mut ended) = (Vec::new(), 0, false);
         while let Some((frame, _)) = frame::read(oldest.salt, &chunk[at..]) {
             ended = frame.len() == frame::FRAME_HEAD;
             live.extend(self.live_in(oldest.number, from + at as u64, frame));
@@ -229,6 +229,11 @@ impl Embedded {
             if ended {
                 break;
             }
+        }
+        if at == 0 {
+            // Every file but the last has an end frame: what cannot be read here is damage, and the file must stay.
+            let what = format!("{} is damaged at byte {from}; restore the folder from a backup", oldest.path.display());
+            return Err(StoreError::Damaged(what));
         }
         if !live.is_empty() {
             self.append(log, &live)?;
@@ -274,7 +279,8 @@ impl Index {
 }
 
 fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, Opened), StoreError> {
-    let paths = LogFile::list(folder).map_err(StoreError::Read)?;
+    let mut paths = LogFile::list(folder).map_err(StoreError::Read)?;
+    drop_unbegun(&mut paths)?;
     let mut log = Log { files: VecDeque::new(), end: FILE_HEAD, sequence: 0, moved: 0, buffer: Vec::new() };
     let mut opened = Opened::default();
     let mut first = true;
@@ -303,6 +309,20 @@ fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, 
     }
     opened.keys = index.places.len();
     Ok((log, opened))
+}
+
+/// A crash in the middle of rolling leaves a last file that nothing was written to, and perhaps a file before it without an
+/// end: that one is then the last.
+fn drop_unbegun(paths: &mut Vec<PathBuf>) -> Result<(), StoreError> {
+    let Some(last) = paths.last().filter(|_| paths.len() > 1) else { return Ok(()) };
+    let mut head = [0u8; frame::FRAME_HEAD];
+    let file = File::open(last).map_err(StoreError::Read)?;
+    let got = file.read_at(&mut head, FILE_HEAD).map_err(StoreError::Read)?;
+    if head[..got].iter().all(|b| *b == 0) {
+        std::fs::remove_file(last).map_err(StoreError::Unknown)?;
+        paths.pop();
+    }
+    Ok(())
 }
 
 /// One below the sequence of the file's first frame: older files may be gone.

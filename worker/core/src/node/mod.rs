@@ -21,6 +21,11 @@ use std::{collections::BTreeMap, sync::Arc};
 /// An input that was fed ahead and has not begun after so long goes back: the guess of short runs was wrong.
 const AHEAD_MS: u64 = 200;
 
+/// How long a server may take to end whose input was cut off (RELIABILITY F20: deadline, TERM, grace, KILL).
+const SPOILT_GRACE_MS: u32 = 500;
+/// The type of a failure whose connection broke without an answer.
+pub const CONNECTION_BROKEN: &str = "ConnectionBroken";
+
 /// What happens to a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -327,7 +332,8 @@ impl Node {
         out: &mut Vec<Effect>,
     ) {
         let Some(container) = self.containers.get_mut(&id) else { return };
-        let interrupted = |r: &Result<Payload, Failure>| matches!(r, Err(f) if f.kind == FailureKind::Crashed);
+        let cut_off = |f: &Failure| f.kind == FailureKind::Crashed || f.error_type == CONNECTION_BROKEN;
+        let interrupted = |r: &Result<Payload, Failure>| matches!(r, Err(f) if cut_off(f));
         if container.life == Life::Stopping && results.iter().any(|(_, r)| interrupted(r)) {
             // Cut off by the stop: its container's end tells of it, and it does not count as the function's failure.
             return;
@@ -371,7 +377,7 @@ impl Node {
             self.tell(Report::Returned { container: id, leases, reason: why.into(), closed: true }, out);
         }
         if empty {
-            out.push(Effect::Terminate { container: id, grace_ms: 0, reason: why.into() });
+            out.push(Effect::Terminate { container: id, grace_ms: SPOILT_GRACE_MS, reason: why.into() });
         }
     }
 
@@ -423,11 +429,13 @@ impl Node {
         }
     }
 
-    fn exited(&mut self, id: ContainerId, ending: Ending, out: &mut Vec<Effect>) {
+    fn exited(&mut self, id: ContainerId, mut ending: Ending, out: &mut Vec<Effect>) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         if matches!(container.life, Life::Gone(..)) {
             return;
         }
+        let drained = container.life == Life::Draining && container.running.is_empty();
+        ending.ordered = container.life == Life::Stopping || drained;
         self.used = self.used.minus(container.start.spec.amount());
         let begun: Vec<LeaseId> = container.running.values().flat_map(|r| &r.held).map(|h| h.lease).collect();
         container.running.clear();

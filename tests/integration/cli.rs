@@ -1,0 +1,124 @@
+//! The command line against a running scheduler: what it prints, and how it exits.
+
+use crate::fresh;
+use capstan_tests::real::{Up, binary, spec};
+use serde_json::{Value, json};
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+/// Runs `capstan` with arguments and standard input.
+fn capstan(url: &str, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(binary("capstan").unwrap())
+        .args(["--url", url])
+        .args(arguments)
+        // A proxy of the environment is not for this machine.
+        .env("http_proxy", "http://127.0.0.1:9")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that reads no input has closed its end.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", out(output)))
+}
+
+async fn served() -> (tempfile::TempDir, Up) {
+    let (folder, up) = fresh(&[]);
+    up.deploy("cat", spec(&["cat"], "exec", json!({}))).await.unwrap();
+    up.deploy("no", spec(&["sh", "-c", "echo ohno >&2; exit 1"], "exec", json!({}))).await.unwrap();
+    (folder, up)
+}
+
+#[tokio::test]
+async fn every_exit_code_says_what_went_wrong() {
+    let (folder, up) = served().await;
+    let run = |arguments: &[&str]| capstan(&up.url, arguments, "");
+    let good = run(&["invoke", "cat", "{\"a\":1}"]);
+    assert_eq!((code(&good), out(&good).trim()), (0, "{\"a\":1}"));
+    let failed = run(&["invoke", "no", "1"]);
+    assert_eq!(code(&failed), 1);
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("ohno"));
+    assert_eq!(code(&run(&["invoke"])), 2);
+    assert_eq!(code(&run(&["invoke", "nothing", "1"])), 3);
+    assert_eq!(code(&run(&["autoscaler", "cat", "--min", "5", "--max", "1"])), 3);
+    assert_eq!(code(&run(&["autoscaler", "cat", "--reset", "speed"])), 2);
+    assert_eq!(code(&capstan("http://127.0.0.1:9", &["functions"], "")), 4);
+    let open =
+        capstan("", &["up", "--listen", "0.0.0.0:0", "--data-dir", folder.path().join("x").to_str().unwrap()], "");
+    assert_eq!(code(&open), 2, "{}", String::from_utf8_lossy(&open.stderr));
+    let taken = capstan("", &["up", "--listen", "127.0.0.1:0", "--data-dir", up.data.to_str().unwrap()], "");
+    assert_eq!(code(&taken), 3, "{}", String::from_utf8_lossy(&taken.stderr));
+}
+
+#[tokio::test]
+async fn json_is_what_the_interface_answered() {
+    let (folder, up) = served().await;
+    let run = |arguments: &[&str]| json_of(&capstan(&up.url, &[arguments, &["--json"]].concat(), "1\n2\n"));
+    let spawned = run(&["spawn", "cat", "--file", "-"]);
+    let id = spawned["call_id"].as_str().unwrap().to_owned();
+    assert_eq!(spawned["inputs"], 2);
+    let results = capstan(&up.url, &["results", &id, "--wait"], "");
+    assert_eq!((code(&results), out(&results).lines().count()), (0, 2));
+    assert_eq!(run(&["call", &id])["state"], "succeeded");
+    assert_eq!(run(&["calls"])["calls"][0]["id"], id.as_str());
+    assert_eq!(run(&["functions"])["functions"][0]["name"], "cat");
+    assert_eq!(run(&["workers"])["workers"][0]["state"], "ready");
+    assert_eq!(run(&["containers", "--namespace", "nobody"])["containers"], json!([]));
+    assert_eq!(run(&["autoscaler", "cat", "--max", "3"])["effective"]["max_containers"], 3);
+    assert_eq!(run(&["autoscaler", "cat", "--reset", "max"])["overrides"], json!({}));
+    assert!(run(&["explain", "cat"])["decisions"].is_array());
+    assert_eq!(run(&["explain", &id, "1"])["state"], "succeeded");
+    assert!(run(&["config"])["scheduler.listen"]["value"].is_string());
+    let manifest = folder.path().join("f.toml");
+    std::fs::write(&manifest, "name = 'toml'\nprotocol = 'exec'\n[runtime.process]\ncommand = ['cat']\n").unwrap();
+    assert_eq!(run(&["deploy", manifest.to_str().unwrap()])[0]["name"], "toml");
+    assert_eq!(run(&["remove", "toml"])["removed"], "toml");
+}
+
+#[tokio::test]
+async fn a_map_is_judged_by_its_errors_and_not_by_what_outputs_look_like() {
+    let (_folder, up) = served().await;
+    let looks_wrong = "{\"error\":1}\n{\"error\":null}\n";
+    let good = capstan(&up.url, &["map", "cat"], looks_wrong);
+    assert_eq!((code(&good), out(&good).lines().count()), (0, 2), "{}", out(&good));
+    assert_eq!(code(&capstan(&up.url, &["map", "no", "--collect"], "1\n")), 1);
+    assert_eq!(code(&capstan(&up.url, &["map", "cat"], "1\nnot json\n")), 3);
+}
+
+#[test]
+fn the_demo_runs_anywhere_and_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let inputs = folder.path().join("inputs");
+    std::fs::create_dir(&inputs).unwrap();
+    for n in 0..20 {
+        std::fs::write(inputs.join(format!("{n}.txt")), "some words\n".repeat(n)).unwrap();
+    }
+    let demo = Command::new(binary("capstan").unwrap())
+        .args(["demo", "--inputs"])
+        .arg(&inputs)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let told = out(&demo);
+    assert_eq!(code(&demo), 0, "{told}{}", String::from_utf8_lossy(&demo.stderr));
+    for part in ["20 (0 failed)", "cold start", "containers over time", "explain"] {
+        assert!(told.contains(part), "{part} is not in\n{told}");
+    }
+}

@@ -25,6 +25,9 @@ pub struct FunctionSpec {
     /// How many inputs a container takes at once.
     #[serde(default)]
     pub concurrency: Concurrency,
+    /// Its part of what its namespace gets of a full cluster, against other functions' weights.
+    #[serde(default = "one")]
+    pub weight: u32,
     /// Inputs collected into batches.
     #[serde(default)]
     pub batching: Option<Batching>,

@@ -92,6 +92,8 @@ fn limits(spec: &FunctionSpec, findings: &mut Findings) {
             format!("must be from 1 to {MAX_TIMEOUT_S} seconds, is {seconds}")
         });
     }
+    findings
+        .check((1..=1000).contains(&spec.weight), "/weight", || format!("must be from 1 to 1000, is {}", spec.weight));
     let resources = &spec.resources;
     findings.check((1..=16 * 1024 * 1024).contains(&resources.memory_mib), "/resources/memory_mib", || {
         format!("must be from 1 to 16777216, is {}", resources.memory_mib)

@@ -71,6 +71,12 @@ pub struct Demand {
     pub gpu: Vec<String>,
     /// Idle containers above the minimum, which could give way.
     pub spare: u32,
+    /// Containers that take nothing new and will leave.
+    pub leaving: u32,
+    /// Containers that are never taken away.
+    pub min: u32,
+    /// What the function weighs against others of its namespace.
+    pub weight: u32,
 }
 
 /// Something an operator may want to see.

@@ -1,6 +1,6 @@
 //! Events: what a core is told.
 
-use crate::record::Segment;
+use crate::{decision::Waiting, record::Segment};
 use capstan_common::{
     call::CallKind,
     container::{Ending, Phase},
@@ -80,14 +80,15 @@ pub enum Event {
         worker: WorkerId,
     },
     /// The autoscaler cannot place what is missing.
-    Unplaced {
-        /// Why, in words.
-        reason: Arc<str>,
-    },
-    /// Others wait: give up idle containers.
+    Unplaced(Waiting),
+    /// Others wait: give up containers.
     GiveWay {
+        /// On which worker.
+        worker: WorkerId,
         /// How many.
         count: u32,
+        /// Whether containers with work are meant too: they finish it and take nothing new.
+        busy: bool,
     },
     /// The worker did not admit a container.
     Refused {

@@ -61,8 +61,10 @@ impl Handler<Told> for AutoscalerActor {
                     self.registry.route(container, &function);
                     (function, event::Event::Granted { container, worker })
                 }
-                Effect::Unplaced { function, reason } => (function, event::Event::Unplaced { reason }),
-                Effect::GiveWay { function, count } => (function, event::Event::GiveWay { count }),
+                Effect::Unplaced { function, why } => (function, event::Event::Unplaced(why)),
+                Effect::GiveWay { function, worker, count, busy } => {
+                    (function, event::Event::GiveWay { worker, count, busy })
+                }
             };
             if let Some(actor) = self.registry.function(&function) {
                 deliver(&actor, vec![event], ctx);

@@ -86,8 +86,10 @@ impl World {
                 autoscaler::Effect::Grant { function, container, worker } => {
                     (function, Event::Granted { container, worker })
                 }
-                autoscaler::Effect::Unplaced { function, reason } => (function, Event::Unplaced { reason }),
-                autoscaler::Effect::GiveWay { function, count } => (function, Event::GiveWay { count }),
+                autoscaler::Effect::Unplaced { function, why } => (function, Event::Unplaced(why)),
+                autoscaler::Effect::GiveWay { function, worker, count, busy } => {
+                    (function, Event::GiveWay { worker, count, busy })
+                }
             };
             let Some(f) = function.name.strip_prefix('f').and_then(|n| n.parse::<usize>().ok()) else { continue };
             if f < self.functions.len() {

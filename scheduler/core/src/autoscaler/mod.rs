@@ -1,14 +1,19 @@
-//! What every pool wants against what the workers have: fair share, placement, and who gives way.
+//! What every pool wants against what the workers have: fair share, quotas, placement, and who gives way.
 
 mod place;
+mod share;
+mod yielding;
 
-use crate::effect::Demand;
+pub use share::{Policy, Quota};
+
+use crate::{decision::Waiting, effect::Demand};
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Minter, WorkerId},
     resource::Amount,
     worker::WorkerState,
 };
-use place::{Candidate, place};
+use place::{Candidate, Obstacle, place};
+use share::{Class, Hungry, share};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -42,6 +47,13 @@ pub enum Event {
     Wanted(Demand),
     /// A function is gone.
     Forgotten(FunctionKey),
+    /// A namespace's weight and quota.
+    Governed {
+        /// Which.
+        namespace: Arc<str>,
+        /// What holds from now on.
+        policy: Policy,
+    },
     /// A container was adopted.
     Held {
         /// Which.
@@ -74,14 +86,18 @@ pub enum Effect {
         /// Whose.
         function: FunctionKey,
         /// Why.
-        reason: Arc<str>,
+        why: Waiting,
     },
-    /// A pool should give up idle containers.
+    /// A pool should give up containers.
     GiveWay {
         /// Whose.
         function: FunctionKey,
+        /// On which worker.
+        worker: WorkerId,
         /// How many.
         count: u32,
+        /// Whether containers with work are meant too: they finish it and take nothing new.
+        busy: bool,
     },
 }
 
@@ -97,16 +113,47 @@ struct Want {
     demand: Demand,
     grants: u64,
     held: u32,
+    /// What all its containers take.
+    used: Amount,
     /// What its shell was last told, so that it is told once.
-    unplaced: bool,
+    unplaced: Option<&'static str>,
+    /// It was asked to give way and has not answered.
+    asked: bool,
+    /// Workers where it had nothing to give when it was last asked.
+    declined: BTreeSet<WorkerId>,
 }
 
 impl Want {
+    fn new(demand: Demand) -> Self {
+        Self {
+            grants: demand.grants_seen,
+            demand,
+            held: 0,
+            used: Amount::default(),
+            unplaced: None,
+            asked: false,
+            declined: BTreeSet::new(),
+        }
+    }
+
     /// What it lacks beyond the grants that are on their way.
     fn outstanding(&self) -> u32 {
-        let under_way = (self.grants - self.demand.grants_seen) as u32;
+        let under_way = self.grants.saturating_sub(self.demand.grants_seen) as u32;
         self.demand.missing.saturating_sub(under_way)
     }
+
+    fn class(&self) -> Class {
+        let demand = &self.demand;
+        (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpu.clone())
+    }
+}
+
+/// A namespace's policy and what it holds.
+#[derive(Debug, Clone, Default)]
+struct Space {
+    policy: Policy,
+    held: u32,
+    used: Amount,
 }
 
 /// The autoscaler of one scheduler.
@@ -114,10 +161,15 @@ impl Want {
 pub struct Autoscaler {
     minter: Minter,
     workers: BTreeMap<WorkerId, Worker>,
+    /// What all ready workers have together.
+    total: Amount,
     wants: BTreeMap<FunctionKey, Want>,
+    spaces: BTreeMap<Arc<str>, Space>,
     /// Functions with something outstanding.
-    hungry: BTreeSet<FunctionKey>,
+    hungry: Hungry,
     containers: BTreeMap<ContainerId, (FunctionKey, WorkerId, Amount)>,
+    /// How many containers of which function are on which worker.
+    there: BTreeMap<WorkerId, BTreeMap<FunctionKey, u32>>,
     #[cfg(feature = "mutants")]
     mutant: u8,
 }
@@ -134,9 +186,12 @@ impl Autoscaler {
         Self {
             minter: Minter::new(epoch),
             workers: BTreeMap::new(),
+            total: Amount::default(),
             wants: BTreeMap::new(),
-            hungry: BTreeSet::new(),
+            spaces: BTreeMap::new(),
+            hungry: Hungry::default(),
             containers: BTreeMap::new(),
+            there: BTreeMap::new(),
             #[cfg(feature = "mutants")]
             mutant: 0,
         }
@@ -144,25 +199,40 @@ impl Autoscaler {
 
     /// Takes an event, and answers demand as far as there is room.
     pub fn step(&mut self, event: Event, out: &mut Vec<Effect>) {
+        let matters = self.apply(event);
+        if matters && !self.hungry.is_empty() {
+            self.allocate(out);
+        }
+    }
+
+    /// Whether what was told can change who gets what.
+    fn apply(&mut self, event: Event) -> bool {
         match event {
             Event::Joined { worker, capacity, state } => self.joined(worker, capacity, state),
             Event::Turned { worker, state } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.state = state;
                 }
+                self.count_total();
             }
             Event::Lost { worker } => {
                 self.workers.remove(&worker);
+                self.count_total();
             }
-            Event::Wanted(demand) => self.wanted(demand),
+            Event::Wanted(demand) => return self.wanted(demand),
             Event::Forgotten(function) => {
                 self.wants.remove(&function);
                 self.hungry.remove(&function);
             }
+            Event::Governed { namespace, policy } => {
+                self.spaces.entry(namespace).or_default().policy = policy;
+                // Whoever was told of the old bounds is told anew.
+                self.wants.values_mut().for_each(|want| want.unplaced = None);
+            }
             Event::Held { container, function, worker, amount } => self.take(container, function, worker, amount),
             Event::Released(container) => self.released(container),
         }
-        self.allocate(out);
+        true
     }
 
     fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState) {
@@ -172,25 +242,51 @@ impl Autoscaler {
             .filter(|(_, worker, _)| *worker == id)
             .fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
         self.workers.insert(id, Worker { capacity, used, state });
+        self.count_total();
     }
 
-    fn wanted(&mut self, demand: Demand) {
+    /// Shares are parts of what there is: when that changes, all of them do.
+    fn count_total(&mut self) {
+        let ready = self.workers.values().filter(|w| w.state == WorkerState::Ready);
+        let total = ready.fold(Amount::default(), |sum, w| sum.plus(w.capacity));
+        if total == self.total {
+            return;
+        }
+        self.total = total;
+        let keys: Vec<_> = self.wants.keys().filter(|key| self.hungry.has(key)).cloned().collect();
+        keys.iter().for_each(|key| self.rank(key));
+    }
+
+    /// Whether the function lacks something, or has answered a question: then others may get what they lack.
+    fn wanted(&mut self, demand: Demand) -> bool {
         let key = demand.function.clone();
+        let mut matters = false;
         match self.wants.get_mut(&key) {
             Some(want) => {
-                want.unplaced &= demand.missing > 0;
+                let changed = (want.demand.spare, want.demand.leaving) != (demand.spare, demand.leaving);
+                matters = std::mem::take(&mut want.asked) || changed;
+                if changed {
+                    want.declined.clear();
+                }
+                if demand.missing == 0 {
+                    want.unplaced = None;
+                }
                 want.demand = demand;
             }
-            None => {
-                let want = Want { grants: demand.grants_seen, demand, held: 0, unplaced: false };
-                self.wants.insert(key.clone(), want);
-            }
+            None => drop(self.wants.insert(key.clone(), Want::new(demand))),
         }
-        if self.wants[&key].outstanding() > 0 {
-            self.hungry.insert(key);
-        } else {
-            self.hungry.remove(&key);
-        }
+        self.rank(&key);
+        matters || self.hungry.has(&key)
+    }
+
+    /// Puts a function where its share belongs among the hungry, or takes it out.
+    fn rank(&mut self, key: &FunctionKey) {
+        let Some(want) = self.wants.get(key).filter(|want| want.outstanding() > 0) else {
+            self.hungry.remove(key);
+            return;
+        };
+        let share = share(want.used, self.total, want.demand.weight);
+        self.hungry.set(key, want.class(), share);
     }
 
     fn take(&mut self, id: ContainerId, function: FunctionKey, worker: WorkerId, amount: Amount) {
@@ -199,8 +295,14 @@ impl Autoscaler {
         }
         if let Some(want) = self.wants.get_mut(&function) {
             want.held += 1;
+            want.used = want.used.plus(amount);
         }
-        self.containers.insert(id, (function, worker, amount));
+        let space = self.spaces.entry(function.namespace.clone()).or_default();
+        space.held += 1;
+        space.used = space.used.plus(amount);
+        *self.there.entry(worker.clone()).or_default().entry(function.clone()).or_default() += 1;
+        self.containers.insert(id, (function.clone(), worker, amount));
+        self.rank(&function);
     }
 
     fn released(&mut self, id: ContainerId) {
@@ -215,30 +317,70 @@ impl Autoscaler {
         }
         if let Some(want) = self.wants.get_mut(&function) {
             want.held = want.held.saturating_sub(1);
+            want.used = want.used.minus(amount);
+            want.declined.clear();
         }
+        if let Some(space) = self.spaces.get_mut(&function.namespace) {
+            space.held -= 1;
+            space.used = space.used.minus(amount);
+        }
+        if let Some(functions) = self.there.get_mut(&worker)
+            && let Some(count) = functions.get_mut(&function)
+        {
+            *count -= 1;
+            if *count == 0 {
+                functions.remove(&function);
+            }
+        }
+        self.rank(&function);
     }
 
-    /// Gives one container at a time to whoever holds the fewest, so that a full cluster is shared (DESIGN §4).
+    /// Gives one container at a time to whoever holds the least against its weight, so that a full cluster is shared
+    /// (DESIGN §4). The first that finds everything full keeps the worker where it will fit for itself: what is smaller
+    /// overtakes it elsewhere only, where that cannot delay it.
     fn allocate(&mut self, out: &mut Vec<Effect>) {
-        let mut stuck = BTreeSet::new();
+        let mut blocked: BTreeSet<(Arc<str>, Class)> = BTreeSet::new();
+        let mut reserved: Option<WorkerId> = None;
         loop {
-            let next =
-                self.hungry.iter().filter(|key| !stuck.contains(*key)).min_by_key(|key| self.wants[*key].held).cloned();
-            let Some(function) = next else { break };
+            let shares = |space: &str| self.share_of(space);
+            let Some(function) = self.hungry.next(&shares, &blocked) else { break };
             let want = &self.wants[&function];
-            let (amount, gpu) = (want.demand.amount, want.demand.gpu.clone());
-            match place(amount, &gpu, self.candidates()) {
+            let (amount, class) = (want.demand.amount, want.class());
+            if let Some(bound) = self.quota_passed(&function, amount) {
+                let detail = format!(
+                    "namespace `{}` may take at most {bound}; it starts when others of it end, or raise its quota",
+                    function.namespace
+                );
+                self.tell_unplaced(&function, &class, &Waiting::new("tenant_limit", detail), out);
+                blocked.insert((function.namespace.clone(), class));
+                continue;
+            }
+            match place(amount, &class.2, self.candidates(reserved.as_ref())) {
                 Ok(worker) => self.grant(function, worker, amount, out),
-                Err(reason) => {
-                    self.tell_unplaced(&function, reason, out);
-                    stuck.insert(function);
+                Err(obstacle) => {
+                    let why = Waiting::new("no_capacity", obstacle.sentence(amount));
+                    self.tell_unplaced(&function, &class, &why, out);
+                    if let (Obstacle::Full(worker), None) = (obstacle, &reserved) {
+                        reserved = Some(self.ask_to_yield(&function, worker, out));
+                    }
+                    blocked.insert((function.namespace.clone(), class));
                 }
             }
         }
     }
 
-    fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
-        self.workers.iter().map(|(id, worker)| Candidate {
+    fn share_of(&self, namespace: &str) -> u64 {
+        self.spaces.get(namespace).map_or(0, |space| share(space.used, self.total, space.policy.weight))
+    }
+
+    fn quota_passed(&self, function: &FunctionKey, amount: Amount) -> Option<String> {
+        let space = self.spaces.get(&function.namespace)?;
+        space.policy.quota.passed(space.held, space.used, amount)
+    }
+
+    fn candidates(&self, reserved: Option<&WorkerId>) -> impl Iterator<Item = Candidate<'_>> {
+        let reserved = reserved.cloned();
+        self.workers.iter().map(move |(id, worker)| Candidate {
             id,
             capacity: worker.capacity,
             free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
@@ -247,36 +389,28 @@ impl Autoscaler {
                 worker.capacity.minus(worker.used)
             },
             state: worker.state,
+            reserved: reserved.as_ref() == Some(id),
         })
     }
 
     fn grant(&mut self, function: FunctionKey, worker: WorkerId, amount: Amount, out: &mut Vec<Effect>) {
         let container = ContainerId(self.minter.mint());
-        self.take(container, function.clone(), worker.clone(), amount);
         if let Some(want) = self.wants.get_mut(&function) {
             want.grants += 1;
-            want.unplaced = false;
-            if want.outstanding() == 0 {
-                self.hungry.remove(&function);
-            }
+            want.unplaced = None;
         }
+        self.take(container, function.clone(), worker.clone(), amount);
         out.push(Effect::Grant { function, container, worker });
     }
 
-    /// Tells the pool once, and asks pools with idle containers above their minimum to make room.
-    fn tell_unplaced(&mut self, function: &FunctionKey, reason: Arc<str>, out: &mut Vec<Effect>) {
-        let Some(want) = self.wants.get_mut(function) else { return };
-        let mut lacking = want.outstanding();
-        if !std::mem::replace(&mut want.unplaced, true) {
-            out.push(Effect::Unplaced { function: function.clone(), reason });
-        }
-        for (other, want) in &mut self.wants {
-            if other == function || lacking == 0 || want.demand.spare == 0 {
-                continue;
+    /// Tells every pool of the class once why it waits.
+    fn tell_unplaced(&mut self, first: &FunctionKey, class: &Class, why: &Waiting, out: &mut Vec<Effect>) {
+        for function in self.hungry.of(&first.namespace, class) {
+            let Some(want) = self.wants.get_mut(&function) else { continue };
+            if want.unplaced != Some(why.code) {
+                want.unplaced = Some(why.code);
+                out.push(Effect::Unplaced { function, why: why.clone() });
             }
-            let count = std::mem::take(&mut want.demand.spare).min(lacking);
-            lacking -= count;
-            out.push(Effect::GiveWay { function: other.clone(), count });
         }
     }
 
@@ -285,33 +419,39 @@ impl Autoscaler {
         self.workers.get(id).map(|w| (w.capacity, w.used, w.state))
     }
 
+    /// Namespaces with their policies, containers, and what those take.
+    pub fn spaces(&self) -> impl Iterator<Item = (&Arc<str>, &Policy, u32, Amount)> {
+        self.spaces.iter().map(|(name, space)| (name, &space.policy, space.held, space.used))
+    }
+
     /// Containers that hold a place, and their functions.
     pub fn holders(&self) -> impl Iterator<Item = (ContainerId, &FunctionKey)> {
         self.containers.iter().map(|(id, (function, _, _))| (*id, function))
     }
 
-    /// Checks what must always hold: no worker is promised more than it has.
+    /// Checks what must always hold: no worker is promised more than it has, and all sums are true.
     pub fn check(&self) -> Result<(), String> {
         for (id, worker) in &self.workers {
-            let used = self
-                .containers
-                .values()
-                .filter(|(_, at, _)| at == id)
-                .fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
+            let at = self.containers.values().filter(|(_, at, _)| at == id);
+            let used = at.fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
             if used != worker.used {
                 return Err(format!("worker {id}: used {:?}, containers take {used:?}", worker.used));
             }
             // While a worker joins, what is lost and what is adopted are told one after the other; nothing is granted there.
             if worker.state == WorkerState::Ready && !worker.capacity.covers(used) {
-                let there = self
-                    .containers
-                    .iter()
-                    .filter(|(_, (_, at, _))| at == id)
-                    .map(|(c, (f, _, _))| format!("{c} of {f}"));
-                let there: Vec<_> = there.collect();
-                return Err(format!("worker {id}: {used:?} promised of {:?}: {there:?}", worker.capacity));
+                return Err(format!("worker {id}: {used:?} promised of {:?}", worker.capacity));
+            }
+        }
+        for (name, space) in &self.spaces {
+            let of = self.containers.values().filter(|(function, _, _)| function.namespace == *name);
+            let (held, used) = of.fold((0, Amount::default()), |(n, sum), (_, _, a)| (n + 1, sum.plus(*a)));
+            if (held, used) != (space.held, space.used) {
+                return Err(format!("namespace {name}: counts {} containers, has {held}", space.held));
             }
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

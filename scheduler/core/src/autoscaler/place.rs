@@ -1,7 +1,7 @@
 //! Which worker gets a container: filter, score, take; ties by id.
 
 use capstan_common::{id::WorkerId, resource::Amount, worker::WorkerState};
-use std::{cmp::Reverse, sync::Arc};
+use std::cmp::Reverse;
 
 /// A worker as placement sees it.
 pub struct Candidate<'a> {
@@ -13,6 +13,37 @@ pub struct Candidate<'a> {
     pub free: Amount,
     /// Whether it takes containers.
     pub state: WorkerState,
+    /// Whether what becomes free there is kept for somebody else.
+    pub reserved: bool,
+}
+
+/// Why a container cannot be placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Nothing that any worker has could ever hold it.
+    Impossible(String),
+    /// No worker takes containers now.
+    NoWorker,
+    /// There is room for it on this worker once others leave.
+    Full(WorkerId),
+}
+
+impl Obstacle {
+    /// What an operator reads.
+    pub fn sentence(&self, amount: Amount) -> String {
+        match self {
+            Self::Impossible(why) => why.clone(),
+            Self::NoWorker => "no worker is ready".into(),
+            Self::Full(_) => format!(
+                "every worker is full: none has {} free; it starts when others end, or add a worker",
+                asked(amount)
+            ),
+        }
+    }
+}
+
+fn asked(amount: Amount) -> String {
+    format!("{} cores and {} MiB", amount.cpu_milli as f64 / 1000.0, amount.memory_mib)
 }
 
 /// The ready worker with the most free CPU that fits, or why none does.
@@ -20,30 +51,31 @@ pub fn place<'a>(
     amount: Amount,
     gpu: &[String],
     workers: impl Iterator<Item = Candidate<'a>>,
-) -> Result<WorkerId, Arc<str>> {
+) -> Result<WorkerId, Obstacle> {
     if !gpu.is_empty() {
-        return Err(format!("no worker has a GPU of {gpu:?}").into());
+        return Err(Obstacle::Impossible(format!("no worker has a GPU of {gpu:?}")));
     }
-    let (mut ready, mut large_enough) = (0, 0);
+    let mut ready = 0;
     let mut best: Option<(Reverse<u64>, &WorkerId)> = None;
+    let mut large: Option<(Reverse<u64>, &WorkerId)> = None;
     for worker in workers.filter(|w| w.state == WorkerState::Ready) {
         ready += 1;
-        large_enough += u32::from(worker.capacity.covers(amount));
-        if !worker.free.covers(amount) {
-            continue;
-        }
         let rank = (Reverse(worker.free.cpu_milli), worker.id);
-        if best.as_ref().is_none_or(|best| rank < *best) {
+        let better = |of: &Option<(Reverse<u64>, &WorkerId)>| of.as_ref().is_none_or(|best| rank < *best);
+        if worker.capacity.covers(amount) && better(&large) {
+            large = Some(rank);
+        }
+        if worker.free.covers(amount) && !worker.reserved && better(&best) {
             best = Some(rank);
         }
     }
-    best.map(|(_, id)| id.clone()).ok_or_else(|| {
-        let asked = format!("{} cores and {} MiB", amount.cpu_milli as f64 / 1000.0, amount.memory_mib);
-        match (ready, large_enough) {
-            (0, _) => "no worker is ready".into(),
-            (_, 0) => format!("no worker is large enough for {asked}; ask for less, or add a larger worker").into(),
-            _ => format!("every worker is full: none has {asked} free; it starts when others end, or add a worker")
-                .into(),
-        }
-    })
+    match (best, large) {
+        (Some((_, id)), _) => Ok(id.clone()),
+        (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),
+        (None, None) if ready == 0 => Err(Obstacle::NoWorker),
+        (None, None) => Err(Obstacle::Impossible(format!(
+            "no worker is large enough for {}; ask for less, or add a larger worker",
+            asked(amount)
+        ))),
+    }
 }

@@ -139,8 +139,8 @@ impl Function {
             );
             return Waiting::new("image_backoff", detail);
         }
-        if let Some(reason) = &self.unplaced {
-            return Waiting::new("no_capacity", &**reason);
+        if let Some(why) = &self.unplaced {
+            return why.clone();
         }
         if facts.starting > 0 && facts.starting == facts.live {
             return Waiting::new("starting", format!("{} containers are starting", facts.starting));

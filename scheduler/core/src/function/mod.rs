@@ -23,7 +23,7 @@ pub use explain::{InputView, Stats};
 pub use recover::{RecoveredCall, Recovery};
 
 use crate::{
-    decision::Decision,
+    decision::{Decision, Waiting},
     effect::{Effect, Output},
     event::Event,
     limits::Limits,
@@ -95,12 +95,12 @@ pub struct Function {
     /// Inputs that maps may send without asking.
     credit: u64,
     wanted: u32,
-    /// What the autoscaler was last told: missing, and whether something could give way.
-    demanded: (u32, bool),
+    /// What the autoscaler was last told: missing, whether something could give way, and how many leave.
+    demanded: Option<(u32, bool, u32)>,
     /// When more containers were last asked for.
     asked_at: Time,
     grants_seen: u64,
-    unplaced: Option<Arc<str>>,
+    unplaced: Option<Waiting>,
     decisions: VecDeque<Decision>,
     /// When decisions that are in memory only are made durable.
     decisions_due: Option<Time>,
@@ -154,7 +154,7 @@ impl Function {
             background: Side::default(),
             credit: 0,
             wanted: 0,
-            demanded: (0, false),
+            demanded: Some((0, false, 0)),
             asked_at: Time(0),
             grants_seen: 0,
             unplaced: None,
@@ -202,8 +202,8 @@ impl Function {
             Event::Unreadable { call, number, why } => self.unreadable(now, call, number, &why),
             Event::Fetched(calls) => self.fetched(now, calls),
             Event::Granted { container, worker } => self.granted(now, container, worker, out),
-            Event::Unplaced { reason } => self.unplaced = Some(reason),
-            Event::GiveWay { count } => self.give_way(count, out),
+            Event::Unplaced(why) => self.unplaced = Some(why),
+            Event::GiveWay { worker, count, busy } => self.give_way(&worker, count, busy, out),
             Event::Refused { container, reason } => self.refused(now, container, reason, out),
             Event::Spawned { .. } | Event::Alarm => {}
             Event::Ready { container, phases } => self.ready(now, container, phases, out),
@@ -227,7 +227,7 @@ impl Function {
         self.overrides = Overrides::default();
         self.effective = self.deployed.spec.autoscaler.clone();
         self.starts = Starts::default();
-        self.demanded = (u32::MAX, false);
+        self.demanded = None;
         self.retire_all(out);
         out.records.push(Record::Deployed(self.deployed.clone()));
         out.urgent = true;

@@ -178,6 +178,28 @@ impl Pool {
         self.idle.first().copied()
     }
 
+    /// Live containers on a worker: idle ones, the longest idle first; then, if `busy` ones are meant too, those with the
+    /// least work.
+    pub fn lightest(&self, worker: &WorkerId, busy: bool, count: usize) -> Vec<ContainerId> {
+        let here = |id: &ContainerId| self.containers[id].worker == *worker;
+        let mut found: Vec<_> = self.idle.iter().map(|(_, id)| *id).filter(here).take(count).collect();
+        if busy && found.len() < count {
+            let live = self.containers.iter().filter(|(id, c)| {
+                let takes = matches!(c.life, Life::Starting) || (c.life == Life::Ready && !c.leases.is_empty());
+                takes && here(id)
+            });
+            let mut live: Vec<_> = live.map(|(id, c)| (c.leases.len(), *id)).collect();
+            live.sort_unstable();
+            found.extend(live.into_iter().map(|(_, id)| id).take(count - found.len()));
+        }
+        found
+    }
+
+    /// Containers of any revision that take nothing new and will leave.
+    pub fn leaving(&self) -> u32 {
+        self.len() - self.live
+    }
+
     /// The container that should get the next group, with its room.
     pub fn next_free(&self) -> Option<(ContainerId, u32)> {
         let (held, _, id) = *self.free.first()?;

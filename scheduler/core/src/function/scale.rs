@@ -86,26 +86,30 @@ impl Function {
 
     fn tell_demand(&mut self, now: Time, out: &mut Output) {
         let missing = self.missing(now);
-        let keep = self.wanted.max(self.effective.min_containers);
-        let spare = self.pool.live().saturating_sub(keep).min(self.pool.idle());
-        let told = (missing, spare > 0);
-        if told == self.demanded {
+        let min = self.facts().min;
+        let spare = self.pool.live().saturating_sub(self.wanted.max(min)).min(self.pool.idle());
+        let told = (missing, spare > 0, self.pool.leaving());
+        if self.demanded == Some(told) {
             return;
         }
-        if missing > self.demanded.0 || self.demanded.0 == u32::MAX {
+        if self.demanded.is_none_or(|(before, _, _)| missing > before) {
             self.asked_at = now;
         }
-        self.demanded = told;
+        self.demanded = Some(told);
         if missing == 0 {
             self.unplaced = None;
         }
+        let spec = &self.deployed.spec;
         out.effects.push(Effect::Demand(Demand {
             function: self.key.clone(),
             missing,
             grants_seen: self.grants_seen,
-            amount: self.deployed.spec.amount(),
-            gpu: self.deployed.spec.resources.gpu.clone(),
+            amount: spec.amount(),
+            gpu: spec.resources.gpu.clone(),
             spare,
+            leaving: self.pool.leaving(),
+            min,
+            weight: spec.weight,
         }));
     }
 

@@ -5,7 +5,10 @@ use super::{
     pool::{Container, Lease, Life, room},
     settle::Attempt,
 };
-use crate::effect::{Effect, Notice, Output};
+use crate::{
+    decision::Waiting,
+    effect::{Effect, Notice, Output},
+};
 use capstan_common::{
     container::{Ending, Phase},
     id::{CallId, ContainerId, LeaseId, WorkerId},
@@ -60,7 +63,7 @@ impl Function {
             return;
         }
         out.effects.push(Effect::Release(id));
-        self.unplaced = Some(reason);
+        self.unplaced = Some(Waiting::new("no_capacity", &*reason));
         self.starts.not_before = self.starts.not_before.max(now.plus_ms(REFUSED_PAUSE_MS));
     }
 
@@ -115,14 +118,16 @@ impl Function {
         Ok(())
     }
 
-    /// Others wait: the longest idle containers above the minimum stop, whatever their window.
-    pub(super) fn give_way(&mut self, count: u32, out: &mut Output) {
-        let above = self.pool.live().saturating_sub(self.wanted.max(self.effective.min_containers));
-        for _ in 0..count.min(above) {
-            let Some((_, id)) = self.pool.longest_idle() else { return };
-            self.stop(id, "gives way to waiting work", out);
+    /// Others wait: the longest idle containers above what is wanted stop, whatever their window; if busy ones are meant too,
+    /// those with the least work take nothing new, down to the minimum.
+    pub(super) fn give_way(&mut self, worker: &WorkerId, count: u32, busy: bool, out: &mut Output) {
+        let keep = if busy { self.facts().min } else { self.wanted.max(self.facts().min) };
+        let above = self.pool.live().saturating_sub(keep);
+        for id in self.pool.lightest(worker, busy, count.min(above) as usize) {
+            self.retire(id, "gives way to waiting work", out);
         }
-        self.demanded.1 = false;
+        // The question is answered, also when nothing could be given.
+        self.demanded = None;
     }
 
     pub(super) fn drain_worker(&mut self, worker: &WorkerId, out: &mut Output) {

@@ -1,0 +1,152 @@
+//! Who makes room where everything is full: idle containers above their pool's minimum at once, busy ones of whoever holds
+//! more than the one that waits. Those finish what they have and take nothing new: scaling never kills work.
+
+use super::{Autoscaler, Effect, share::share};
+use capstan_common::{
+    id::{FunctionKey, WorkerId},
+    resource::Amount,
+    worker::WorkerState,
+};
+
+/// Workers that are looked at for one that can make room.
+const LOOKS: usize = 32;
+
+/// One question to a pool.
+struct Ask {
+    victim: FunctionKey,
+    count: u32,
+    busy: bool,
+}
+
+impl Autoscaler {
+    /// Asks others to make room for one container of `function`, on `first` or the next worker where they can; answers
+    /// which worker is kept for it. Nobody is asked in vain: where not all can be freed that is lacking, nothing is.
+    pub(super) fn ask_to_yield(&mut self, function: &FunctionKey, first: WorkerId, out: &mut Vec<Effect>) -> WorkerId {
+        let amount = self.wants[function].demand.amount;
+        let others = self.workers.iter().filter(|(id, worker)| {
+            worker.state == WorkerState::Ready && worker.capacity.covers(amount) && **id != first
+        });
+        let workers: Vec<WorkerId> =
+            std::iter::once(first.clone()).chain(others.map(|(id, _)| id.clone()).take(LOOKS)).collect();
+        for worker in workers {
+            let Some(asks) = self.plan(function, &worker) else { continue };
+            for Ask { victim, count, busy } in asks {
+                if let Some(want) = self.wants.get_mut(&victim) {
+                    want.asked = true;
+                    // What it cannot give it is not asked for again until something of it has changed.
+                    want.declined.insert(worker.clone());
+                }
+                out.push(Effect::GiveWay { function: victim, worker: worker.clone(), count, busy });
+            }
+            return worker;
+        }
+        first
+    }
+
+    /// Who must be asked so that one container of `function` fits on the worker; `None` if that is not enough.
+    fn plan(&self, function: &FunctionKey, worker: &WorkerId) -> Option<Vec<Ask>> {
+        let there = self.there.get(worker)?;
+        let host = self.workers.get(worker)?;
+        let amount = self.wants[function].demand.amount;
+        let others: Vec<FunctionKey> = there.keys().filter(|other| *other != function).cloned().collect();
+        let mut free = host.capacity.minus(host.used);
+        for other in &others {
+            let Some(want) = self.wants.get(other) else { continue };
+            let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
+            free = free.plus(times(want.demand.amount, leaving.min(there[other])));
+        }
+        let (victims, mut asks) = (self.ranked(&others), Vec::new());
+        for busy in [false, true] {
+            for victim in &victims {
+                if free.covers(amount) {
+                    return Some(asks);
+                }
+                let count = self.could_give(function, victim, worker, amount.minus(free), busy);
+                let asked = asks.iter().any(|ask: &Ask| ask.victim == *victim);
+                if count > 0 && !asked {
+                    free = free.plus(times(self.wants[victim].demand.amount, count));
+                    asks.push(Ask { victim: victim.clone(), count, busy });
+                }
+            }
+        }
+        free.covers(amount).then_some(asks)
+    }
+
+    /// The largest holders first: by namespace, then by function.
+    fn ranked(&self, others: &[FunctionKey]) -> Vec<FunctionKey> {
+        let mut ranked: Vec<_> = others
+            .iter()
+            .filter_map(|key| {
+                let want = self.wants.get(key)?;
+                let own = share(want.used, self.total, want.demand.weight);
+                Some((self.share_of(&key.namespace), own, key.clone()))
+            })
+            .collect();
+        ranked.sort_by(|a, b| b.cmp(a));
+        ranked.into_iter().map(|(_, _, key)| key).collect()
+    }
+
+    /// How many containers a function could be asked for, at most as many as make up for what is lacking.
+    fn could_give(
+        &self,
+        function: &FunctionKey,
+        victim: &FunctionKey,
+        worker: &WorkerId,
+        lacking: Amount,
+        busy: bool,
+    ) -> u32 {
+        let Some(want) = self.wants.get(victim).filter(|w| !w.asked && !w.declined.contains(worker)) else { return 0 };
+        let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or(0);
+        let most = if busy {
+            let above = want.held.saturating_sub(want.demand.leaving).saturating_sub(want.demand.min);
+            above.min(self.above_fair(function, victim))
+        } else {
+            want.demand.spare
+        };
+        needed(lacking, want.demand.amount).min(most).min(here)
+    }
+
+    /// How many containers `victim` holds beyond the point where it would hold no more than `function` does: giving more
+    /// would only turn the injustice round.
+    fn above_fair(&self, function: &FunctionKey, victim: &FunctionKey) -> u32 {
+        let (waits, holds) = (&self.wants[function], &self.wants[victim]);
+        let same = function.namespace == victim.namespace;
+        let share_after = |gives: u32| {
+            let (gained, lost) = (waits.demand.amount, times(holds.demand.amount, gives));
+            if same {
+                let mine = share(waits.used.plus(gained), self.total, waits.demand.weight);
+                let theirs = share(holds.used.minus(lost), self.total, holds.demand.weight);
+                return (mine, theirs);
+            }
+            let of = |key: &FunctionKey| self.spaces.get(&key.namespace).cloned().unwrap_or_default();
+            let (mine, theirs) = (of(function), of(victim));
+            (
+                share(mine.used.plus(gained), self.total, mine.policy.weight),
+                share(theirs.used.minus(lost), self.total, theirs.policy.weight),
+            )
+        };
+        let fair = |gives: &u32| {
+            let (mine, theirs) = share_after(*gives);
+            theirs >= mine
+        };
+        // Both shares fall and rise with `gives`: the last fair number is found by halving.
+        let (mut low, mut high) = (0, holds.held);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if fair(&middle) { low = middle } else { high = middle - 1 }
+        }
+        low
+    }
+}
+
+fn times(amount: Amount, count: u32) -> Amount {
+    let count = u64::from(count);
+    Amount { cpu_milli: amount.cpu_milli * count, memory_mib: amount.memory_mib * count }
+}
+
+/// How many containers of `one` make up for what is lacking.
+fn needed(lacking: Amount, one: Amount) -> u32 {
+    let parts = |lacking: u64, one: u64| if lacking == 0 { 0 } else { lacking.div_ceil(one.max(1)) };
+    let most = parts(lacking.cpu_milli, one.cpu_milli).max(parts(lacking.memory_mib, one.memory_mib));
+    u32::try_from(most).unwrap_or(u32::MAX)
+}

@@ -18,7 +18,8 @@ impl Function {
         let size = self.deployed.spec.group_size() as usize;
         let size = size + usize::from(size > 1 && mutated!(self.limits.mutant, BATCH_TOO_LARGE));
         let mut taken = Vec::new();
-        while let Some((container, room)) = self.pool.next_free() {
+        let at_once = self.deployed.spec.groups_at_once();
+        while let Some((container, room)) = self.pool.next_free(at_once) {
             let ready = self.queue.ready();
             let due = size == 1 || ready >= size || self.batch_due().is_some_and(|due| due <= now);
             if ready == 0 || !due {
@@ -78,7 +79,7 @@ impl Function {
         if self.holding || ready == 0 || ready >= batching.max_batch_size as usize {
             return None;
         }
-        self.pool.next_free()?;
+        self.pool.next_free(self.deployed.spec.groups_at_once())?;
         self.queue.oldest().map(|oldest| oldest.plus_ms(batching.wait_ms))
     }
 }

@@ -200,10 +200,13 @@ impl Pool {
         self.len() - self.live
     }
 
-    /// The container that should get the next group, with its room.
-    pub fn next_free(&self) -> Option<(ContainerId, u32)> {
+    /// The container that should get the next group, with its room. One that is fed ahead is left alone until half of what
+    /// lies ahead is done: an order then carries many inputs, not one for each that ended.
+    pub fn next_free(&self, at_once: u32) -> Option<(ContainerId, u32)> {
         let (held, _, id) = *self.free.first()?;
-        Some((id, self.containers[&id].room - held))
+        let room = self.containers[&id].room;
+        let low = at_once + room.saturating_sub(at_once) / 2;
+        (held < low.max(1)).then_some((id, room - held))
     }
 
     /// How many containers have room.

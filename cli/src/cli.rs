@@ -149,6 +149,39 @@ pub enum Command {
     },
     /// Watch functions and containers live.
     Top,
+    /// Show a function's schedule, pause it, let it go on, or run it now.
+    Schedule {
+        function: String,
+        #[command(subcommand)]
+        action: Option<ScheduleAction>,
+    },
+    /// List namespaces with their weights, quotas and what they hold.
+    Namespaces,
+    /// Show a namespace, or set its weight and quota.
+    #[command(after_help = "Example:\n  capstan namespace research --weight 3 --containers 20 --cpu 8")]
+    Namespace {
+        name: String,
+        /// Its part of a full cluster, against other namespaces.
+        #[arg(long)]
+        weight: Option<u32>,
+        /// The most containers.
+        #[arg(long)]
+        containers: Option<u32>,
+        /// The most cores.
+        #[arg(long)]
+        cpu: Option<f64>,
+        /// The most memory.
+        #[arg(long)]
+        memory_mib: Option<u64>,
+    },
+    /// Scaling models to zero: apply a configuration, check it, or ask what holds for a model.
+    #[command(
+        after_help = "Examples:\n  capstan scale-to-zero lint model-scale-to-zero-config.yaml\n  capstan scale-to-zero apply model-scale-to-zero-config.yaml\n  capstan -n production scale-to-zero explain meta/llama-3.1-8b"
+    )]
+    ScaleToZero {
+        #[command(subcommand)]
+        action: ScaleToZero,
+    },
     /// List workers.
     Workers,
     /// List containers.
@@ -160,6 +193,36 @@ pub enum Command {
     Config(UpArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+/// What to do with a schedule.
+#[derive(Subcommand)]
+pub enum ScheduleAction {
+    /// Run nothing more by itself.
+    Pause,
+    /// Go on; what was due meanwhile is left out.
+    Resume,
+    /// Run once, now.
+    Run,
+}
+
+/// What to do with the scale-to-zero configuration.
+#[derive(Subcommand)]
+pub enum ScaleToZero {
+    /// Print the configuration in force.
+    Show,
+    /// Replace it by a file's: a ConfigMap, or its data alone, in YAML or JSON.
+    Apply { file: PathBuf },
+    /// Say what of a file would not hold; fails if there is anything.
+    Lint { file: PathBuf },
+    /// Say what holds for a model in the namespace, and which entry decided.
+    Explain {
+        /// The model's id.
+        model: String,
+        /// Of this file, instead of the configuration in force.
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
 }
 
 /// One half of `up`.

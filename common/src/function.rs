@@ -2,6 +2,7 @@
 
 use crate::{
     resource::{Amount, Cpu},
+    schedule::{Profile, Schedule},
     time::Seconds,
 };
 use serde::{Deserialize, Deserializer, Serialize};
@@ -45,13 +46,19 @@ pub struct FunctionSpec {
     pub single_use_containers: bool,
     /// Runs at set times.
     #[serde(default)]
-    pub schedule: Option<serde_json::Value>,
+    pub schedule: Option<Schedule>,
+    /// Settings that hold at set times, laid over the deployed ones; a later one wins over an earlier one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<Profile>,
     /// Start from a warmed template where a worker can.
     #[serde(default)]
     pub snapshot: bool,
-    /// The model that the function serves.
+    /// The model that the function serves; the scale-to-zero configuration then says when its last container may leave.
     #[serde(default)]
     pub model_id: Option<String>,
+    /// How requests are counted that reach the function's containers past Capstan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<Activity>,
     /// Free names and values.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -90,6 +97,31 @@ impl FunctionSpec {
     pub fn amount(&self) -> Amount {
         Amount { cpu_milli: u64::from(self.resources.cpu.milli), memory_mib: u64::from(self.resources.memory_mib) }
     }
+}
+
+/// A counter of requests in a container's own Prometheus metrics (SPEC P02).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activity {
+    /// Where the container answers with its metrics.
+    #[serde(default = "metrics_path")]
+    pub path: String,
+    /// The counter's name; all its series are added up.
+    #[serde(default = "vllm_requests")]
+    pub counter: String,
+    /// How often it is read.
+    #[serde(default = "five_seconds")]
+    pub interval_s: Seconds,
+}
+
+fn metrics_path() -> String {
+    "/metrics".into()
+}
+fn vllm_requests() -> String {
+    "vllm:request_success_total".into()
+}
+fn five_seconds() -> Seconds {
+    Seconds::whole(5)
 }
 
 /// What is started for a container.
@@ -193,25 +225,80 @@ impl<'de> Deserialize<'de> for Resources {
 }
 
 /// How many containers a function has (SPEC B).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AutoscalerSettings {
-    /// Kept warm, even when the function is inactive.
-    #[serde(default)]
+    /// Kept warm, even when the function is inactive. Older name: `keep_warm` (SPEC B18).
     pub min_containers: u32,
     /// Never more than this; unset: the cluster's own cap.
-    #[serde(default)]
     pub max_containers: Option<u32>,
     /// Idle containers kept beyond need while the function is active.
-    #[serde(default)]
     pub buffer_containers: u32,
-    /// Seconds that a container may idle before it is stopped.
-    #[serde(default = "sixty")]
+    /// Seconds that a container may idle before it is stopped. Older name: `container_idle_timeout` (SPEC B17).
     pub scaledown_window: u32,
 }
 
-fn sixty() -> u32 {
-    60
+/// Settings as they are written: with their older names, absent where they are left out.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename = "AutoscalerSettings")]
+struct WrittenSettings {
+    #[serde(default, deserialize_with = "present")]
+    min_containers: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    keep_warm: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    max_containers: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    buffer_containers: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    scaledown_window: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    container_idle_timeout: Option<Option<u32>>,
+}
+
+/// Names that are still taken, and what they are called now (decisions D2, D3).
+pub const OLDER_NAMES: [(&str, &str); 2] =
+    [("keep_warm", "min_containers"), ("container_idle_timeout", "scaledown_window")];
+
+impl WrittenSettings {
+    /// The same under the names of now; two names with different values contradict each other.
+    fn named(self) -> Result<OverridesPatch, String> {
+        let one = |now: &str, older: &str, new: Option<Option<u32>>, old: Option<Option<u32>>| match (new, old) {
+            (Some(new), Some(old)) if new != old => {
+                let shown = |value: Option<u32>| value.map_or("null".into(), |v| v.to_string());
+                Err(format!(
+                    "{older} ({}) is the older name of {now} ({}): give one of them, or both with the same value",
+                    shown(old),
+                    shown(new)
+                ))
+            }
+            (new, old) => Ok(new.or(old)),
+        };
+        Ok(OverridesPatch {
+            min_containers: one("min_containers", "keep_warm", self.min_containers, self.keep_warm)?,
+            max_containers: self.max_containers,
+            buffer_containers: self.buffer_containers,
+            scaledown_window: one(
+                "scaledown_window",
+                "container_idle_timeout",
+                self.scaledown_window,
+                self.container_idle_timeout,
+            )?,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for AutoscalerSettings {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let written = WrittenSettings::deserialize(d)?.named().map_err(serde::de::Error::custom)?;
+        let defaults = Self::default();
+        let or = |value: Option<Option<u32>>, default: u32| value.flatten().unwrap_or(default);
+        Ok(Self {
+            min_containers: or(written.min_containers, defaults.min_containers),
+            max_containers: written.max_containers.flatten(),
+            buffer_containers: or(written.buffer_containers, defaults.buffer_containers),
+            scaledown_window: or(written.scaledown_window, defaults.scaledown_window),
+        })
+    }
 }
 
 impl Default for AutoscalerSettings {
@@ -239,6 +326,17 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// Whether a field, by its name, is set here.
+    pub fn sets(&self, field: &str) -> bool {
+        match field {
+            "min_containers" => self.min_containers.is_some(),
+            "max_containers" => self.max_containers.is_some(),
+            "buffer_containers" => self.buffer_containers.is_some(),
+            "scaledown_window" => self.scaledown_window.is_some(),
+            _ => false,
+        }
+    }
+
     /// The deployed settings with these laid over them.
     pub fn over(&self, deployed: &AutoscalerSettings) -> AutoscalerSettings {
         AutoscalerSettings {
@@ -251,17 +349,18 @@ impl Overrides {
 }
 
 /// A JSON merge patch of overrides: absent keeps, `null` drops, a value sets (SPEC D07, D08).
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, Default)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct OverridesPatch {
-    #[serde(default, deserialize_with = "present")]
     min_containers: Option<Option<u32>>,
-    #[serde(default, deserialize_with = "present")]
     max_containers: Option<Option<u32>>,
-    #[serde(default, deserialize_with = "present")]
     buffer_containers: Option<Option<u32>>,
-    #[serde(default, deserialize_with = "present")]
     scaledown_window: Option<Option<u32>>,
+}
+
+impl<'de> Deserialize<'de> for OverridesPatch {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        WrittenSettings::deserialize(d)?.named().map_err(serde::de::Error::custom)
+    }
 }
 
 impl OverridesPatch {
@@ -420,6 +519,19 @@ mod tests {
         assert_eq!((second.min_containers, second.max_containers), (Some(4), Some(10)));
         let third = patch(r#"{"max_containers":null}"#).apply(&second);
         assert_eq!((third.min_containers, third.max_containers), (Some(4), None));
+    }
+
+    #[test]
+    fn older_names_are_taken_and_a_pair_that_differs_is_refused() {
+        // SPEC B17 B18, decisions D2 D3
+        let read = |json: &str| serde_json::from_str::<AutoscalerSettings>(json).map_err(|e| e.to_string());
+        let old = read(r#"{"keep_warm":2,"container_idle_timeout":30}"#).unwrap();
+        assert_eq!((old.min_containers, old.scaledown_window), (2, 30));
+        assert_eq!(read(r#"{"keep_warm":2,"min_containers":2}"#).unwrap().min_containers, 2);
+        let refused = read(r#"{"keep_warm":2,"min_containers":3}"#).unwrap_err();
+        assert!(refused.contains("keep_warm (2)") && refused.contains("min_containers (3)"), "{refused}");
+        let patch = serde_json::from_str::<OverridesPatch>(r#"{"container_idle_timeout":10}"#).unwrap();
+        assert_eq!(patch.apply(&Overrides::default()).scaledown_window, Some(10));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod order;
 pub mod refusal;
 pub mod report;
 pub mod resource;
+pub mod schedule;
 pub mod time;
 pub mod trace;
 pub mod validate;

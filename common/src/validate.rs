@@ -1,7 +1,7 @@
 //! Checks of what users write; each answer names the field, the limit and the value.
 
 use crate::{
-    function::{AutoscalerSettings, FunctionSpec, Runtime},
+    function::{AutoscalerSettings, FunctionSpec, OLDER_NAMES, Protocol, Runtime},
     id::FunctionKey,
     refusal::{FieldError, Refusal},
 };
@@ -40,7 +40,8 @@ pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     limits(spec, &mut findings);
     inputs(spec, &mut findings);
     retries(spec, &mut findings);
-    settings_into(&spec.autoscaler, "/autoscaler", "", &mut findings);
+    settings_into(&spec.autoscaler, "/autoscaler", &|_| "", &mut findings);
+    times(spec, &mut findings);
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
@@ -69,9 +70,6 @@ fn runtime(spec: &FunctionSpec, findings: &mut Findings) {
             "container images are not supported by this version; use {\"process\":{\"command\":[…]}}".into()
         }),
     }
-    findings.check(spec.schedule.is_none(), "/schedule", || {
-        "schedules are not supported by this version; leave it null".into()
-    });
     findings.check(spec.secrets.is_empty(), "/secrets", || {
         "secrets are not supported by this version; leave the list empty".into()
     });
@@ -115,7 +113,7 @@ fn inputs(spec: &FunctionSpec, findings: &mut Findings) {
             format!("must be from 1 to max_inputs ({}), is {target}", concurrency.max_inputs)
         });
     }
-    let exec = spec.protocol == crate::function::Protocol::Exec;
+    let exec = spec.protocol == Protocol::Exec;
     if let Some(batching) = &spec.batching {
         findings.check((1..=1000).contains(&batching.max_batch_size), "/batching/max_batch_size", || {
             format!("must be from 1 to 1000, is {}", batching.max_batch_size)
@@ -148,14 +146,56 @@ fn retries(spec: &FunctionSpec, findings: &mut Findings) {
     });
 }
 
-/// Checks effective autoscaler settings; `origin` tells where the other value of a pair comes from.
-pub fn settings(settings: &AutoscalerSettings, origin: &str) -> Result<(), Refusal> {
+/// Checks a schedule and profiles: every expression and every combination of settings that can come to hold.
+fn times(spec: &FunctionSpec, findings: &mut Findings) {
+    if let Some(schedule) = &spec.schedule {
+        findings.check(schedule.cron.is_some() != schedule.period_s.is_some(), "/schedule", || {
+            "needs either cron or period_s".into()
+        });
+        if let Some(cron) = &schedule.cron {
+            readable(crate::schedule::cron(cron).map(drop), "/schedule/cron", findings);
+        }
+        readable(crate::schedule::timezone(schedule.timezone.as_deref()).map(drop), "/schedule/timezone", findings);
+        findings.check(schedule.period_s.is_none_or(|p| p.ms >= 1000), "/schedule/period_s", || {
+            "must be at least 1 second".into()
+        });
+        findings.check(schedule.cron.is_some() || schedule.timezone.is_none(), "/schedule/timezone", || {
+            "a period knows no time zone".into()
+        });
+    }
+    for (n, profile) in spec.profiles.iter().enumerate() {
+        let at = |field: &str| format!("/profiles/{n}/{field}");
+        findings.check(!profile.name.is_empty(), &at("name"), || "must not be empty".into());
+        readable(crate::schedule::cron(&profile.start).map(drop), &at("start"), findings);
+        readable(crate::schedule::cron(&profile.end).map(drop), &at("end"), findings);
+        readable(crate::schedule::timezone(profile.timezone.as_deref()).map(drop), &at("timezone"), findings);
+        let source = |field: &str| if profile.autoscaler.sets(field) { "" } else { " of the deployed settings" };
+        settings_into(&profile.autoscaler.over(&spec.autoscaler), &at("autoscaler"), &source, findings);
+    }
+    if let Some(activity) = &spec.activity {
+        findings.check(activity.path.starts_with('/'), "/activity/path", || "must begin with `/`".into());
+        findings.check(!activity.counter.is_empty(), "/activity/counter", || "must name a counter".into());
+        findings.check(activity.interval_s.ms >= 1000, "/activity/interval_s", || "must be at least 1 second".into());
+        findings.check(spec.protocol == Protocol::Http, "/activity", || {
+            "only http functions have metrics of their own".into()
+        });
+    }
+}
+
+fn readable(read: Result<(), String>, pointer: &str, findings: &mut Findings) {
+    if let Err(detail) = read {
+        findings.check(false, pointer, || detail);
+    }
+}
+
+/// Checks effective autoscaler settings; `source` tells where a field's value comes from.
+pub fn settings(settings: &AutoscalerSettings, source: &dyn Fn(&str) -> &'static str) -> Result<(), Refusal> {
     let mut findings = Findings(Vec::new());
-    settings_into(settings, "", origin, &mut findings);
+    settings_into(settings, "", source, &mut findings);
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
-fn settings_into(s: &AutoscalerSettings, prefix: &str, origin: &str, findings: &mut Findings) {
+fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> &'static str, findings: &mut Findings) {
     const MOST: u32 = 1_000_000;
     let max = s.max_containers;
     if let Some(max) = max {
@@ -164,7 +204,13 @@ fn settings_into(s: &AutoscalerSettings, prefix: &str, origin: &str, findings: &
         });
     }
     findings.check(s.min_containers <= max.unwrap_or(MOST).max(1), &format!("{prefix}/min_containers"), || {
-        format!("must not be above max_containers{origin} ({} > {})", s.min_containers, max.unwrap_or(MOST))
+        format!(
+            "must not be above max_containers ({}{} > {}{})",
+            s.min_containers,
+            source("min_containers"),
+            max.unwrap_or(MOST),
+            source("max_containers")
+        )
     });
     findings.check(s.buffer_containers <= MOST, &format!("{prefix}/buffer_containers"), || {
         format!("must be from 0 to {MOST}, is {}", s.buffer_containers)
@@ -172,6 +218,13 @@ fn settings_into(s: &AutoscalerSettings, prefix: &str, origin: &str, findings: &
     findings.check(s.scaledown_window >= 1, &format!("{prefix}/scaledown_window"), || {
         format!("must be at least 1 second, is {}", s.scaledown_window)
     });
+}
+
+/// What of a written spec or patch is taken under an older name, in sentences.
+pub fn older_names(written: &serde_json::Value) -> Vec<String> {
+    let settings = written.get("autoscaler").unwrap_or(written);
+    let given = OLDER_NAMES.iter().filter(|(older, _)| settings.get(older).is_some());
+    given.map(|(older, now)| format!("{older} is the older name of {now}; write {now}")).collect()
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 use crate::{
     actor::{
         alarm::AlarmActor,
-        autoscaler::AutoscalerActor,
+        autoscaler::{AutoscalerActor, Governed, Told},
         committer::Committer,
         function::{Env, FunctionActor},
         registry::Registry,
     },
-    api::Api,
+    api::{Api, govern::ZeroConfig},
     clock,
     config::SchedulerConfig,
     link::LinkServer,
@@ -20,7 +20,11 @@ use actix::{Actor, Arbiter};
 use anyhow::Context;
 use capstan_blob::Blobs;
 use capstan_common::wire::link::link_server;
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, RwLock},
+};
 use tokio::{
     io::DuplexStream,
     sync::{mpsc, oneshot},
@@ -93,7 +97,11 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
         autoscaler,
         alarm,
         telemetry: telemetry.clone(),
+        zero: RwLock::new(Arc::new(ZeroConfig::read(loaded.zero))),
     });
+    for governed in loaded.namespaces.into_iter().map(Governed::event) {
+        let _ = env.autoscaler.send(Told(governed)).await;
+    }
     for recovery in loaded.functions {
         let (key, env) = (recovery.key.clone(), env.clone());
         let handle = functions.handle();

@@ -6,6 +6,7 @@ mod faults;
 mod functions;
 mod fuzz;
 mod kill;
+mod scaling;
 mod telemetry;
 
 use capstan_tests::real::Up;

@@ -29,6 +29,9 @@ pub async fn deploy(client: &Client, files: &[PathBuf], as_json: bool) -> anyhow
             Failed::Refused(text, answer) => Failed::Refused(format!("{}: {text}", entry.name), answer),
             other => other,
         })?;
+        for warning in answer["warnings"].as_array().into_iter().flatten() {
+            eprintln!("warning: {}: {}", entry.name, output::text(warning));
+        }
         if !as_json {
             output::print(format!("deployed {} revision {}", entry.name, output::text(&answer["revision"])))?;
         }

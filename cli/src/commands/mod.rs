@@ -2,6 +2,7 @@
 
 mod calls;
 mod functions;
+mod govern;
 mod look;
 pub mod map;
 
@@ -70,6 +71,17 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cancel { id } => calls::cancel(&client()?, &id, json).await?,
         Command::Explain { what, index } => look::explain(&client()?, &what, index, json).await?,
         Command::Logs { function, follow } => look::logs(&client()?, &function, follow).await?,
+        Command::Schedule { function, action } => govern::schedule(&client()?, &function, action, json).await?,
+        Command::Namespaces => govern::namespaces(&client()?, json).await?,
+        Command::Namespace { name, weight, containers, cpu, memory_mib } => {
+            let mut changes = serde_json::Map::new();
+            changes.extend(weight.map(|n| ("weight".to_owned(), n.into())));
+            changes.extend(containers.map(|n| ("containers".to_owned(), n.into())));
+            changes.extend(cpu.map(|n| ("cpu".to_owned(), n.into())));
+            changes.extend(memory_mib.map(|n| ("memory_mib".to_owned(), n.into())));
+            govern::namespace(&client()?, &name, changes, json).await?;
+        }
+        Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,
         Command::Workers => look::workers(&client()?, json).await?,
         Command::Containers { function } => look::containers(&client()?, function.as_deref(), json).await?,
     }

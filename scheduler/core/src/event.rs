@@ -1,6 +1,6 @@
 //! Events: what a core is told.
 
-use crate::{decision::Waiting, record::Segment};
+use crate::{decision::Waiting, function::ZeroRule, record::Segment};
 use capstan_common::{
     call::CallKind,
     container::{Ending, Phase},
@@ -21,6 +21,22 @@ pub enum Event {
     Remove,
     /// Dynamic settings change.
     Patch(OverridesPatch),
+    /// The schedule pauses, or goes on.
+    Pause(bool),
+    /// What the scale-to-zero configuration says of the function's model.
+    Ruled(ZeroRule),
+    /// A container's own counter of requests was read.
+    Counted {
+        /// Of which container.
+        container: ContainerId,
+        /// What it shows.
+        value: u64,
+    },
+    /// A Prometheus server was asked how many requests the model had in its retention; `None`: it has no data.
+    Asked {
+        /// Its answer.
+        requests: Option<f64>,
+    },
     /// A client opens a call.
     Open(Box<Opening>),
     /// More inputs of an open map.

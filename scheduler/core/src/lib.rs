@@ -26,3 +26,4 @@ pub mod limits;
 #[cfg(feature = "mutants")]
 pub mod mutant;
 pub mod record;
+pub mod scale_to_zero;

@@ -22,6 +22,10 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Containers of a function that sets no maximum itself.
     pub system_max_containers: u32,
+    /// A pool whose surplus is more than so many times what is wanted is far too large.
+    pub overprovision_factor: u32,
+    /// One that is far too large for so long gives up its surplus before the scaledown window has passed.
+    pub overprovision_ms: u64,
     /// Start waves in a row that may fail before waiting inputs fail with them.
     pub start_tries: u32,
     /// The pause after the first failed start; it doubles.
@@ -57,6 +61,8 @@ impl Default for Limits {
             spawn_head: 2_048,
             head_bytes: 16 << 20,
             system_max_containers: 1_000,
+            overprovision_factor: 4,
+            overprovision_ms: 30_000,
             start_tries: 3,
             start_backoff_ms: 1_000,
             start_backoff_max_ms: 60_000,

@@ -9,7 +9,7 @@ use capstan_common::{
     time::Time,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 /// A fact that a promise may rest on.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +20,8 @@ pub enum Record {
     Overridden(Overrides),
     /// The function is gone; this was its last revision.
     Removed(Revision),
+    /// Where the schedule stands.
+    Scheduled(ScheduleState),
     /// The latest scale decisions, oldest first.
     Decisions(Vec<Decision>),
     /// A call was accepted.
@@ -62,6 +64,17 @@ pub enum Record {
     KeyUsed(String, UsedKey),
     /// An idempotency key is free again.
     KeyFreed(String),
+}
+
+/// Where a function's schedule stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleState {
+    /// Whether it is paused.
+    pub paused: bool,
+    /// The last due time that was seen to, or when the revision was deployed.
+    pub last: Option<Time>,
+    /// Due times whose runs wait for an earlier one to end.
+    pub waiting: VecDeque<Time>,
 }
 
 /// A revision and when it was deployed.

@@ -7,7 +7,7 @@ use capstan_common::{
     resource::Amount,
 };
 use capstan_scheduler_core::{
-    autoscaler::{Autoscaler, Effect, Event},
+    autoscaler::{Autoscaler, Effect, Event, Policy},
     event,
 };
 use std::sync::Arc;
@@ -42,6 +42,37 @@ pub struct Told(pub Event);
 #[derive(Message)]
 #[rtype(result = "Option<Amount>")]
 pub struct UsedOf(pub WorkerId);
+
+/// A stored namespace, on its way to the autoscaler.
+pub struct Governed;
+
+/// What is known of namespaces.
+#[derive(Message)]
+#[rtype(result = "Vec<Space>")]
+pub struct Spaces;
+
+/// One namespace.
+#[derive(MessageResponse)]
+pub struct Space {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its weight and quota.
+    pub policy: Policy,
+    /// Its containers.
+    pub held: u32,
+    /// What they take.
+    pub used: Amount,
+}
+
+impl Handler<Spaces> for AutoscalerActor {
+    type Result = Vec<Space>;
+    fn handle(&mut self, _: Spaces, _: &mut Context<Self>) -> Vec<Space> {
+        let spaces = self.core.spaces();
+        spaces
+            .map(|(name, policy, held, used)| Space { name: name.clone(), policy: policy.clone(), held, used })
+            .collect()
+    }
+}
 
 impl Handler<UsedOf> for AutoscalerActor {
     type Result = Option<Amount>;

@@ -38,6 +38,9 @@ pub struct FunctionView {
     pub spec: Arc<FunctionSpec>,
     /// Numbers of now.
     pub stats: Stats,
+    /// What of the request should be written otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Settings by where they come from.
@@ -47,8 +50,14 @@ pub struct SettingsView {
     pub deployed: AutoscalerSettings,
     /// Laid over it.
     pub overrides: Overrides,
+    /// Names of the profiles that hold now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
     /// What holds.
     pub effective: AutoscalerSettings,
+    /// What of the request should be written otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The latest decisions, and why inputs wait.
@@ -56,6 +65,9 @@ pub struct SettingsView {
 pub struct ExplainView {
     /// Newest first.
     pub decisions: Vec<Value>,
+    /// For a function with a model: whether it may be scaled to zero, which entry says so, and its last request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_to_zero: Option<Value>,
     /// Why pending inputs wait; null while none does.
     pub waiting: Option<Waiting>,
     /// Numbers of now.
@@ -111,6 +123,7 @@ impl Api {
                 deployed_at: clock::rfc3339(live.at),
                 spec: live.spec.clone(),
                 stats: core.stats(),
+                warnings: Vec::new(),
             }
         })
         .await
@@ -148,7 +161,13 @@ impl Api {
     pub async fn settings(&self, key: &FunctionKey) -> Result<SettingsView, Refusal> {
         self.ask(key, |core| {
             let (deployed, overrides, effective) = core.settings();
-            SettingsView { deployed: deployed.clone(), overrides: overrides.clone(), effective: effective.clone() }
+            SettingsView {
+                deployed: deployed.clone(),
+                overrides: overrides.clone(),
+                profiles: core.active_profiles().into_iter().map(str::to_owned).collect(),
+                effective: effective.clone(),
+                warnings: Vec::new(),
+            }
         })
         .await
     }
@@ -173,6 +192,13 @@ impl Api {
                 .decisions()
                 .map(|d| json!({"at": clock::rfc3339(d.at), "from": d.from, "to": d.to, "reason": d.reason, "facts": d.facts}))
                 .collect(),
+            scale_to_zero: core.model_view().map(|(rule, active)| {
+                json!({
+                    "enable_scale_to_zero": rule.enabled, "retention_s": rule.retention_ms as f64 / 1000.0,
+                    "decided_by": {"enable_scale_to_zero": rule.flag_by, "retention_period": rule.retention_by},
+                    "last_request": clock::rfc3339(active),
+                })
+            }),
             waiting: core.waiting(),
             stats: core.stats(),
         })

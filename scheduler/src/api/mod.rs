@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod functions;
+pub mod govern;
 pub mod results;
 pub mod submit;
 

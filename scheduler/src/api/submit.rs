@@ -191,9 +191,19 @@ impl Api {
 
     /// One input; answers once it is durable.
     pub async fn spawn(&self, key: &FunctionKey, input: Bytes, terms: &Terms) -> Result<CallId, Refusal> {
+        self.spawn_as(mint_call(), key, input, terms).await
+    }
+
+    /// The same as a call of this id.
+    pub async fn spawn_as(
+        &self,
+        call: CallId,
+        key: &FunctionKey,
+        input: Bytes,
+        terms: &Terms,
+    ) -> Result<CallId, Refusal> {
         self.must_have_room()?;
         let actor = self.actor(key)?;
-        let call = mint_call();
         let digest = digest(terms, &input);
         let payload = self.keep(call, 0, input).await?;
         let opening = opening(CallKind::Spawn, call, Inputs::Here(vec![payload]), terms, digest);

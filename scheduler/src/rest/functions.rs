@@ -69,12 +69,19 @@ async fn check(api: &Api, key: &FunctionKey, request: &HttpRequest) -> Result<Op
 
 pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
-    let spec = parse(&body::whole(payload, SPEC_BYTES).await?)?;
+    let bytes = body::whole(payload, SPEC_BYTES).await?;
+    let spec = parse(&bytes)?;
     let expected = check(&api, &key, &request).await?;
-    let (function, new) = api.deploy(key, spec, expected).await?;
+    let (mut function, new) = api.deploy(key, spec, expected).await?;
+    function.warnings = warnings(&bytes);
     let mut response = if new { HttpResponse::Created() } else { HttpResponse::Ok() };
     response.insert_header((header::ETAG, format!("\"{}\"", function.revision)));
     Ok(response.json(function))
+}
+
+/// What of a body is taken under an older name.
+fn warnings(bytes: &[u8]) -> Vec<String> {
+    serde_json::from_slice(bytes).map_or(Vec::new(), |written| validate::older_names(&written))
 }
 
 pub async fn get(api: web::Data<Api>, path: Path) -> Answer {
@@ -122,7 +129,9 @@ pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
     check(&api, &key, &request).await?;
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let patch = parse(&bytes)?;
-    Ok(HttpResponse::Ok().json(api.patch(&key, patch).await?))
+    let mut settings = api.patch(&key, patch).await?;
+    settings.warnings = warnings(&bytes);
+    Ok(HttpResponse::Ok().json(settings))
 }
 
 pub async fn stats(api: web::Data<Api>, path: Path) -> Answer {

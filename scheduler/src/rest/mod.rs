@@ -4,6 +4,7 @@ mod body;
 mod calls;
 mod cluster;
 mod functions;
+mod govern;
 mod guard;
 mod map;
 mod openapi;
@@ -62,11 +63,19 @@ pub fn routes(app: &mut web::ServiceConfig) {
                         .service(web::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
                         .service(web::resource("/{fn}/stats").get(functions::stats))
                         .service(web::resource("/{fn}/explain").get(functions::explain))
+                        .service(web::resource("/{fn}/schedule").get(govern::schedule))
+                        .service(web::resource("/{fn}/schedule/pause").post(govern::pause))
+                        .service(web::resource("/{fn}/schedule/resume").post(govern::resume))
+                        .service(web::resource("/{fn}/schedule/run").post(govern::run))
                         .service(web::resource("/{fn}/invoke").post(calls::invoke))
                         .service(web::resource("/{fn}/spawn").post(calls::spawn))
                         .service(web::resource("/{fn}/spawn_map").post(calls::spawn_map))
                         .service(web::resource("/{fn}/map").post(map::map)),
                 )
+                .service(web::resource("/namespaces").get(govern::namespaces))
+                .service(web::resource("/namespaces/{ns}").get(govern::namespace).put(govern::govern))
+                .service(web::resource("/scale-to-zero").get(govern::scale_to_zero).put(govern::set_scale_to_zero))
+                .service(web::resource("/scale-to-zero/effective").get(govern::effective))
                 .service(web::resource("/calls").get(calls::list))
                 .service(web::resource("/calls/{id}").get(calls::get))
                 .service(web::resource("/calls/{id}/results").get(calls::results))

@@ -11,8 +11,11 @@
 //! | `A` call index | attempts so far |
 //! | `G` ns `\0` name | the latest scale decisions |
 //! | `K` ns `\0` name `\0` key | an idempotency key in use |
+//! | `N` ns | a namespace's weight and quota |
+//! | `P` ns `\0` name | where the schedule stands |
 //! | `T` ns `\0` name | the last revision of a function that was removed |
 //! | `W` worker | a worker that has joined, and whether it drains |
+//! | `Z` | the scale-to-zero configuration |
 //!
 //! Each value begins with a format version; the rest is `postcard`.
 
@@ -38,6 +41,10 @@ pub const LIVE: &[u8] = b"C";
 pub const ENDED: &[u8] = b"D";
 /// Prefix of workers.
 pub const WORKERS: &[u8] = b"W";
+/// Prefix of namespaces.
+pub const NAMESPACES: &[u8] = b"N";
+/// The key of the scale-to-zero configuration.
+pub const ZERO: &[u8] = b"Z";
 /// Version of all values.
 pub const VERSION: u8 = 1;
 
@@ -121,6 +128,16 @@ pub fn function(function: &FunctionKey) -> Box<[u8]> {
 /// The key of a removed function's last revision.
 pub fn tombstone(function: &FunctionKey) -> Box<[u8]> {
     key(&[b"T", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// The key of a namespace's weight and quota.
+pub fn namespace(name: &str) -> Box<[u8]> {
+    key(&[NAMESPACES, name.as_bytes()])
+}
+
+/// The key of where a function's schedule stands.
+pub fn schedule(function: &FunctionKey) -> Box<[u8]> {
+    key(&[b"P", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
 }
 
 /// The key of a function's latest scale decisions.
@@ -252,6 +269,7 @@ pub fn changes(
             *stored = None;
             out.push(Change::Delete(function(owner)));
             out.push(Change::Delete(decisions(owner)));
+            out.push(Change::Delete(schedule(owner)));
             out.push(Change::Put(tombstone(owner), encode(&last.0)));
         }
         Record::CallOpened(record, here) => {
@@ -265,6 +283,7 @@ pub fn changes(
             out.push(Change::Delete(live(id)));
             out.push(Change::Put(ended(id), ended_value(owner, *record, outcomes)));
         }
+        Record::Scheduled(state) => out.push(Change::Put(schedule(owner), encode(&state))),
         Record::Decisions(decisions) => out.push(Change::Put(self::decisions(owner), encode(&decisions))),
         Record::SegmentEnded { call, number } => out.push(Change::Delete(segment(call, number))),
         Record::Ended { call, entries, .. } => open.add(call, &entries, out),

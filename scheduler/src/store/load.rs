@@ -11,10 +11,12 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::{
+    autoscaler::Policy,
     event::Fetched,
     function::{RecoveredCall, Recovery, Runs},
     record::{Entry, UsedKey},
 };
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// Keys read at once.
@@ -26,6 +28,10 @@ pub struct Loaded {
     pub functions: Vec<Recovery>,
     /// Names of workers that have joined before.
     pub workers: Vec<String>,
+    /// Namespaces with their weights and quotas.
+    pub namespaces: Vec<(String, Policy)>,
+    /// The scale-to-zero configuration, as it was put.
+    pub zero: Map<String, Value>,
 }
 
 /// Calls `each` for every key with the prefix.
@@ -61,8 +67,9 @@ pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Loaded, StoreEr
         let (deployed, overrides) = stored.read()?;
         let keys = load_keys(store, &name)?;
         let decisions = value(store, &layout::decisions(&name))?.unwrap_or_default();
+        let schedule = value(store, &layout::schedule(&name))?.unwrap_or_default();
         let (calls, parked) = (Vec::new(), Vec::new());
-        let recovery = Recovery { key: name.clone(), deployed, overrides, calls, parked, keys, decisions };
+        let recovery = Recovery { key: name.clone(), deployed, overrides, calls, parked, keys, schedule, decisions };
         functions.insert(name, recovery);
         Ok(())
     })?;
@@ -91,7 +98,15 @@ pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Loaded, StoreEr
         workers.push(String::from_utf8_lossy(&key[layout::WORKERS.len()..]).into_owned());
         Ok(())
     })?;
-    Ok(Loaded { functions: functions.into_values().collect(), workers })
+    let mut namespaces = Vec::new();
+    each_key(store, layout::NAMESPACES, |key| {
+        let name = String::from_utf8_lossy(&key[layout::NAMESPACES.len()..]).into_owned();
+        namespaces.extend(value::<Policy>(store, key)?.map(|policy| (name, policy)));
+        Ok(())
+    })?;
+    let zero = value::<String>(store, layout::ZERO)?.unwrap_or_default();
+    let zero = serde_json::from_str(&zero).unwrap_or_default();
+    Ok(Loaded { functions: functions.into_values().collect(), workers, namespaces, zero })
 }
 
 fn load_keys(store: &dyn Store, function: &FunctionKey) -> Result<Vec<(String, UsedKey)>, StoreError> {

@@ -56,7 +56,7 @@ impl Durable {
             }
             Record::Overridden(overrides) => self.overrides = overrides,
             Record::Removed(_) => self.deployed = None,
-            Record::Decisions(_) => {}
+            Record::Decisions(_) | Record::Scheduled(_) => {}
             Record::CallOpened(record, here) => {
                 let stored = Stored {
                     record: *record,
@@ -142,6 +142,7 @@ impl Durable {
             overrides: self.overrides.clone(),
             calls: live.into_iter().map(|(_, c)| self.recovered(c)).collect(),
             parked: parked.into_iter().map(|(_, c)| c.record.id).collect(),
+            schedule: Default::default(),
             decisions: Vec::new(),
             keys: self.keys.iter().map(|(k, u)| (k.clone(), u.clone())).collect(),
         })

@@ -9,6 +9,7 @@ mod delayed;
 mod dispatch;
 mod explain;
 mod invariant;
+mod model;
 mod open;
 mod park;
 mod pool;
@@ -17,10 +18,14 @@ mod recover;
 mod scale;
 mod settle;
 mod start;
+mod timer;
 
 pub use call::Runs;
 pub use explain::{InputView, Stats};
+pub use model::ZeroRule;
 pub use recover::{RecoveredCall, Recovery};
+pub use scale::size;
+pub use timer::ScheduleView;
 
 use crate::{
     decision::{Decision, Waiting},
@@ -39,6 +44,7 @@ use capstan_common::{
     validate,
 };
 use delayed::Delayed;
+use model::Model;
 use park::Parked;
 use pool::{Life, Pool, Starts};
 use queue::Queue;
@@ -46,6 +52,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
+use timer::{Profiles, Timer};
 
 /// Inputs of a function that wait or run, by who waits for them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -94,6 +101,11 @@ pub struct Function {
     background: Side,
     /// Inputs that maps may send without asking.
     credit: u64,
+    timer: Timer,
+    profiles: Profiles,
+    model: Model,
+    /// Since when the pool is far larger than what is wanted.
+    over_since: Option<Time>,
     wanted: u32,
     /// What the autoscaler was last told: missing, whether something could give way, and how many leave.
     demanded: Option<(u32, bool, u32)>,
@@ -126,6 +138,7 @@ impl Function {
         out.urgent = true;
         let mut function = Self::new(key, epoch, limits, deployed, Overrides::default());
         function.now = now;
+        function.begin_revision(now, out);
         function.conclude(now, out);
         Ok(function)
     }
@@ -153,6 +166,10 @@ impl Function {
             interactive: Side::default(),
             background: Side::default(),
             credit: 0,
+            timer: Timer::default(),
+            profiles: Profiles::default(),
+            model: Model::default(),
+            over_since: None,
             wanted: 0,
             demanded: Some((0, false, 0)),
             asked_at: Time(0),
@@ -177,6 +194,10 @@ impl Function {
 
     /// What follows from any event: inputs leave, ends are recorded, the pool is sized.
     fn conclude(&mut self, now: Time, out: &mut Output) {
+        if self.profiles.turn(now) {
+            self.settle_settings();
+        }
+        self.run_due(now, out);
         self.release_delayed(now);
         self.free_old_keys(now, out);
         self.dispatch(now, out);
@@ -192,6 +213,10 @@ impl Function {
             Event::Deploy(spec) => self.redeploy(now, spec, out)?,
             Event::Remove => self.remove(now, out),
             Event::Patch(patch) => self.patch(&patch, out)?,
+            Event::Pause(paused) => self.pause(now, paused, out)?,
+            Event::Ruled(rule) => self.set_rule(rule),
+            Event::Counted { container, value } => self.counted(now, container, value),
+            Event::Asked { requests } => self.asked(now, requests),
             Event::Open(opening) => return self.open(now, *opening, out).map(Some),
             Event::Arrive { call, payloads } => self.arrive(now, call, payloads)?,
             Event::Close { call } => self.close(call),
@@ -225,13 +250,39 @@ impl Function {
         self.deployed = Deployment { revision: Revision(self.deployed.revision.0 + 1), spec, at: now };
         // SPEC D09: a deployment drops all dynamic settings.
         self.overrides = Overrides::default();
-        self.effective = self.deployed.spec.autoscaler.clone();
+        self.begin_revision(now, out);
         self.starts = Starts::default();
         self.demanded = None;
         self.retire_all(out);
         out.records.push(Record::Deployed(self.deployed.clone()));
         out.urgent = true;
         Ok(())
+    }
+
+    /// What a revision brings besides its settings.
+    fn begin_revision(&mut self, now: Time, out: &mut Output) {
+        self.profiles = Profiles::of(&self.deployed.spec);
+        self.profiles.turn(now);
+        self.settle_settings();
+        self.set_timer(now, out);
+        self.was_active(now);
+    }
+
+    /// The settings that hold: as deployed, then the profiles of this time, then what an operator has set.
+    fn settle_settings(&mut self) {
+        let spec = &self.deployed.spec;
+        let profiles = self.profiles.active().map(|n| &spec.profiles[n].autoscaler);
+        let settings = profiles.fold(spec.autoscaler.clone(), |settings, profile| profile.over(&settings));
+        self.effective = self.overrides.over(&settings);
+        // An override was checked against what held when it was made; a profile never lifts the minimum over the maximum.
+        if let Some(max) = self.effective.max_containers {
+            self.effective.min_containers = self.effective.min_containers.min(max);
+        }
+    }
+
+    /// Names of the profiles that hold.
+    pub fn active_profiles(&self) -> Vec<&str> {
+        self.profiles.active().map(|n| self.deployed.spec.profiles[n].name.as_str()).collect()
     }
 
     /// Every container takes nothing new; idle ones stop now, busy ones when they are done.
@@ -264,10 +315,17 @@ impl Function {
     fn patch(&mut self, patch: &OverridesPatch, out: &mut Output) -> Result<(), Refusal> {
         self.must_exist()?;
         let overrides = patch.apply(&self.overrides);
-        let effective = overrides.over(&self.deployed.spec.autoscaler);
-        validate::settings(&effective, " of the effective settings")?;
+        let spec = &self.deployed.spec;
+        let active: Vec<&Overrides> = self.profiles.active().map(|n| &spec.profiles[n].autoscaler).collect();
+        let settings = active.iter().fold(spec.autoscaler.clone(), |settings, profile| profile.over(&settings));
+        let source = |field: &str| match () {
+            () if overrides.sets(field) => ", overridden",
+            () if active.iter().any(|profile| profile.sets(field)) => ", by a profile",
+            () => ", as deployed",
+        };
+        validate::settings(&overrides.over(&settings), &source)?;
         self.overrides = overrides.clone();
-        self.effective = effective;
+        self.settle_settings();
         out.records.push(Record::Overridden(overrides));
         out.urgent = true;
         Ok(())
@@ -338,12 +396,10 @@ impl Function {
 
     /// The next time that the function wants an `Alarm`, if any.
     pub fn next_alarm(&self) -> Option<Time> {
-        let retry = self.delayed.next_due();
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
-        [retry, key, self.decisions_due, self.batch_due(), self.idle_due(), self.start_due()]
-            .into_iter()
-            .flatten()
-            .min()
+        let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.over_due()];
+        let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.decisions_due];
+        [self.delayed.next_due(), key].into_iter().chain(pool).chain(times).flatten().min()
     }
 
     /// The function's name.

@@ -173,15 +173,20 @@ impl Pool {
         self.idle.len() as u32
     }
 
+    /// Containers that take inputs.
+    pub fn ready_ids(&self) -> impl Iterator<Item = ContainerId> {
+        self.containers.iter().filter(|(_, c)| c.life == Life::Ready).map(|(id, _)| *id)
+    }
+
     /// The longest idle container, and since when.
     pub fn longest_idle(&self) -> Option<(Time, ContainerId)> {
         self.idle.first().copied()
     }
 
-    /// Live containers on a worker: idle ones, the longest idle first; then, if `busy` ones are meant too, those with the
+    /// Live containers, on one worker or all: idle ones, the longest idle first; then, if `busy` ones are meant too, those with the
     /// least work.
-    pub fn lightest(&self, worker: &WorkerId, busy: bool, count: usize) -> Vec<ContainerId> {
-        let here = |id: &ContainerId| self.containers[id].worker == *worker;
+    pub fn lightest(&self, worker: Option<&WorkerId>, busy: bool, count: usize) -> Vec<ContainerId> {
+        let here = |id: &ContainerId| worker.is_none_or(|worker| self.containers[id].worker == *worker);
         let mut found: Vec<_> = self.idle.iter().map(|(_, id)| *id).filter(here).take(count).collect();
         if busy && found.len() < count {
             let live = self.containers.iter().filter(|(id, c)| {

@@ -4,12 +4,13 @@ use super::{
     Function, Place,
     call::{Bulk, Call, Runs},
     queue::Queued,
+    timer::Profiles,
 };
 use crate::{
     decision::Decision,
     effect::Output,
     limits::Limits,
-    record::{CallRecord, Deployment, Tries, UsedKey},
+    record::{CallRecord, Deployment, ScheduleState, Tries, UsedKey},
 };
 use capstan_common::{
     call::{CallKind, Counts},
@@ -35,6 +36,8 @@ pub struct Recovery {
     pub parked: Vec<CallId>,
     /// Idempotency keys in use.
     pub keys: Vec<(String, UsedKey)>,
+    /// Where the schedule stood.
+    pub schedule: ScheduleState,
     /// Scale decisions, oldest first.
     pub decisions: Vec<Decision>,
 }
@@ -79,6 +82,12 @@ impl Function {
             function.recover_call(now, call, out);
         }
         recovery.parked.into_iter().for_each(|call| function.park(call));
+        function.profiles = Profiles::of(&function.deployed.spec);
+        function.profiles.turn(now);
+        function.settle_settings();
+        function.recover_timer(now, recovery.schedule);
+        // What happened before is not known, and unknown is not zero.
+        function.was_active(now);
         function.conclude(now, out);
         function
     }

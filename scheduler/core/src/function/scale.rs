@@ -18,6 +18,7 @@ const SAME_DECISION_MS: u64 = 100;
 impl Function {
     /// The numbers that the sizing rule reads.
     pub(super) fn facts(&self) -> Facts {
+        let floor = u32::from(self.model_floor().is_some());
         let pending = self.interactive.pending + self.background.pending;
         let running = self.interactive.running + self.background.running;
         let active = pending + running > 0;
@@ -26,7 +27,7 @@ impl Function {
             pending,
             running,
             slots: self.deployed.spec.slots(),
-            min: if self.removed { 0 } else { self.effective.min_containers },
+            min: if self.removed { 0 } else { self.effective.min_containers.max(floor) },
             max: if self.removed { 0 } else { self.effective.max_containers.unwrap_or(system).min(system) },
             buffer: if active { self.effective.buffer_containers } else { 0 },
             starting: self.pool.starting(),
@@ -35,11 +36,20 @@ impl Function {
     }
 
     pub(super) fn rescale(&mut self, now: Time, out: &mut Output) {
-        let facts = self.facts();
-        let (wanted, reason) = size(&facts);
+        let mut facts = self.facts();
+        if facts.pending + facts.running > 0 {
+            self.was_active(now);
+            facts = self.facts();
+        }
+        let (wanted, mut reason) = size(&facts);
+        if wanted == 1 && facts.pending + facts.running == 0 && self.effective.min_containers == 0 {
+            reason = self.model_floor().unwrap_or(reason);
+        }
         if wanted != self.wanted {
             self.decide(now, wanted, reason, facts, out);
         }
+        self.retire_surplus(facts.max, out);
+        self.watch_size(now);
         self.stop_idle(now, out);
         self.tell_demand(now, out);
         if self.decisions_due.is_some_and(|due| due <= now) {
@@ -113,6 +123,39 @@ impl Function {
         }));
     }
 
+    /// A maximum that was lowered: what is above it takes nothing new, idle ones first (SPEC B04, D10).
+    fn retire_surplus(&mut self, max: u32, out: &mut Output) {
+        let surplus = self.pool.live().saturating_sub(max) as usize;
+        if surplus > 0 && !self.removed {
+            for id in self.pool.lightest(None, true, surplus) {
+                self.retire(id, "max_containers was lowered", out);
+            }
+        }
+    }
+
+    /// Far more containers than wanted, for a while: then the surplus need not wait out its window (SPEC B14). While the
+    /// function is inactive the window alone counts, so that it means what it says.
+    fn watch_size(&mut self, now: Time) {
+        let far = self.limits.overprovision_factor.saturating_mul(self.wanted);
+        let surplus = self.pool.live().saturating_sub(self.wanted);
+        if self.wanted == 0 || surplus <= far {
+            self.over_since = None;
+        } else {
+            self.over_since.get_or_insert(now);
+        }
+    }
+
+    /// Whether the pool has been far too large for long enough.
+    fn is_over(&self, now: Time) -> bool {
+        self.over_since.is_some_and(|since| since.plus_ms(self.limits.overprovision_ms) <= now)
+    }
+
+    /// When it will have been.
+    pub(super) fn over_due(&self) -> Option<Time> {
+        let due = self.over_since?.plus_ms(self.limits.overprovision_ms);
+        Some(due).filter(|due| *due > self.now)
+    }
+
     /// Containers above the wanted number leave when they have idled their window, the longest idle first (SPEC B10, B15).
     fn stop_idle(&mut self, now: Time, out: &mut Output) {
         while let Some(due) = self.idle_due() {
@@ -124,7 +167,8 @@ impl Function {
                 Some((first, _)) if mutated!(self.limits.mutant, BUSY_CONTAINER_STOPPED) => first,
                 _ => id,
             };
-            self.stop(id, "idle", out);
+            self.stop(id, if self.is_over(now) { "far more containers than wanted" } else { "idle" }, out);
+            self.watch_size(now);
         }
     }
 
@@ -134,7 +178,8 @@ impl Function {
             return None;
         }
         let window_ms = u64::from(self.effective.scaledown_window) * 1000;
-        self.pool.longest_idle().map(|(since, _)| since.plus_ms(window_ms))
+        let over = self.is_over(self.now);
+        self.pool.longest_idle().map(|(since, _)| if over { since } else { since.plus_ms(window_ms) })
     }
 
     /// When a start that pauses may be tried again.

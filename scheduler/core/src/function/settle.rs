@@ -419,6 +419,7 @@ impl Function {
                 FailFast::InOrder => self.cut_behind(now, id, first, out),
             }
         }
+        let mut ended = Vec::new();
         for id in std::mem::take(&mut self.touched) {
             let Some(call) = self.calls.get_mut(&id) else { continue };
             let before = out.records.len();
@@ -433,7 +434,11 @@ impl Function {
                 self.end_credit(id);
                 self.queue.close(id);
                 self.calls.remove(&id);
+                ended.push(id);
             }
+        }
+        for id in ended {
+            self.run_ended(id);
         }
     }
 }

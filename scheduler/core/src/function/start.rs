@@ -123,7 +123,7 @@ impl Function {
     pub(super) fn give_way(&mut self, worker: &WorkerId, count: u32, busy: bool, out: &mut Output) {
         let keep = if busy { self.facts().min } else { self.wanted.max(self.facts().min) };
         let above = self.pool.live().saturating_sub(keep);
-        for id in self.pool.lightest(worker, busy, count.min(above) as usize) {
+        for id in self.pool.lightest(Some(worker), busy, count.min(above) as usize) {
             self.retire(id, "gives way to waiting work", out);
         }
         // The question is answered, also when nothing could be given.
@@ -139,6 +139,7 @@ impl Function {
 
     pub(super) fn ended(&mut self, now: Time, id: ContainerId, ending: Ending, begun: &[LeaseId], out: &mut Output) {
         let Some(container) = self.pool.remove(id) else { return };
+        self.forget_counter(id);
         out.effects.push(Effect::Release(id));
         let detail = ending.sentence();
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: detail.clone() }));
@@ -188,6 +189,7 @@ impl Function {
 
     pub(super) fn container_lost(&mut self, now: Time, id: ContainerId, why: &str, out: &mut Output) {
         let Some(container) = self.pool.remove(id) else { return };
+        self.forget_counter(id);
         out.effects.push(Effect::Release(id));
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: why.into() }));
         for Lease { input, given, .. } in container.leases.into_values().rev() {

@@ -80,6 +80,18 @@ pub struct Watch {
     pub watcher: Watcher,
 }
 
+/// The scale-to-zero configuration was replaced.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reconfigured;
+
+impl Handler<Reconfigured> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, _: Reconfigured, ctx: &mut Context<Self>) {
+        self.tell_rule(ctx);
+    }
+}
+
 /// Reads from the core.
 pub struct Ask<T>(pub Box<dyn FnOnce(&Function) -> T + Send>);
 
@@ -99,6 +111,7 @@ impl Actor for FunctionActor {
             let (epoch, limits) = (self.env.epoch, self.env.limits.clone());
             self.core = Some(Function::recover(recovery, epoch, limits, clock::now(), &mut self.out));
             self.perform(ctx);
+            self.tell_rule(ctx);
         }
     }
 }
@@ -185,6 +198,7 @@ impl FunctionActor {
         let new = revision == 0;
         if self.core.is_some() {
             self.step(Event::Deploy(deploy.spec), ctx)?;
+            self.tell_rule(ctx);
             return Ok(new);
         }
         let (key, env) = (self.key.clone(), self.env.clone());
@@ -194,6 +208,7 @@ impl FunctionActor {
         let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), spec, &mut self.out)?;
         self.core = Some(core);
         self.perform(ctx);
+        self.tell_rule(ctx);
         Ok(new)
     }
 }

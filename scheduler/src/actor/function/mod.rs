@@ -2,7 +2,7 @@
 
 mod messages;
 
-pub use messages::{Ask, Deploy, Happen, Joined, Open, Pass, Ring, Tell, Watch};
+pub use messages::{Ask, Deploy, Happen, Joined, Open, Pass, Reconfigured, Ring, Tell, Watch};
 
 use super::{
     alarm::{AlarmActor, Set},
@@ -12,6 +12,7 @@ use super::{
     watch::{Update, Watchers},
 };
 use crate::{
+    api::govern::ZeroConfig,
     clock,
     store::{Change, Store, StoreError, layout, load},
     telemetry::Telemetry,
@@ -28,11 +29,14 @@ use capstan_scheduler_core::{
     autoscaler,
     effect::{Effect, Notice, Output, Promise},
     event::Event,
-    function::{Function, Recovery},
+    function::{Function, Recovery, ZeroRule},
     limits::Limits,
     record::Record,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// How long records that nobody waits for may ride along before they are written for themselves.
@@ -56,9 +60,23 @@ pub struct Env {
     pub alarm: Addr<AlarmActor>,
     /// What is seen from outside.
     pub telemetry: Arc<Telemetry>,
+    /// The scale-to-zero configuration.
+    pub zero: RwLock<Arc<ZeroConfig>>,
 }
 
 impl Env {
+    /// What the scale-to-zero configuration says of a function's model.
+    fn rule(&self, key: &FunctionKey, model: &str) -> ZeroRule {
+        let config = self.zero.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let effective = config.effective(model, &key.namespace);
+        ZeroRule {
+            enabled: effective.enable_scale_to_zero,
+            retention_ms: effective.retention_ms,
+            flag_by: effective.decided_by.enable_scale_to_zero.as_str().into(),
+            retention_by: effective.decided_by.retention_period.as_str().into(),
+        }
+    }
+
     /// Remembers a worker, and whether it drains; without `draining`, as it was. Answers whether it drains. What is known
     /// already is not written again, so that a full disk keeps no worker out.
     pub async fn remember_worker(&self, worker: &WorkerId, draining: Option<bool>) -> Result<bool, StoreError> {
@@ -136,6 +154,15 @@ impl FunctionActor {
         let answer = core.step(clock::now(), event, &mut self.out);
         self.perform(ctx);
         answer
+    }
+
+    /// Tells the core what the scale-to-zero configuration says of its model, if it has one.
+    fn tell_rule(&mut self, ctx: &mut Context<Self>) {
+        let model = self.core.as_ref().and_then(|core| core.deployment().spec.model_id.clone());
+        if let Some(model) = model {
+            let rule = self.env.rule(&self.key, &model);
+            let _ = self.step(Event::Ruled(rule), ctx);
+        }
     }
 
     /// Does what the last step asked for.

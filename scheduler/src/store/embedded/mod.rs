@@ -23,12 +23,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 /// The part of the current file that new work may not take: outcomes of accepted work need it on a full disk.
 const RESERVE: u64 = 8;
 /// Files' worth of dead bytes that is not worth reclaiming.
 const SLACK: u64 = 4;
+/// How long the folder's lock is waited for, and the pause between two looks.
+const LOCK_WAIT: Duration = Duration::from_millis(1500);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Bytes of the oldest file that one round of housekeeping moves.
 const MOVE_BYTES: usize = 1 << 20;
 
@@ -90,9 +94,7 @@ impl Embedded {
     pub fn open_with(folder: &Path, file_bytes: u64) -> Result<(Self, Opened), StoreError> {
         std::fs::create_dir_all(folder).map_err(written)?;
         let lock = File::create(folder.join("lock")).map_err(written)?;
-        if lock.try_lock().is_err() {
-            return Err(StoreError::InUse(folder.display().to_string()));
-        }
+        take(&lock).map_err(|()| StoreError::InUse(folder.display().to_string()))?;
         let mut index = Index { places: BTreeMap::new(), files: BTreeMap::new(), live: 0 };
         let (log, opened) = read_back(folder, file_bytes, &mut index)?;
         let mut store = Self {
@@ -309,6 +311,19 @@ fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, 
     }
     opened.keys = index.places.len();
     Ok((log, opened))
+}
+
+/// Takes the folder's lock. A process that was killed may have just forked a child, which holds what it inherited until it
+/// becomes its program: that is waited for, a moment only.
+fn take(lock: &File) -> Result<(), ()> {
+    let looks = LOCK_WAIT.as_millis() / LOCK_LOOK.as_millis();
+    for _ in 0..looks {
+        if lock.try_lock().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(LOCK_LOOK);
+    }
+    lock.try_lock().map_err(|_| ())
 }
 
 /// A crash in the middle of rolling leaves a last file that nothing was written to, and perhaps a file before it without an

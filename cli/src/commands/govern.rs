@@ -1,0 +1,138 @@
+//! Schedules, namespaces and scaling models to zero from the command line.
+
+use super::print_list;
+use crate::{
+    cli::{ScaleToZero, ScheduleAction},
+    client::{Client, Failed, segment},
+    output,
+};
+use capstan_scheduler::api::govern::{ZeroConfig, entries_of, yaml};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Shows a schedule, or does something with it.
+pub async fn schedule(
+    client: &Client,
+    function: &str,
+    action: Option<ScheduleAction>,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let path = |what: &str| client.function(function, &format!("schedule{what}"));
+    let answer = match action {
+        None => client.get(&path("")).await?,
+        Some(ScheduleAction::Pause) => client.send(Method::POST, &path("/pause"), &Value::Null).await?,
+        Some(ScheduleAction::Resume) => client.send(Method::POST, &path("/resume"), &Value::Null).await?,
+        Some(ScheduleAction::Run) => client.send(Method::POST, &path("/run"), &Value::Null).await?,
+    };
+    if as_json {
+        return output::print_json(&answer);
+    }
+    if answer["call_id"].is_string() {
+        return output::print(output::text(&answer["call_id"]));
+    }
+    let next = answer["next"].as_array().cloned().unwrap_or_default();
+    let next: Vec<_> = next.iter().map(output::text).collect();
+    output::print(format!(
+        "schedule: {}\npaused: {}\nlast: {}\nnext: {}\nwaiting: {}",
+        answer["schedule"],
+        output::text(&answer["paused"]),
+        output::text(&answer["last"]),
+        if next.is_empty() { "-".into() } else { next.join(", ") },
+        output::text(&answer["waiting"]),
+    ))
+}
+
+/// Lists namespaces.
+pub async fn namespaces(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let answer = client.get("/v1/namespaces").await?;
+    if as_json {
+        return output::print_json(&answer);
+    }
+    let fields = [
+        ("namespace", "/name"),
+        ("weight", "/weight"),
+        ("containers", "/used/containers"),
+        ("at most", "/quota/containers"),
+        ("cpu", "/used/cpu"),
+        ("at most", "/quota/cpu"),
+        ("MiB", "/used/memory_mib"),
+        ("at most", "/quota/memory_mib"),
+    ];
+    print_list(answer["namespaces"].as_array().map_or(&[], Vec::as_slice), &fields)
+}
+
+/// Shows a namespace, or sets its weight and quota; what is not named stays.
+pub async fn namespace(client: &Client, name: &str, changes: Map<String, Value>, as_json: bool) -> anyhow::Result<()> {
+    let path = format!("/v1/namespaces/{}", segment(name));
+    let mut view = client.get(&path).await?;
+    if !changes.is_empty() {
+        let mut policy = json!({"weight": view["weight"], "quota": view["quota"]});
+        for (field, value) in changes {
+            match field.as_str() {
+                "weight" => policy["weight"] = value,
+                other => policy["quota"][other] = value,
+            }
+        }
+        view = client.send(Method::PUT, &path, &policy).await?;
+    }
+    if as_json { output::print_json(&view) } else { output::print(serde_json::to_string_pretty(&view)?) }
+}
+
+fn read(file: &Path) -> Result<ZeroConfig, Failed> {
+    let usage = |what: String| Failed::Usage(format!("{}: {what}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|e| usage(format!("cannot be read: {e}")))?;
+    let document = yaml(&text).map_err(|e| usage(format!("is not YAML: {e}")))?;
+    Ok(ZeroConfig::read(entries_of(document).map_err(|refusal| usage(refusal.detail))?))
+}
+
+fn warn(config: &ZeroConfig) {
+    for warning in &config.warnings {
+        eprintln!("warning: {}: {}", warning.entry, warning.detail);
+    }
+}
+
+/// Scaling models to zero.
+pub async fn scale_to_zero(client: &Client, action: ScaleToZero, as_json: bool) -> anyhow::Result<()> {
+    match action {
+        ScaleToZero::Show => output::print_json(&client.get("/v1/scale-to-zero").await?),
+        ScaleToZero::Apply { file } => {
+            let config = read(&file)?;
+            warn(&config);
+            let held = config.config.entries().len();
+            let answer = client.send(Method::PUT, "/v1/scale-to-zero", &Value::Object(config.data)).await?;
+            if as_json { output::print_json(&answer) } else { output::print(format!("{held} entries hold")) }
+        }
+        ScaleToZero::Lint { file } => {
+            let config = read(&file)?;
+            if as_json {
+                output::print_json(&json!({"entries": config.config.entries(), "warnings": config.warnings}))?;
+            } else {
+                for warning in &config.warnings {
+                    output::print(format!("{}: {}", warning.entry, warning.detail))?;
+                }
+                output::print(format!("{} entries hold", config.config.entries().len()))?;
+            }
+            match config.warnings.len() {
+                0 => Ok(()),
+                n => Err(Failed::Function(format!("{n} entries need mending"), Value::Null).into()),
+            }
+        }
+        ScaleToZero::Explain { model, file } => {
+            let effective = match file {
+                Some(file) => json!(read(&file)?.effective(&model, &client.namespace)),
+                None => {
+                    let query = format!("model_id={}&namespace={}", segment(&model), segment(&client.namespace));
+                    client.get(&format!("/v1/scale-to-zero/effective?{query}")).await?
+                }
+            };
+            if as_json {
+                return output::print_json(&effective);
+            }
+            let rows = ["enable_scale_to_zero", "retention_period"].map(|field| {
+                vec![field.to_owned(), output::text(&effective[field]), output::text(&effective["decided_by"][field])]
+            });
+            output::print(output::table(&["field", "value", "decided by"], rows))
+        }
+    }
+}

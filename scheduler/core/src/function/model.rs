@@ -1,0 +1,118 @@
+//! When a model's last container may leave: what the scale-to-zero configuration says, and what is known of requests.
+//! Unknown is not zero (DESIGN law 8): no data keeps the container.
+
+use super::Function;
+use capstan_common::{id::ContainerId, time::Time};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Intervals without a reading after which a container's own counter says nothing any more.
+const STALE_INTERVALS: u64 = 3;
+
+/// What the configuration says of this model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZeroRule {
+    /// Whether it may be scaled to zero.
+    pub enabled: bool,
+    /// How long after the last request.
+    pub retention_ms: u64,
+    /// The entry that decided the flag.
+    pub flag_by: Arc<str>,
+    /// The entry that decided the retention.
+    pub retention_by: Arc<str>,
+}
+
+/// What is known of a model's requests.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    rule: Option<ZeroRule>,
+    /// When it last had a request, as far as is known; at first, when it was deployed or recovered.
+    active_at: Time,
+    /// Each container's counter, and when it was read.
+    counters: BTreeMap<ContainerId, (u64, Time)>,
+    /// The last answer of a Prometheus server: when, and whether it knew.
+    asked: Option<(Time, bool)>,
+}
+
+impl Function {
+    /// The configuration, or what it says of this model, has changed.
+    pub(super) fn set_rule(&mut self, rule: ZeroRule) {
+        self.model.rule = Some(rule);
+    }
+
+    /// The function has inputs, or a request was seen.
+    pub(super) fn was_active(&mut self, now: Time) {
+        self.model.active_at = self.model.active_at.max(now);
+    }
+
+    /// A container's own counter of requests was read. One that is lower than before began anew with its program.
+    pub(super) fn counted(&mut self, now: Time, container: ContainerId, value: u64) {
+        if self.pool.get(container).is_none() {
+            return;
+        }
+        let before = self.model.counters.insert(container, (value, now));
+        let since = match before {
+            Some((before, _)) if value >= before => value - before,
+            // Also the first reading: what it shows happened since the container began.
+            _ => value,
+        };
+        if since > 0 {
+            self.was_active(now);
+        }
+    }
+
+    /// A Prometheus server was asked for the requests of the retention; `None`: it has no data, or did not answer.
+    pub(super) fn asked(&mut self, now: Time, requests: Option<f64>) {
+        self.model.asked = Some((now, requests.is_some()));
+        if requests.is_some_and(|requests| requests > 0.0) {
+            self.was_active(now);
+        }
+    }
+
+    pub(super) fn forget_counter(&mut self, container: ContainerId) {
+        self.model.counters.remove(&container);
+    }
+
+    fn rule(&self) -> Option<&ZeroRule> {
+        self.model.rule.as_ref().filter(|_| self.deployed.spec.model_id.is_some() && !self.removed)
+    }
+
+    /// Whether something that is to be known of requests past Capstan is not.
+    fn is_unknown(&self, now: Time) -> bool {
+        if let Some(activity) = &self.deployed.spec.activity {
+            let fresh = |id: &ContainerId| {
+                let stale_ms = activity.interval_s.ms * STALE_INTERVALS;
+                self.model.counters.get(id).is_some_and(|(_, at)| at.plus_ms(stale_ms) > now)
+            };
+            if self.pool.ready_ids().any(|id| !fresh(&id)) {
+                return true;
+            }
+        }
+        self.model.asked.is_some_and(|(_, known)| !known)
+    }
+
+    /// The least number of containers that the model asks for beyond its settings, and why.
+    pub(super) fn model_floor(&self) -> Option<&'static str> {
+        let rule = self.rule()?;
+        if !rule.enabled {
+            return Some("scale_to_zero_disabled");
+        }
+        if self.pool.live() == 0 {
+            return None;
+        }
+        if self.model.active_at.plus_ms(rule.retention_ms) > self.now {
+            return Some("retention");
+        }
+        self.is_unknown(self.now).then_some("activity_unknown")
+    }
+
+    /// When the retention ends, if that is what keeps a container.
+    pub(super) fn retention_due(&self) -> Option<Time> {
+        let rule = self.rule().filter(|rule| rule.enabled && self.pool.live() > 0)?;
+        Some(self.model.active_at.plus_ms(rule.retention_ms)).filter(|due| *due > self.now)
+    }
+
+    /// The rule and the last request, for `explain`.
+    pub fn model_view(&self) -> Option<(&ZeroRule, Time)> {
+        self.rule().map(|rule| (rule, self.model.active_at))
+    }
+}

@@ -1,0 +1,215 @@
+//! What operators set for many functions at once: namespaces' weights and quotas, scaling models to zero; and schedules.
+
+use super::{Api, mint_call, no_function, store_refusal};
+use crate::{
+    actor::{
+        autoscaler::{Governed, Spaces, Told},
+        function::{Reconfigured, Tell},
+    },
+    clock,
+    store::{Change, layout},
+};
+use capstan_common::{
+    id::{CallId, FunctionKey},
+    refusal::{Code, FieldError, Refusal},
+    time::Time,
+    validate,
+};
+use capstan_scheduler_core::{
+    autoscaler::{self, Policy},
+    event::Event,
+    function::ScheduleView,
+    scale_to_zero::{Config, Effective, VARIABLE, Warning},
+};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// The scale-to-zero configuration in force.
+#[derive(Debug, Default)]
+pub struct ZeroConfig {
+    /// As it was put: entries by key, each an object or a text block.
+    pub data: Map<String, Value>,
+    /// What of it holds.
+    pub config: Config,
+    /// What of it does not.
+    pub warnings: Vec<Warning>,
+    /// The value of the environment's variable, if it is set.
+    pub environment: Option<String>,
+}
+
+impl ZeroConfig {
+    /// Reads entries; text blocks are YAML.
+    pub fn read(data: Map<String, Value>) -> Self {
+        let mut blocks = Vec::new();
+        let parsed = data.iter().map(|(key, value)| {
+            let value = match value {
+                Value::String(text) => yaml(text).unwrap_or_else(|error| {
+                    blocks.push(Warning { entry: key.clone(), detail: format!("its text is not YAML: {error}") });
+                    Value::Null
+                }),
+                other => other.clone(),
+            };
+            (key.clone(), value)
+        });
+        let parsed: Map<String, Value> = parsed.filter(|(_, value)| !value.is_null()).collect();
+        let (config, mut warnings) = Config::read(&parsed);
+        warnings.extend(blocks);
+        Self { data, config, warnings, environment: std::env::var(VARIABLE).ok() }
+    }
+
+    /// What holds for a model in a namespace.
+    pub fn effective(&self, model: &str, namespace: &str) -> Effective {
+        self.config.effective(model, namespace, self.environment.as_deref())
+    }
+}
+
+/// Reads YAML 1.2 as JSON has it: `on`, `off`, `y` and `n` are texts.
+pub fn yaml(text: &str) -> Result<Value, String> {
+    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
+        .map_err(|error| error.to_string())
+}
+
+/// The entries of a document: a whole ConfigMap, or its data alone.
+pub fn entries_of(document: Value) -> Result<Map<String, Value>, Refusal> {
+    let wrong = |detail: &str| Refusal::fields(vec![FieldError { pointer: String::new(), detail: detail.into() }]);
+    let Value::Object(mut root) = document else {
+        return Err(wrong("must be an object: the entries by their keys, or a ConfigMap that has them under `data`"));
+    };
+    let whole = root.get("kind").is_some_and(|kind| kind == "ConfigMap") || root.contains_key("apiVersion");
+    match root.remove("data") {
+        Some(Value::Object(data)) if whole => Ok(data),
+        Some(Value::Null) | None if whole => Ok(Map::new()),
+        Some(data) if whole => Err(wrong(&format!("`data` must be an object, is {data}"))),
+        Some(data) => {
+            root.insert("data".into(), data);
+            Ok(root)
+        }
+        None => Ok(root),
+    }
+}
+
+impl Api {
+    /// The scale-to-zero configuration.
+    pub fn scale_to_zero(&self) -> Arc<ZeroConfig> {
+        self.env.zero.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Replaces it; functions with a model hear what holds for them. Entries that cannot hold are left out with a warning.
+    pub async fn set_scale_to_zero(&self, data: Map<String, Value>) -> Result<Arc<ZeroConfig>, Refusal> {
+        self.must_have_room()?;
+        let text = Value::Object(data.clone()).to_string();
+        let change = Change::Put(layout::ZERO.into(), layout::encode(&text));
+        self.env.committer.write(vec![change]).await.map_err(store_refusal)?;
+        let config = Arc::new(ZeroConfig::read(data));
+        for Warning { entry, detail } in &config.warnings {
+            tracing::warn!(entry, detail, "an entry of the scale-to-zero configuration needs mending");
+        }
+        tracing::info!(entries = config.config.entries().len(), "the scale-to-zero configuration was replaced");
+        *self.env.zero.write().unwrap_or_else(std::sync::PoisonError::into_inner) = config.clone();
+        self.env.telemetry.events.tell("scale_to_zero_configured", json!({"entries": config.config.entries().len()}));
+        for (_, function) in self.env.registry.functions() {
+            // A function that is gone has no model.
+            let _ = function.send(Reconfigured).await;
+        }
+        Ok(config)
+    }
+
+    /// Namespaces with their policies and what they hold, by name.
+    pub async fn namespaces(&self) -> Vec<Value> {
+        let known = self.env.autoscaler.send(Spaces).await.unwrap_or_default();
+        let mut names: std::collections::BTreeMap<Arc<str>, Value> = known
+            .into_iter()
+            .map(|space| {
+                let used = json!({
+                    "containers": space.held, "cpu": space.used.cpu_milli as f64 / 1000.0, "memory_mib": space.used.memory_mib,
+                });
+                let view = json!({
+                    "name": space.name, "weight": space.policy.weight, "quota": quota_json(&space.policy), "used": used,
+                });
+                (space.name, view)
+            })
+            .collect();
+        let functions = self.env.registry.functions().into_iter().map(|(key, _)| key.namespace);
+        for name in functions.chain(["default".into()]) {
+            let policy = Policy::default();
+            names.entry(name.clone()).or_insert_with(|| {
+                let used = json!({"containers": 0, "cpu": 0.0, "memory_mib": 0});
+                json!({"name": name, "weight": policy.weight, "quota": quota_json(&policy), "used": used})
+            });
+        }
+        names.into_values().collect()
+    }
+
+    /// One namespace; each exists as soon as it is named.
+    pub async fn namespace(&self, name: &str) -> Result<Value, Refusal> {
+        validate::function_key(name, "any")?;
+        let found = self.namespaces().await.into_iter().find(|view| view["name"] == name);
+        let policy = Policy::default();
+        let used = json!({"containers": 0, "cpu": 0.0, "memory_mib": 0});
+        Ok(found.unwrap_or_else(
+            || json!({"name": name, "weight": policy.weight, "quota": quota_json(&policy), "used": used}),
+        ))
+    }
+
+    /// Sets a namespace's weight and quota.
+    pub async fn govern(&self, name: &str, policy: Policy) -> Result<Value, Refusal> {
+        validate::function_key(name, "any")?;
+        if !(1..=1000).contains(&policy.weight) {
+            return Err(Refusal::field("weight", format!("must be from 1 to 1000, is {}", policy.weight)));
+        }
+        self.must_have_room()?;
+        let change = Change::Put(layout::namespace(name), layout::encode(&policy));
+        self.env.committer.write(vec![change]).await.map_err(store_refusal)?;
+        let governed = autoscaler::Event::Governed { namespace: name.into(), policy };
+        // The autoscaler lives as long as the scheduler.
+        let _ = self.env.autoscaler.send(Told(governed)).await;
+        self.namespace(name).await
+    }
+
+    /// A function's schedule.
+    pub async fn schedule(&self, key: &FunctionKey) -> Result<Value, Refusal> {
+        let view = self.ask(key, |core| core.schedule_view()).await?;
+        view.map(schedule_json).ok_or_else(|| no_schedule(key))
+    }
+
+    /// Pauses a schedule, or lets it go on.
+    pub async fn pause_schedule(&self, key: &FunctionKey, paused: bool) -> Result<Value, Refusal> {
+        let told = self.actor(key)?.send(Tell(Event::Pause(paused))).await;
+        told.map_err(|_| no_function(key))??;
+        self.schedule(key).await
+    }
+
+    /// Runs a schedule's input now, whatever its times.
+    pub async fn run_schedule(&self, key: &FunctionKey) -> Result<CallId, Refusal> {
+        let view = self.ask(key, |core| core.schedule_view()).await?.ok_or_else(|| no_schedule(key))?;
+        let input = view.schedule.input.to_string().into();
+        self.spawn_as(mint_call(), key, input, &Default::default()).await
+    }
+}
+
+fn no_schedule(key: &FunctionKey) -> Refusal {
+    Refusal::new(Code::NotFound, format!("function `{key}` has no schedule; deploy it with one"))
+}
+
+fn quota_json(policy: &Policy) -> Value {
+    let quota = policy.quota;
+    json!({
+        "containers": quota.containers, "cpu": quota.cpu_milli.map(|c| c as f64 / 1000.0),
+        "memory_mib": quota.memory_mib, "gpus": quota.gpus,
+    })
+}
+
+fn schedule_json(view: ScheduleView) -> Value {
+    let shown = |at: Time| clock::rfc3339(at);
+    json!({
+        "schedule": view.schedule, "paused": view.paused, "last": view.last.map(shown),
+        "next": view.next.into_iter().map(shown).collect::<Vec<_>>(), "waiting": view.waiting, "running": view.running,
+    })
+}
+
+impl Governed {
+    /// A namespace whose policy was stored.
+    pub fn event((namespace, policy): (String, Policy)) -> autoscaler::Event {
+        autoscaler::Event::Governed { namespace: namespace.as_str().into(), policy }
+    }
+}

@@ -1,0 +1,127 @@
+//! Namespaces, scaling models to zero, and schedules over REST.
+
+use super::{
+    body,
+    functions::key_of,
+    problem::{Answer, Problem, parse, query},
+};
+use crate::api::{
+    Api,
+    govern::{ZeroConfig, entries_of, yaml},
+};
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use capstan_common::refusal::{Code, Refusal};
+use capstan_scheduler_core::autoscaler::{Policy, Quota};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// The largest configuration.
+const CONFIG_BYTES: usize = 1 << 20;
+/// Tells what of a configuration does not hold.
+const WARNINGS: &str = "Capstan-Warnings";
+
+type Path = web::Path<(String, String)>;
+
+fn configuration(config: &ZeroConfig) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    if !config.warnings.is_empty() {
+        let told: Vec<String> = config.warnings.iter().map(|w| format!("{}: {}", w.entry, w.detail)).collect();
+        // Header values are ASCII: JSON escapes what is not.
+        let ascii: String = json!(told).to_string().chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).collect();
+        response.insert_header((WARNINGS, ascii));
+    }
+    response.json(&config.data)
+}
+
+pub async fn scale_to_zero(api: web::Data<Api>) -> HttpResponse {
+    configuration(&api.scale_to_zero())
+}
+
+/// JSON or YAML: every JSON document is YAML too, but its errors are told better as JSON.
+pub async fn set_scale_to_zero(api: web::Data<Api>, request: HttpRequest, payload: web::Payload) -> Answer {
+    let bytes = body::whole(payload, CONFIG_BYTES).await?;
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let text = std::str::from_utf8(&bytes).map_err(|_| Problem::new(Code::Malformed, "the body is not UTF-8"))?;
+    let document = match serde_json::from_str::<Value>(text) {
+        Ok(document) => document,
+        Err(error) if kind.contains("json") => {
+            return Err(Problem::new(Code::Malformed, format!("the body is not JSON: {error}")));
+        }
+        Err(_) => yaml(text).map_err(|e| Problem::new(Code::Malformed, format!("the body is not YAML: {e}")))?,
+    };
+    Ok(configuration(&*api.set_scale_to_zero(entries_of(document)?).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EffectiveQuery {
+    model_id: Option<String>,
+    namespace: Option<String>,
+}
+
+pub async fn effective(api: web::Data<Api>, request: HttpRequest) -> Answer {
+    let asked: EffectiveQuery = query(&request)?;
+    let model = asked.model_id.ok_or_else(|| Refusal::field("model_id", "must name a model"))?;
+    let namespace = asked.namespace.as_deref().unwrap_or("default");
+    Ok(HttpResponse::Ok().json(api.scale_to_zero().effective(&model, namespace)))
+}
+
+pub async fn namespaces(api: web::Data<Api>) -> HttpResponse {
+    HttpResponse::Ok().json(json!({"namespaces": api.namespaces().await}))
+}
+
+pub async fn namespace(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.namespace(&path).await?))
+}
+
+/// A policy as it is written: cores as a number.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPolicy {
+    #[serde(default)]
+    weight: Option<u32>,
+    #[serde(default)]
+    quota: WrittenQuota,
+}
+
+#[derive(Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields)]
+struct WrittenQuota {
+    containers: Option<u32>,
+    cpu: Option<f64>,
+    memory_mib: Option<u64>,
+    gpus: Option<u32>,
+}
+
+pub async fn govern(api: web::Data<Api>, path: web::Path<String>, payload: web::Payload) -> Answer {
+    let written: WrittenPolicy = parse(&body::whole(payload, CONFIG_BYTES).await?)?;
+    let quota = written.quota;
+    if let Some(cpu) = quota.cpu.filter(|cpu| !(0.0..=1e9).contains(cpu)) {
+        return Err(Refusal::field("quota/cpu", format!("must be a number of cores from 0, is {cpu}")).into());
+    }
+    let quota = Quota {
+        containers: quota.containers,
+        cpu_milli: quota.cpu.map(|cpu| (cpu * 1000.0).round() as u64),
+        memory_mib: quota.memory_mib,
+        gpus: quota.gpus,
+    };
+    let policy = Policy { weight: written.weight.unwrap_or(1), quota };
+    Ok(HttpResponse::Ok().json(api.govern(&path, policy).await?))
+}
+
+pub async fn schedule(api: web::Data<Api>, path: Path) -> Answer {
+    Ok(HttpResponse::Ok().json(api.schedule(&key_of(&path)?).await?))
+}
+
+pub async fn pause(api: web::Data<Api>, path: Path) -> Answer {
+    Ok(HttpResponse::Ok().json(api.pause_schedule(&key_of(&path)?, true).await?))
+}
+
+pub async fn resume(api: web::Data<Api>, path: Path) -> Answer {
+    Ok(HttpResponse::Ok().json(api.pause_schedule(&key_of(&path)?, false).await?))
+}
+
+pub async fn run(api: web::Data<Api>, path: Path) -> Answer {
+    let call = api.run_schedule(&key_of(&path)?).await?;
+    Ok(HttpResponse::Accepted().json(json!({"call_id": call})))
+}

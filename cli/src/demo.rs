@@ -75,7 +75,9 @@ pub async fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
 
 fn files_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders = vec![folder.to_path_buf()];
+    // Functions run in folders of their own: their inputs are named in full.
+    let whole = folder.canonicalize().map_err(|e| Failed::Usage(format!("--inputs {}: {e}", folder.display())))?;
+    let mut folders = vec![whole];
     while let Some(folder) = folders.pop() {
         let entries =
             std::fs::read_dir(&folder).map_err(|e| Failed::Usage(format!("--inputs {}: {e}", folder.display())))?;

@@ -68,6 +68,9 @@ fn entry(path: &Path, folder: &Path, position: usize, value: Value) -> Result<En
     };
     let namespace = text("namespace")?;
     let name = text("name")?.ok_or_else(|| usage(path, format!("functions[{position}] has no `name`")))?;
+    if let Err(refusal) = capstan_common::validate::function_key(namespace.as_deref().unwrap_or("default"), &name) {
+        return Err(usage(path, format!("functions[{position}]: {}", refusal.detail)));
+    }
     place(&mut spec, folder);
     let spec = Value::Object(spec);
     // The scheduler checks again; here the file's name can be told.

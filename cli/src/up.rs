@@ -50,6 +50,9 @@ impl Running {
 
     /// Stops both: the worker's containers first, so that what they finish is still recorded.
     pub async fn stop(self) {
+        if let Some(server) = &self.server {
+            server.refuse();
+        }
         if let Some(worker) = self.worker {
             worker.stop(GRACE).await;
         }

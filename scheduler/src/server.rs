@@ -30,6 +30,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 
 /// Where workers dial in.
 pub enum LinkListener {
@@ -97,6 +98,7 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
         autoscaler,
         alarm,
         telemetry: telemetry.clone(),
+        stopping: CancellationToken::new(),
         zero: RwLock::new(Arc::new(ZeroConfig::read(loaded.zero))),
     });
     for governed in loaded.namespaces.into_iter().map(Governed::event) {
@@ -178,8 +180,14 @@ fn listen_unix(path: &std::path::Path) -> std::io::Result<tokio::net::UnixListen
 }
 
 impl Server {
+    /// Accepts no new work from here on: it is not ready, and says so; what runs may end and is answered.
+    pub fn refuse(&self) {
+        self.api.stopping().cancel();
+    }
+
     /// Takes no more requests, writes what waits, ends.
     pub async fn stop(mut self) {
+        self.refuse();
         self.rest.stop(true).await;
         self.committer.stop();
         if let Some(thread) = self.committing.take() {

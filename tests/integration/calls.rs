@@ -41,6 +41,48 @@ async fn the_first_error_ends_a_map_unless_errors_are_collected() {
     assert_eq!(lines.iter().filter(|l| !l["error"].is_null()).count(), 1);
     let lines = up.map("f", "on_error=collect&outputs=false", inputs()).await.unwrap();
     assert_eq!(lines, [json!({"done": true, "succeeded": 3, "failed": 1})]);
+    let lines = up.map("f", "on_error=raise&outputs=false", inputs()).await.unwrap();
+    assert_eq!(lines.len(), 1);
+    assert_eq!((&lines[0]["done"], &lines[0]["failed"], &lines[0]["index"]), (&json!(true), &json!(1), &json!(2)));
+}
+
+#[tokio::test]
+async fn an_ordered_map_gives_what_is_before_the_error_and_nothing_behind_it() {
+    // SPEC F09
+    let (_folder, up) = fresh(&[]);
+    let script = "read n; case $n in 0) sleep 0.5; echo 0;; 1) echo ohno >&2; exit 1;; *) sleep 30;; esac";
+    up.deploy("f", spec(&["sh", "-c", script], "exec", json!({}))).await.unwrap();
+    let lines = up.map("f", "ordered=true&on_error=raise", (0..4).map(|n| json!(n))).await.unwrap();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!((&lines[0]["output"], &lines[1]["index"]), (&json!(0), &json!(1)));
+    let calls = up.get("/v1/calls?function=f").await.unwrap();
+    let counts = &calls["calls"][0];
+    assert_eq!((&counts["state"], &counts["inputs"]["cancelled"]), (&json!("failed"), &json!(2)), "{calls}");
+}
+
+#[tokio::test]
+async fn outputs_over_several_lines_come_on_one() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("f", spec(&["python3", "-m", "json.tool"], "exec", json!({}))).await.unwrap();
+    let lines = up.map("f", "", [json!({"a": [1, 2], "b": "c\nd"})]).await.unwrap();
+    assert_eq!(lines, [json!({"index": 0, "output": {"a": [1, 2], "b": "c\nd"}})]);
+}
+
+#[tokio::test]
+async fn a_removed_function_lets_what_runs_end_and_cancels_what_waits() {
+    let (_folder, up) = fresh(&[]);
+    let one = json!({"autoscaler": {"max_containers": 1}});
+    up.deploy("f", spec(&["sh", "-c", "sleep 1; cat"], "exec", one)).await.unwrap();
+    let (_, call) = up.post(&up.function("f", "/spawn_map"), "1\n2\n3\n").await.unwrap();
+    let id = call["call_id"].as_str().unwrap();
+    up.until("f", SOON, |s| s["running"] == 1).await.unwrap();
+    assert_eq!(up.http.delete(up.function("f", "")).send().await.unwrap().status().as_u16(), 204);
+    assert_eq!(up.invoke("f", json!(1)).await.unwrap().0, 404);
+    let view = up.get(&format!("/v1/calls/{id}")).await.unwrap();
+    assert_eq!((&view["inputs"]["running"], &view["inputs"]["cancelled"]), (&json!(1), &json!(2)), "{view}");
+    let mut results = up.results(id).await.unwrap();
+    results.sort_by_key(|r| r["index"].as_u64());
+    assert_eq!((&results[0]["output"], &results[1]["error"]["code"]), (&json!(1), &json!("cancelled")));
 }
 
 #[tokio::test]

@@ -103,7 +103,11 @@ pub async fn autoscaler(
         let Some((setting, _)) = named else {
             return Err(Failed::Usage(format!("--reset {name}: must be one of {}", SETTINGS.join(", "))).into());
         };
-        patch.insert((*setting).to_owned(), Value::Null);
+        if patch.insert((*setting).to_owned(), Value::Null).is_some() {
+            return Err(
+                Failed::Usage(format!("--reset {name}: the same field cannot be set and dropped at once")).into()
+            );
+        }
     }
     let path = client.function(function, "autoscaler");
     let settings = if patch.is_empty() {

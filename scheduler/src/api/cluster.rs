@@ -91,7 +91,7 @@ impl Api {
             if !is(&filter.namespace, &key.namespace) || !is(&filter.function, &key.name) {
                 continue;
             }
-            let of = self.ask(&key, |core| core.containers().collect::<Vec<_>>()).await;
+            let of = self.ask_any(&key, |core| core.containers().collect::<Vec<_>>()).await;
             for container in of.unwrap_or_default() {
                 if !is(&filter.worker, &container.worker.0) {
                     continue;

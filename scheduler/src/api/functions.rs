@@ -2,7 +2,7 @@
 
 use super::{Api, no_function};
 use crate::{
-    actor::function::{Deploy, FunctionActor, Tell},
+    actor::function::{Deploy, Deployed, FunctionActor, Tell},
     clock,
 };
 use actix::Actor;
@@ -17,7 +17,7 @@ use capstan_scheduler_core::{
     decision::Waiting,
     event::Event,
     function::{InputView, Stats},
-    record::{Entry, Tries},
+    record::{Deployment, Entry, Tries},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -101,9 +101,9 @@ impl Api {
             });
             let deploy = Deploy { spec: spec.clone(), if_match };
             match actor.send(deploy).await {
-                Ok(Ok(new)) => {
+                Ok(Ok(Deployed { deployment, new, stats })) => {
                     self.env.telemetry.events.tell("deployed", json!({"function": key.to_string()}));
-                    return Ok((self.function(&key).await?, new));
+                    return Ok((view_of(&key, &deployment, stats), new));
                 }
                 Ok(Err(refusal)) => return Err(refusal),
                 Err(_) => tokio::task::yield_now().await,
@@ -114,19 +114,7 @@ impl Api {
 
     /// A function.
     pub async fn function(&self, key: &FunctionKey) -> Result<FunctionView, Refusal> {
-        self.ask(key, |core| {
-            let live = core.deployment();
-            FunctionView {
-                namespace: core.key().namespace.clone(),
-                name: core.key().name.clone(),
-                revision: live.revision.0,
-                deployed_at: clock::rfc3339(live.at),
-                spec: live.spec.clone(),
-                stats: core.stats(),
-                warnings: Vec::new(),
-            }
-        })
-        .await
+        self.ask(key, |core| view_of(core.key(), core.deployment(), core.stats())).await
     }
 
     /// Functions of a namespace by name, after `after`.
@@ -212,7 +200,7 @@ impl Api {
         if let Some(entry) = self.outcome_of(&stored, index)? {
             return Ok(ended_life(call, index, &entry));
         }
-        let view = self.ask(&stored.function, move |core| core.input(call, index)).await.map_err(|_| none())?;
+        let view = self.ask_any(&stored.function, move |core| core.input(call, index)).await.map_err(|_| none())?;
         match view {
             Some(view) => Ok(live_life(call, index, view)),
             None => {
@@ -222,6 +210,18 @@ impl Api {
                 Ok(ended_life(call, index, &entry))
             }
         }
+    }
+}
+
+fn view_of(key: &FunctionKey, deployment: &Deployment, stats: Stats) -> FunctionView {
+    FunctionView {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        revision: deployment.revision.0,
+        deployed_at: clock::rfc3339(deployment.at),
+        spec: deployment.spec.clone(),
+        stats,
+        warnings: Vec::new(),
     }
 }
 

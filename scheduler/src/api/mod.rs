@@ -28,6 +28,7 @@ use capstan_scheduler_core::{event::Event, function::Function};
 use results::Tables;
 use serde::Serialize;
 use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
 
 /// The pause between two looks for expired results (RELIABILITY T1 allows an hour).
 const SWEEP_PAUSE: Duration = Duration::from_secs(600);
@@ -91,13 +92,32 @@ impl Api {
         key: &FunctionKey,
         question: impl FnOnce(&Function) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
+        let live = move |core: &Function| (!core.is_removed()).then(|| question(core));
+        self.ask_any(key, live).await?.ok_or_else(|| no_function(key))
+    }
+
+    /// The same, also of a function that was removed and still has work.
+    async fn ask_any<T: Send + 'static>(
+        &self,
+        key: &FunctionKey,
+        question: impl FnOnce(&Function) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
         let actor = self.actor(key)?;
         let answer = actor.send(Ask(Box::new(question))).await;
         answer.ok().flatten().ok_or_else(|| no_function(key))
     }
 
-    /// Refuses new work while the disk is full.
+    /// Cancelled when the scheduler stops.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.env.stopping
+    }
+
+    /// Refuses new work while the disk is full, and when the scheduler stops.
     fn must_have_room(&self) -> Result<(), Refusal> {
+        if self.env.stopping.is_cancelled() {
+            let refusal = Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back");
+            return Err(Refusal { retry_after_s: Some(5), ..refusal });
+        }
         if self.env.committer.is_full() || !self.env.store.has_room() {
             return Err(store_full());
         }
@@ -167,7 +187,7 @@ impl Api {
     /// A call's counts and state as its owner has them; `None` once it has ended.
     async fn live(&self, stored: &StoredCall) -> Option<(Counts, CallState)> {
         let id = stored.record.id;
-        let known = self.ask(&stored.function, move |core| core.call(id)).await.ok().flatten();
+        let known = self.ask_any(&stored.function, move |core| core.call(id)).await.ok().flatten();
         known.map(|(_, counts, state)| (counts, state))
     }
 
@@ -231,6 +251,9 @@ impl Api {
                 // One that expires meanwhile is passed over.
                 let Some(bytes) = self.look_up(*call)? else { continue };
                 let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+                if self.expires_ms(&stored).is_some_and(|at_ms| at_ms <= clock::now().0 / 1000) {
+                    continue;
+                }
                 let view = self.view(stored).await;
                 if filter(&view) {
                     found.push(view);

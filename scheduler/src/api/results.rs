@@ -287,7 +287,11 @@ impl Api {
             if !lines.is_empty() || !watching {
                 return Ok(lines);
             }
-            match tokio::time::timeout_at(until, updates.recv()).await {
+            let news = tokio::select! {
+                news = tokio::time::timeout_at(until, updates.recv()) => news,
+                () = self.env.stopping.cancelled() => return Ok(lines),
+            };
+            match news {
                 Ok(Some(Update::Closed(_)) | None) => return self.read(call, from, limit),
                 Ok(Some(_)) => {}
                 Err(_) => return Ok(lines),

@@ -12,7 +12,7 @@ use std::time::Duration;
 const IDLE: Duration = Duration::from_secs(30);
 
 fn too_large(limit: usize) -> Problem {
-    Problem::new(Code::PayloadTooLarge, format!("one input may have at most {limit} bytes, this one has more"))
+    Problem::new(Code::PayloadTooLarge, format!("at most {limit} bytes are taken here, this has more"))
 }
 
 /// The next piece of a body.

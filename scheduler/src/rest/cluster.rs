@@ -50,12 +50,7 @@ struct ContainersQuery {
 
 pub async fn containers(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let asked: ContainersQuery = query(&request)?;
-    let wanted = ContainersFilter {
-        // A function's name alone means the default namespace.
-        namespace: asked.namespace.or_else(|| asked.function.as_ref().map(|_| "default".to_owned())),
-        function: asked.function,
-        worker: asked.worker,
-    };
+    let wanted = ContainersFilter { namespace: asked.namespace, function: asked.function, worker: asked.worker };
     let containers = api.containers(&wanted).await;
     Ok(HttpResponse::Ok().json(json!({"containers": containers})))
 }
@@ -96,8 +91,12 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
                 yield Ok::<_, Problem>(chunk);
             }
             let mut more = page.more;
-            if !follow || page.ended || more.changed().await.is_err() {
+            if !follow || page.ended {
                 break;
+            }
+            tokio::select! {
+                changed = more.changed() => if changed.is_err() { break },
+                () = api.stopping().cancelled() => break,
             }
         }
     };
@@ -109,7 +108,11 @@ pub async fn events(api: web::Data<Api>) -> HttpResponse {
     let stream = async_stream::stream! {
         yield Ok::<_, Problem>(Bytes::from_static(b": events follow\n\n"));
         loop {
-            match listener.recv().await {
+            let news = tokio::select! {
+                news = listener.recv() => news,
+                () = api.stopping().cancelled() => break,
+            };
+            match news {
                 Ok(text) => yield Ok(Bytes::from(format!("data: {text}\n\n"))),
                 Err(RecvError::Lagged(missed)) => yield Ok(Bytes::from(format!(": {missed} events were missed\n\n"))),
                 Err(RecvError::Closed) => break,

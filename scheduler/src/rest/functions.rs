@@ -81,7 +81,12 @@ pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, paylo
 
 /// What of a body is taken under an older name.
 fn warnings(bytes: &[u8]) -> Vec<String> {
-    serde_json::from_slice(bytes).map_or(Vec::new(), |written| validate::older_names(&written))
+    let Ok(written) = serde_json::from_slice::<serde_json::Value>(bytes) else { return Vec::new() };
+    let mut warnings = validate::older_names(&written);
+    if written["snapshot"] == true {
+        warnings.push("snapshot: no worker can take snapshots; containers start normally".into());
+    }
+    warnings
 }
 
 pub async fn get(api: web::Data<Api>, path: Path) -> Answer {
@@ -115,6 +120,7 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
 
 pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
     let key = key_of(&path)?;
+    api.function(&key).await?;
     check(&api, &key, &request).await?;
     api.remove(&key).await?;
     Ok(HttpResponse::NoContent().finish())
@@ -126,6 +132,7 @@ pub async fn settings(api: web::Data<Api>, path: Path) -> Answer {
 
 pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
+    api.function(&key).await?;
     check(&api, &key, &request).await?;
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let patch = parse(&bytes)?;

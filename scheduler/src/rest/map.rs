@@ -10,7 +10,7 @@ use crate::{
     actor::watch::Update,
     api::{
         Api,
-        results::{Cursor, Line},
+        results::{Cursor, Line, error_json},
         submit::{Mapping, Terms},
     },
 };
@@ -231,7 +231,10 @@ impl Stream {
             let raised = self.raise && matches!(outcome, Outcome::Failed(_));
             if !self.outputs && !raised {
                 self.taken += 1;
-            } else if !self.outputs || !self.ordered {
+            } else if !self.outputs {
+                self.over = true;
+                self.write_counts(Some((index, outcome)));
+            } else if !self.ordered {
                 self.write(index, outcome.clone()).await?;
             } else {
                 self.early.insert(index, outcome.clone());
@@ -254,22 +257,24 @@ impl Stream {
         let output = self.api.output_of(&line).await?;
         line.write(&output, false, &mut self.out);
         self.taken += 1;
-        if raised {
-            self.over = true;
-            self.write_counts();
-        }
+        self.over |= raised;
         Ok(())
     }
 
     fn end(&mut self) {
         self.over = true;
         self.map.ended();
-        self.write_counts();
+        self.write_counts(None);
     }
 
-    fn write_counts(&mut self) {
+    /// Without outputs there is only a last line; an error that ended the map stands in it.
+    fn write_counts(&mut self, raised: Option<(u64, &Outcome)>) {
         if !self.outputs {
-            let last = json!({"done": true, "succeeded": self.succeeded, "failed": self.failed});
+            let mut last = json!({"done": true, "succeeded": self.succeeded, "failed": self.failed});
+            if let Some((index, Outcome::Failed(failure))) = raised {
+                last["index"] = json!(index);
+                last["error"] = error_json(failure);
+            }
             self.out.extend_from_slice(format!("{last}\n").as_bytes());
         }
     }

@@ -69,6 +69,9 @@ impl ResponseError for Problem {
         }
         let mut response = HttpResponse::build(self.status_code());
         response.insert_header((header::CONTENT_TYPE, "application/problem+json"));
+        if code == Code::Unauthenticated {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
         if let Some(seconds) = self.refusal.retry_after_s {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }

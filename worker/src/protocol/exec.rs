@@ -3,7 +3,7 @@
 //! Each slot of a container is a thread: starting a process blocks, and a thread can enter a cgroup so that its children
 //! are born inside.
 
-use super::{end_of, timed_out, too_large};
+use super::{end_of, one_line, timed_out, too_large};
 use crate::runtime::{
     output::Output,
     process::{Setting, kill_group, pid_of},
@@ -194,7 +194,8 @@ pub fn slot(shared: &Arc<Shared>, work: &flume::Receiver<Work>) {
 
 fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, Failure> {
     let Assignment { lease, call, index, attempt, .. } = *assignment;
-    let mark = lease.0.to_string();
+    // Another worker on this machine counts its leases from one too.
+    let mark = format!("{}-{}", shared.setting.instance, lease.0);
     let more = BTreeMap::from([
         ("CAPSTAN_CALL_ID", call.to_string()),
         ("CAPSTAN_INPUT_INDEX", index.to_string()),
@@ -363,7 +364,7 @@ fn judge(shared: &Shared, watched: Watched, status: ExitStatus, oom: bool) -> Re
 fn output_of(stdout: Vec<u8>) -> Bytes {
     let bytes = Bytes::from(stdout);
     if let Ok(value) = serde_json::from_slice::<&serde_json::value::RawValue>(&bytes) {
-        return bytes.slice_ref(value.get().as_bytes());
+        return one_line(bytes.slice_ref(value.get().as_bytes()));
     }
     let text = String::from_utf8_lossy(&bytes);
     let text = text.strip_suffix('\n').unwrap_or(&text);
@@ -379,6 +380,7 @@ mod tests {
     fn json_stays_json_and_text_becomes_a_string() {
         for (stdout, output) in [
             ("{\"a\": 1}\n", "{\"a\": 1}"),
+            ("{\n  \"a\": 1\r\n}\n", "{   \"a\": 1  }"),
             ("hello\n", "\"hello\""),
             ("", "\"\""),
             ("two\nlines\n", "\"two\\nlines\""),

@@ -1,6 +1,6 @@
 //! The `http` protocol: a long-lived server gets each input, or each batch, as `POST /`.
 
-use super::{Results, all_failed, end_of, input, keep, timed_out, too_large};
+use super::{Results, all_failed, end_of, input, keep, one_line, timed_out, too_large};
 use bytes::{BufMut, Bytes, BytesMut};
 use capstan_blob::Blobs;
 use capstan_common::{
@@ -219,7 +219,7 @@ fn single(answer: &Bytes) -> Result<Bytes, Failure> {
     }
     let value: &RawValue = serde_json::from_slice(answer)
         .map_err(|error| bad_output(format!("the function's answer is not JSON: {error}")))?;
-    Ok(answer.slice_ref(value.get().as_bytes()))
+    Ok(one_line(answer.slice_ref(value.get().as_bytes())))
 }
 
 /// SPEC J04, J05: a list of the batch's length, or an error for every input of it.
@@ -233,7 +233,7 @@ fn split_batch(answer: &Bytes, count: usize) -> Result<Vec<Bytes>, Failure> {
             values.len()
         )));
     }
-    Ok(values.into_iter().map(|v| answer.slice_ref(v.get().as_bytes())).collect())
+    Ok(values.into_iter().map(|v| one_line(answer.slice_ref(v.get().as_bytes()))).collect())
 }
 
 /// What a server says of its failure: its own `type`, `message` and `traceback`, or its body as text.

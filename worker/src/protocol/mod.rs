@@ -22,6 +22,15 @@ pub fn all_failed(leases: &[LeaseId], failure: &Failure) -> Results {
     leases.iter().map(|lease| (*lease, Err(failure.clone()))).collect()
 }
 
+/// JSON on one line, as lines of NDJSON need it. A line end outside of strings is only space, and in strings there is none.
+pub fn one_line(json: Bytes) -> Bytes {
+    if !json.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        return json;
+    }
+    let spaced = json.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte });
+    spaced.collect::<Vec<u8>>().into()
+}
+
 /// The end of a text, where errors say what matters.
 pub fn end_of(text: &str) -> String {
     let start = text.len().saturating_sub(ERROR_CHARS);

@@ -98,7 +98,7 @@ impl Call {
             CallState::Cancelled
         } else if self.counts.failed > 0 {
             CallState::Failed
-        } else if self.cancelled {
+        } else if self.cancelled && self.counts.total == 0 {
             CallState::Cancelled
         } else {
             CallState::Succeeded

@@ -119,10 +119,10 @@ impl Function {
         self.calls.get(&id).map(|c| (c.kind, c.counts, c.state())).or_else(|| self.parked_view(id))
     }
 
-    /// Why inputs wait, if any do.
+    /// Why inputs wait, or why there are fewer containers than wanted, if that is so.
     pub fn waiting(&self) -> Option<Waiting> {
         let facts = self.facts();
-        (facts.pending > 0).then(|| self.why())
+        (facts.pending > 0 || facts.live < self.wanted).then(|| self.why())
     }
 
     fn why(&self) -> Waiting {

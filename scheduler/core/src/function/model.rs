@@ -44,6 +44,12 @@ impl Function {
         self.model.active_at = self.model.active_at.max(now);
     }
 
+    /// Since when the function has had no inputs, if it has none.
+    pub(super) fn inactive_since(&self) -> Option<Time> {
+        (self.interactive.pending + self.interactive.running + self.background.pending + self.background.running == 0)
+            .then_some(self.model.active_at)
+    }
+
     /// A container's own counter of requests was read. One that is lower than before began anew with its program.
     pub(super) fn counted(&mut self, now: Time, container: ContainerId, value: u64) {
         if self.pool.get(container).is_none() {

@@ -136,18 +136,19 @@ impl Function {
     /// Far more containers than wanted, for a while: then the surplus need not wait out its window (SPEC B14). While the
     /// function is inactive the window alone counts, so that it means what it says.
     fn watch_size(&mut self, now: Time) {
-        let far = self.limits.overprovision_factor.saturating_mul(self.wanted);
+        let far = self.limits.overprovision_factor.saturating_mul(self.wanted.max(1));
         let surplus = self.pool.live().saturating_sub(self.wanted);
-        if self.wanted == 0 || surplus <= far {
+        let inactive = self.inactive_since().is_some_and(|since| since.plus_ms(self.limits.overprovision_ms) <= now);
+        if surplus <= far || inactive {
             self.over_since = None;
-        } else {
+        } else if self.wanted > 0 {
             self.over_since.get_or_insert(now);
         }
     }
 
     /// Whether the pool has been far too large for long enough.
     fn is_over(&self, now: Time) -> bool {
-        self.over_since.is_some_and(|since| since.plus_ms(self.limits.overprovision_ms) <= now)
+        self.wanted > 0 && self.over_since.is_some_and(|since| since.plus_ms(self.limits.overprovision_ms) <= now)
     }
 
     /// When it will have been.

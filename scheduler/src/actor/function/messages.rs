@@ -13,7 +13,8 @@ use capstan_common::{
 use capstan_scheduler_core::{
     effect::Promise,
     event::{Event, Opening},
-    function::Function,
+    function::{Function, Stats},
+    record::Deployment,
 };
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -50,9 +51,19 @@ pub struct Tell(pub Event);
 #[rtype(result = "Result<(), Refusal>")]
 pub struct Pass(pub Event);
 
-/// Deploys a revision. Answers whether the function is new.
+/// What a deployment made.
+pub struct Deployed {
+    /// The revision.
+    pub deployment: Deployment,
+    /// Whether the function is new.
+    pub new: bool,
+    /// Numbers of that moment.
+    pub stats: Stats,
+}
+
+/// Deploys a revision. Answers what it made, once it is durable.
 #[derive(Message)]
-#[rtype(result = "Result<bool, Refusal>")]
+#[rtype(result = "Result<Deployed, Refusal>")]
 pub struct Deploy {
     /// The revision's spec.
     pub spec: Arc<FunctionSpec>,
@@ -92,7 +103,7 @@ impl Handler<Reconfigured> for FunctionActor {
     }
 }
 
-/// Reads from the core.
+/// Reads from the core, also from that of a function that was removed and still has work.
 pub struct Ask<T>(pub Box<dyn FnOnce(&Function) -> T + Send>);
 
 impl<T: Send + 'static> Message for Ask<T> {
@@ -175,14 +186,16 @@ impl Handler<Tell> for FunctionActor {
 }
 
 impl Handler<Deploy> for FunctionActor {
-    type Result = ResponseFuture<Result<bool, Refusal>>;
+    type Result = ResponseFuture<Result<Deployed, Refusal>>;
     fn handle(&mut self, deploy: Deploy, ctx: &mut Context<Self>) -> Self::Result {
         let answer = self.deploy(deploy, ctx);
+        let made = self.core.as_ref().map(|core| (core.deployment().clone(), core.stats()));
         let durable = self.when_durable(ctx);
         Box::pin(async move {
             let new = answer?;
             durable.await.map_err(|_| stopping())?;
-            Ok(new)
+            let (deployment, stats) = made.ok_or_else(stopping)?;
+            Ok(Deployed { deployment, new, stats })
         })
     }
 }
@@ -269,8 +282,7 @@ impl Handler<Watch> for FunctionActor {
 impl<T: Send + 'static> Handler<Ask<T>> for FunctionActor {
     type Result = MessageResult<Ask<T>>;
     fn handle(&mut self, Ask(question): Ask<T>, _: &mut Context<Self>) -> Self::Result {
-        let live = self.core.as_ref().filter(|core| !core.is_removed());
-        MessageResult(live.map(question))
+        MessageResult(self.core.as_ref().map(question))
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod messages;
 
-pub use messages::{Ask, Deploy, Happen, Joined, Open, Pass, Reconfigured, Ring, Tell, Watch};
+pub use messages::{Ask, Deploy, Deployed, Happen, Joined, Open, Pass, Reconfigured, Ring, Tell, Watch};
 
 use super::{
     alarm::{AlarmActor, Set},
@@ -38,6 +38,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// How long records that nobody waits for may ride along before they are written for themselves.
 const LAZY_MS: u64 = 5;
@@ -62,6 +63,8 @@ pub struct Env {
     pub telemetry: Arc<Telemetry>,
     /// The scale-to-zero configuration.
     pub zero: RwLock<Arc<ZeroConfig>>,
+    /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.
+    pub stopping: CancellationToken,
 }
 
 impl Env {

@@ -1,0 +1,225 @@
+//! The scaling rules of the specification in virtual time, on the real decision code: exact on small traces, as properties
+//! on generated ones.
+
+use capstan_common::{
+    function::{AutoscalerSettings, FunctionSpec},
+    time::Time,
+};
+use capstan_simulator::{Arrival, Machine, Outcome, Trace, replay, trace::Shape};
+use serde_json::{Value, json};
+
+fn spec(more: Value) -> FunctionSpec {
+    let mut spec = json!({"runtime": {"process": {"command": ["true"]}}});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(spec).unwrap()
+}
+
+fn settings(more: Value) -> FunctionSpec {
+    spec(json!({"autoscaler": more}))
+}
+
+/// Inputs at these seconds, each with a run of so many milliseconds.
+fn at(seconds: &[f64], run_ms: u64) -> Trace {
+    let arrival = |s: &f64| Arrival { at: Time((s * 1e6) as u64), run_us: run_ms * 1000 };
+    Trace::of(seconds.iter().map(arrival).collect())
+}
+
+fn play(spec: &FunctionSpec, trace: &Trace) -> Outcome {
+    let outcome = replay(spec, trace, &Machine::default()).unwrap();
+    assert_eq!(outcome.inputs, trace.arrivals.len() as u64, "every input ends");
+    assert_eq!(outcome.cut_off, 0, "scaling never stops work");
+    outcome
+}
+
+/// The count that held at a time.
+fn count_at(outcome: &Outcome, seconds: f64) -> u32 {
+    let at = Time((seconds * 1e6) as u64);
+    outcome.containers.iter().take_while(|(from, _)| *from <= at).last().map_or(0, |(_, count)| *count)
+}
+
+#[test]
+fn a_burst_starts_a_container_for_each_input_up_to_the_maximum() {
+    // SPEC A03 A06 A11 B04
+    let burst = at(&[0.0; 50], 1_000);
+    assert_eq!(play(&settings(json!({})), &burst).peak, 50);
+    let capped = play(&settings(json!({"max_containers": 7})), &burst);
+    assert_eq!((capped.peak, capped.cold_starts), (7, 7));
+}
+
+#[test]
+fn a_pool_grows_to_thousands_and_shrinks_to_nothing() {
+    // SPEC A04 A05 A07 A10
+    let outcome = play(&settings(json!({"scaledown_window": 10})), &at(&[0.0; 3_000], 60_000));
+    assert_eq!(outcome.peak, 3_000);
+    assert_eq!(outcome.containers.last().map(|(_, count)| *count), Some(0));
+}
+
+#[test]
+fn a_minimum_is_kept_before_between_and_after() {
+    // SPEC B01 B03
+    let outcome = play(&settings(json!({"min_containers": 2, "scaledown_window": 5})), &at(&[100.0, 200.0], 100));
+    for seconds in [100.0, 150.0, 199.0, 230.0] {
+        assert_eq!(count_at(&outcome, seconds), 2, "at {seconds} s");
+    }
+}
+
+#[test]
+fn a_buffer_is_kept_while_the_function_is_active_and_not_longer() {
+    // SPEC B06 B08 B09 B21
+    let with = settings(json!({"buffer_containers": 5, "scaledown_window": 10}));
+    let outcome = play(&with, &at(&[0.0, 1.0, 2.0], 5_000));
+    assert_eq!(count_at(&outcome, 3.0), 3 + 5);
+    assert_eq!(outcome.containers.last().map(|(_, count)| *count), Some(0));
+    // The spare ones take a burst without a cold start.
+    let calm = at(&[0.0, 2.0, 2.0, 2.0, 2.0, 2.0], 3_000);
+    assert_eq!(play(&with, &calm).waits_us.iter().filter(|us| **us > 0).count(), 1);
+}
+
+#[test]
+fn each_container_leaves_when_it_has_idled_its_own_window() {
+    // SPEC B10 B12 B13 B15 B16
+    for window in [10, 60, 300, 600, 1800] {
+        let run_s = 1.0;
+        let outcome = play(&settings(json!({"scaledown_window": window})), &at(&[0.0], 1_000));
+        let last = outcome.containers.last().unwrap();
+        let idle_from = 0.1 + run_s;
+        assert_eq!((last.1, last.0), (0, Time(((idle_from + f64::from(window)) * 1e6) as u64)), "window {window}");
+    }
+    // An input within the window begins it anew; the other container's goes on.
+    let outcome = play(&settings(json!({"scaledown_window": 10})), &at(&[0.0, 0.0, 8.0], 100));
+    assert_eq!((count_at(&outcome, 11.0), count_at(&outcome, 17.0), count_at(&outcome, 19.0)), (1, 1, 0));
+}
+
+#[test]
+fn a_pool_that_is_far_too_large_does_not_wait_out_its_window() {
+    // SPEC B14: twenty containers, and then work for one.
+    let mut seconds = vec![0.0; 20];
+    seconds.extend((1..400).map(|n| f64::from(n) * 0.5));
+    let outcome = play(&settings(json!({"scaledown_window": 3_000})), &at(&seconds, 400));
+    assert!(count_at(&outcome, 20.0) == 20 && count_at(&outcome, 60.0) < 10, "{:?}", outcome.containers);
+    // While nothing comes at all the window means what it says.
+    let idle = play(&settings(json!({"scaledown_window": 3_000})), &at(&[0.0; 20], 400));
+    assert_eq!(count_at(&idle, 2_900.0), 20);
+}
+
+#[test]
+fn concurrency_needs_a_container_for_each_target_and_never_passes_the_maximum() {
+    // SPEC I02 I03 I07
+    for (concurrency, containers) in [
+        (json!({"max_inputs": 10}), 10),
+        (json!({"max_inputs": 100}), 1),
+        (json!({"max_inputs": 100, "target_inputs": 80}), 2),
+    ] {
+        let outcome = play(&spec(json!({"concurrency": concurrency})), &at(&[0.0; 100], 1_000));
+        assert_eq!(outcome.peak, containers, "{concurrency}");
+    }
+}
+
+#[test]
+fn waiting_for_a_batch_keeps_the_latency_that_was_aimed_at() {
+    // SPEC J02 J10: with a run of 40 ms and 100 ms aimed at, wait_ms is 60.
+    let with = spec(json!({
+        "batching": {"max_batch_size": 32, "wait_ms": 60}, "autoscaler": {"min_containers": 4},
+    }));
+    let arrivals = Shape::Steady.generate(5, 20.0, 60.0, 40.0);
+    let even: Vec<Arrival> = arrivals.arrivals.iter().map(|a| Arrival { run_us: 40_000, ..*a }).collect();
+    let outcome = play(&with, &Trace::of(even));
+    // The minimum starts with the trace: its first second is left out.
+    assert!(outcome.wait_ms(0.98) <= 60.0, "{}", outcome.wait_ms(0.98));
+}
+
+#[test]
+fn arrivals_within_the_window_never_start_a_second_container() {
+    // SPEC C05
+    let seconds: Vec<f64> = (0..100).map(|n| f64::from(n) * 50.0).collect();
+    assert_eq!(play(&settings(json!({"scaledown_window": 60})), &at(&seconds, 500)).cold_starts, 1);
+    assert_eq!(play(&settings(json!({"scaledown_window": 40})), &at(&seconds, 500)).cold_starts, 100);
+}
+
+/// One setting in several values, the others fixed, over all shapes: a total for each value.
+fn along(values: &[u32], vary: impl Fn(u32) -> Value, sum: impl Fn(&Outcome) -> f64) -> Vec<f64> {
+    let of = |value: &u32| -> f64 {
+        let shapes = Shape::ALL.iter().enumerate();
+        shapes.map(|(n, shape)| sum(&play(&settings(vary(*value)), &shape.generate(n as u64, 2.0, 300.0, 800.0)))).sum()
+    };
+    values.iter().map(of).collect()
+}
+
+fn rises(values: &[f64]) -> bool {
+    values.windows(2).all(|pair| pair[1] >= pair[0] * 0.999)
+}
+
+fn falls(values: &[f64]) -> bool {
+    values.windows(2).all(|pair| pair[1] <= pair[0] * 1.001)
+}
+
+fn wait(outcome: &Outcome) -> f64 {
+    outcome.waits_us.iter().sum::<u64>() as f64
+}
+
+fn cost(outcome: &Outcome) -> f64 {
+    outcome.container_us as f64
+}
+
+#[test]
+fn each_setting_trades_waiting_against_cost_one_way_only() {
+    // SPEC C01 C02 C03 C04 W05 W06
+    let min = |n: u32| json!({"min_containers": n, "scaledown_window": 20});
+    assert!(falls(&along(&[0, 1, 4, 8], min, wait)));
+    assert!(rises(&along(&[0, 1, 4, 8], min, cost)));
+    let buffer = |n: u32| json!({"buffer_containers": n, "scaledown_window": 20});
+    assert!(falls(&along(&[0, 1, 3, 6], buffer, wait)));
+    assert!(rises(&along(&[0, 1, 3, 6], buffer, cost)));
+    let window = |n: u32| json!({"scaledown_window": n});
+    assert!(rises(&along(&[2, 10, 60, 300], window, cost)));
+    assert!(falls(&along(&[2, 10, 60, 300], window, |o| o.cold_starts as f64)));
+}
+
+#[test]
+fn no_traffic_makes_a_pool_pass_its_bounds_run_away_or_swing() {
+    // SPEC A09 A12, with fast and with slow starts.
+    for (n, shape) in Shape::ALL.into_iter().enumerate() {
+        for start_us in [10_000, 20_000_000] {
+            let with = settings(json!({"min_containers": 1, "max_containers": 12, "scaledown_window": 30}));
+            let machine = Machine { start_us, ..Machine::default() };
+            let outcome = replay(&with, &shape.generate(n as u64, 6.0, 300.0, 1_000.0), &machine).unwrap();
+            assert!(outcome.peak <= 12, "{shape:?}: {}", outcome.peak);
+            assert_eq!(outcome.cut_off, 0);
+            let begun = outcome.containers.iter().skip_while(|(_, count)| *count == 0);
+            assert!(begun.map(|(_, count)| *count).all(|count| count >= 1), "{shape:?} fell below its minimum");
+        }
+    }
+    // Slow starts do not make it order more than there is work for.
+    let slow = Machine { start_us: 60_000_000, ..Machine::default() };
+    let outcome = replay(&settings(json!({})), &at(&[0.0; 30], 1_000), &slow).unwrap();
+    assert_eq!((outcome.peak, outcome.cold_starts), (30, 30));
+    // Steady traffic: once it has grown, it hardly starts anything more.
+    let steady = at(&(0..6_000).map(|n| f64::from(n) * 0.05).collect::<Vec<_>>(), 500);
+    let outcome = play(&settings(json!({"scaledown_window": 60})), &steady);
+    assert!(
+        outcome.cold_starts <= u64::from(outcome.peak) + 3,
+        "{} starts, {} at most",
+        outcome.cold_starts,
+        outcome.peak
+    );
+}
+
+#[test]
+fn what_is_decided_follows_from_the_trace_alone() {
+    let trace = Shape::Bursty.generate(9, 20.0, 120.0, 300.0);
+    let with = settings(json!({"buffer_containers": 2}));
+    assert_eq!(play(&with, &trace).containers, play(&with, &trace).containers);
+}
+
+#[test]
+fn advice_keeps_its_bound_and_is_never_dearer_than_others_that_do() {
+    let trace = Shape::Bursty.generate(4, 2.0, 120.0, 500.0);
+    let advice = capstan_simulator::advice::advise(&settings(json!({})), &trace, &Machine::default(), 50.0).unwrap();
+    let proposed = advice.proposed.unwrap();
+    assert!(proposed.summary.wait_p95_ms <= 50.0);
+    let others = advice.others.iter().filter(|t| t.summary.wait_p95_ms <= 50.0);
+    assert!(
+        others.clone().count() > 0 && others.clone().all(|t| t.summary.container_s >= proposed.summary.container_s)
+    );
+    let _: AutoscalerSettings = proposed.settings;
+}

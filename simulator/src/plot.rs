@@ -45,10 +45,10 @@ pub fn svg(outcomes: &[(&str, &Outcome)]) -> String {
         );
     }
     let seconds = outcomes.iter().map(|(_, o)| o.span.1.since_us(o.span.0) / 1_000_000).max().unwrap_or(0);
-    let _ = write!(
+    let _ = writeln!(
         text,
         "<line x1=\"{MARGIN}\" y1=\"{floor}\" x2=\"{}\" y2=\"{floor}\" stroke=\"black\"/>\
-         <text x=\"{MARGIN}\" y=\"{}\">0 s</text><text x=\"{}\" y=\"{}\" text-anchor=\"end\">{seconds} s</text></svg>\n",
+         <text x=\"{MARGIN}\" y=\"{}\">0 s</text><text x=\"{}\" y=\"{}\" text-anchor=\"end\">{seconds} s</text></svg>",
         WIDTH - MARGIN,
         floor + 18,
         WIDTH - MARGIN,

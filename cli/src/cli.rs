@@ -155,6 +155,14 @@ pub enum Command {
         #[command(subcommand)]
         action: Option<ScheduleAction>,
     },
+    /// Play recorded traffic, or a file's, with the live and with other settings, in virtual time.
+    #[command(
+        after_help = "Examples:\n  capstan simulate --from f --set scaledown_window=300 --set buffer_containers=2\n  capstan simulate --trace day.csv --set max_containers=20 --svg day.svg\n\nA trace is CSV (`seconds,run_ms`) or NDJSON ({\"at\": seconds or time, \"run_ms\": n})."
+    )]
+    Simulate(SimulateArgs),
+    /// Propose settings that would have kept a bound on waiting at the least cost; nothing is applied.
+    #[command(after_help = "Example:\n  capstan advise --from f --p95-wait 500ms")]
+    Advise(AdviseArgs),
     /// List namespaces with their weights, quotas and what they hold.
     Namespaces,
     /// Show a namespace, or set its weight and quota.
@@ -193,6 +201,46 @@ pub enum Command {
     Config(UpArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+/// Which traffic.
+#[derive(Args)]
+pub struct TrafficArgs {
+    /// A function: its live settings, and its recorded traffic unless --trace names another.
+    #[arg(long)]
+    pub from: Option<String>,
+    /// A file of traffic, CSV or NDJSON.
+    #[arg(long)]
+    pub trace: Option<PathBuf>,
+    /// How long a container takes to start, where the traffic does not tell.
+    #[arg(long)]
+    pub start_ms: Option<f64>,
+    /// Containers that fit at one time.
+    #[arg(long)]
+    pub places: Option<u32>,
+}
+
+/// What to play.
+#[derive(Args)]
+pub struct SimulateArgs {
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
+    /// A setting to try, for example --set scaledown_window=300; may be given more than once.
+    #[arg(long, value_name = "KEY=NUMBER")]
+    pub set: Vec<String>,
+    /// Draw containers over time into this file.
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
+}
+
+/// What to keep.
+#[derive(Args)]
+pub struct AdviseArgs {
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
+    /// 95 of 100 inputs are to wait no longer than this.
+    #[arg(long)]
+    pub p95_wait: String,
 }
 
 /// What to do with a schedule.

@@ -102,6 +102,27 @@ async fn a_map_is_judged_by_its_errors_and_not_by_what_outputs_look_like() {
     assert_eq!(code(&capstan(&up.url, &["map", "cat"], "1\nnot json\n")), 3);
 }
 
+#[tokio::test]
+async fn recorded_traffic_is_played_again_with_other_settings() {
+    let (folder, up) = served().await;
+    up.map("cat", "", (0..50).map(|n| json!(n))).await.unwrap();
+    let run = |arguments: &[&str]| capstan(&up.url, arguments, "");
+    let told = json_of(&run(&["simulate", "--from", "cat", "--set", "max_containers=1", "--json"]));
+    assert_eq!((&told["live"]["inputs"], &told["proposed"]["inputs"]), (&json!(50), &json!(50)), "{told}");
+    assert_eq!(told["proposed"]["peak_containers"], 1);
+    let (trace, picture) = (folder.path().join("day.csv"), folder.path().join("day.svg"));
+    let lines: String = (0..100).map(|n| format!("{n},500\n")).collect();
+    std::fs::write(&trace, format!("at,run_ms\n{lines}")).unwrap();
+    let (trace, svg) = (trace.to_str().unwrap(), picture.to_str().unwrap());
+    let shown = run(&["simulate", "--trace", trace, "--set", "scaledown_window=1", "--svg", svg]);
+    assert!(code(&shown) == 0 && out(&shown).contains("proposed"), "{}", out(&shown));
+    assert!(std::fs::read_to_string(picture).unwrap().contains("<polyline"));
+    let advice = json_of(&run(&["advise", "--trace", trace, "--p95-wait", "200ms", "--json"]));
+    assert!(advice["proposed"]["summary"]["wait_p95_ms"].as_f64().unwrap() <= 200.0, "{advice}");
+    assert_eq!(code(&run(&["simulate", "--trace", trace, "--set", "speed=1"])), 2);
+    assert_eq!(code(&run(&["simulate"])), 2);
+}
+
 #[test]
 fn the_demo_runs_anywhere_and_succeeds() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ mod functions;
 mod govern;
 mod look;
 pub mod map;
+mod whatif;
 
 use crate::{
     cli::{Cli, Command},
@@ -72,6 +73,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain { what, index } => look::explain(&client()?, &what, index, json).await?,
         Command::Logs { function, follow } => look::logs(&client()?, &function, follow).await?,
         Command::Schedule { function, action } => govern::schedule(&client()?, &function, action, json).await?,
+        Command::Simulate(args) => whatif::simulate(&client()?, args, json).await?,
+        Command::Advise(args) => whatif::advise(&client()?, args, json).await?,
         Command::Namespaces => govern::namespaces(&client()?, json).await?,
         Command::Namespace { name, weight, containers, cpu, memory_mib } => {
             let mut changes = serde_json::Map::new();

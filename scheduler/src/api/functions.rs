@@ -1,9 +1,10 @@
 //! Functions: deploy, look at, scale, remove.
 
-use super::{Api, no_function};
+use super::{Api, no_function, store_refusal};
 use crate::{
     actor::function::{Deploy, Deployed, FunctionActor, Tell},
     clock,
+    store::layout::{self, StoredCall},
 };
 use actix::Actor;
 use capstan_common::{
@@ -22,6 +23,9 @@ use capstan_scheduler_core::{
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+/// Calls that are looked at for one piece of recorded traffic.
+const RECORDED_PAGE: usize = 256;
 
 /// A function as users see it.
 #[derive(Debug, Clone, Serialize)]
@@ -171,6 +175,30 @@ impl Api {
     /// A function's numbers.
     pub async fn stats(&self, key: &FunctionKey) -> Result<Stats, Refusal> {
         self.ask(key, |core| core.stats()).await
+    }
+
+    /// Inputs of a function's ended calls after `after`: when each arrived, and how long it ran. Answers lines, and where
+    /// the next page begins if there is one.
+    pub fn recorded(&self, key: &FunctionKey, after: Option<CallId>) -> Result<(String, Option<CallId>), Refusal> {
+        let mut lines = String::new();
+        let after = after.map(layout::ended);
+        let page = self.env.store.keys(layout::ENDED, after.as_deref(), RECORDED_PAGE, false);
+        for call in page.iter().filter_map(|key| layout::call_of(key)) {
+            // One that expires meanwhile is passed over.
+            let Some(bytes) = self.env.store.get(&layout::ended(call)).map_err(store_refusal)? else { continue };
+            let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+            if stored.function != *key {
+                continue;
+            }
+            self.each_outcome(call, |entry| {
+                if entry.attempts > 0 {
+                    let line = json!({"at": entry.submitted.0 as f64 / 1e6, "run_ms": entry.run_us as f64 / 1e3});
+                    lines.push_str(&format!("{line}\n"));
+                }
+            })?;
+        }
+        let more = page.last().filter(|_| page.len() == RECORDED_PAGE);
+        Ok((lines, more.and_then(|key| layout::call_of(key))))
     }
 
     /// A function's latest decisions.

@@ -152,6 +152,16 @@ impl Api {
         read().map_err(store_refusal)
     }
 
+    /// Shows every outcome of an ended call.
+    pub(super) fn each_outcome(&self, call: CallId, mut each: impl FnMut(&Entry)) -> Result<(), Refusal> {
+        let mut sequence = 0;
+        while let Some(entries) = self.record(call, sequence)? {
+            entries.iter().for_each(&mut each);
+            sequence += 1;
+        }
+        Ok(())
+    }
+
     /// Whether a record exists. The one before it is then full: only the last one gets more entries, so this is looked at
     /// before that one is read.
     fn has_record(&self, call: CallId, sequence: u64) -> bool {

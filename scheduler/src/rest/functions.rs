@@ -145,6 +145,32 @@ pub async fn stats(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().json(api.stats(&key_of(&path)?).await?))
 }
 
+/// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first.
+pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
+    let key = key_of(&path)?;
+    api.function(&key).await?;
+    let stream = async_stream::stream! {
+        let mut after = None;
+        loop {
+            match api.recorded(&key, after) {
+                Ok((lines, Some(last))) => {
+                    after = Some(last);
+                    yield Ok::<_, Problem>(bytes::Bytes::from(lines));
+                }
+                Ok((lines, None)) => {
+                    yield Ok(bytes::Bytes::from(lines));
+                    return;
+                }
+                Err(refusal) => {
+                    yield Err(refusal.into());
+                    return;
+                }
+            }
+        }
+    };
+    Ok(HttpResponse::Ok().content_type(super::calls::NDJSON).streaming(Box::pin(stream)))
+}
+
 pub async fn explain(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().json(api.explain(&key_of(&path)?).await?))
 }

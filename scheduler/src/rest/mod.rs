@@ -63,6 +63,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
                         .service(web::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
                         .service(web::resource("/{fn}/stats").get(functions::stats))
                         .service(web::resource("/{fn}/explain").get(functions::explain))
+                        .service(web::resource("/{fn}/trace").get(functions::trace))
                         .service(web::resource("/{fn}/schedule").get(govern::schedule))
                         .service(web::resource("/{fn}/schedule/pause").post(govern::pause))
                         .service(web::resource("/{fn}/schedule/resume").post(govern::resume))

@@ -1,0 +1,142 @@
+//! What-if and advice: recorded traffic, or a file's, through the real decision code.
+
+use super::super::output;
+use crate::{
+    cli::{AdviseArgs, SimulateArgs, TrafficArgs},
+    client::{Client, Failed},
+};
+use capstan_common::{
+    function::{FunctionSpec, Overrides, OverridesPatch},
+    validate,
+};
+use capstan_simulator::{Machine, Outcome, Summary, Trace, advice, plot, replay};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Slices of time in the terminal's picture.
+const SLICES: usize = 60;
+
+/// The spec that is live (with the settings that hold now), and the traffic.
+async fn load(client: &Client, traffic: &TrafficArgs) -> anyhow::Result<(FunctionSpec, Trace)> {
+    let spec = match &traffic.from {
+        Some(function) => {
+            let live = client.get(&client.function(function, "")).await?;
+            let settings = client.get(&client.function(function, "autoscaler")).await?;
+            let mut spec = live["spec"].clone();
+            spec["autoscaler"] = settings["effective"].clone();
+            serde_json::from_value(spec)?
+        }
+        None => serde_json::from_value(json!({"runtime": {"process": {"command": ["true"]}}}))?,
+    };
+    let text = match (&traffic.trace, &traffic.from) {
+        (Some(file), _) => std::fs::read_to_string(file)
+            .map_err(|e| Failed::Usage(format!("--trace {}: cannot be read: {e}", file.display())))?,
+        (None, Some(function)) => {
+            let response = client.follow(&client.function(function, "trace")).await?;
+            response.text().await.map_err(crate::client::broken)?
+        }
+        (None, None) => {
+            let what = "name a function by --from, or traffic by --trace";
+            return Err(Failed::Usage(what.into()).into());
+        }
+    };
+    let trace = Trace::read(&text).map_err(Failed::Usage)?;
+    if trace.arrivals.is_empty() {
+        return Err(Failed::Usage("there are no inputs in the traffic".into()).into());
+    }
+    Ok((spec, trace))
+}
+
+/// Lays `--set KEY=VALUE` over a spec's settings.
+fn with(spec: &FunctionSpec, set: &[String]) -> Result<FunctionSpec, Failed> {
+    let mut patch = Map::new();
+    for pair in set {
+        let wrong = || Failed::Usage(format!("--set {pair}: write it as KEY=NUMBER, like scaledown_window=300"));
+        let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
+        patch.insert(key.trim().into(), value.trim().parse::<u32>().map_err(|_| wrong())?.into());
+    }
+    let patch: OverridesPatch =
+        serde_json::from_value(Value::Object(patch)).map_err(|e| Failed::Usage(format!("--set: {e}")))?;
+    let settings = patch.apply(&Overrides::default()).over(&spec.autoscaler);
+    validate::settings(&settings, &|_| "").map_err(|refusal| Failed::Usage(format!("--set: {}", refusal.detail)))?;
+    Ok(FunctionSpec { autoscaler: settings, ..spec.clone() })
+}
+
+fn machine(traffic: &TrafficArgs) -> Machine {
+    let standard = Machine::default();
+    let start_us = traffic.start_ms.map_or(standard.start_us, |ms| (ms * 1000.0) as u64);
+    Machine { places: traffic.places.unwrap_or(standard.places), start_us, ..standard }
+}
+
+fn play(spec: &FunctionSpec, trace: &Trace, machine: &Machine) -> Result<Outcome, Failed> {
+    replay(spec, trace, machine).map_err(Failed::Usage)
+}
+
+fn row(name: &str, s: &Summary) -> Vec<String> {
+    vec![
+        name.to_owned(),
+        s.cold_starts.to_string(),
+        format!("{:.1} / {:.1} / {:.1} ms", s.wait_p50_ms, s.wait_p95_ms, s.wait_p99_ms),
+        format!("{:.1}", s.container_s),
+        s.peak_containers.to_string(),
+    ]
+}
+
+const HEAD: [&str; 5] = ["settings", "cold starts", "waiting p50 / p95 / p99", "container-seconds", "peak"];
+
+/// Plays traffic with the live and the proposed settings, side by side.
+pub async fn simulate(client: &Client, args: SimulateArgs, as_json: bool) -> anyhow::Result<()> {
+    let (spec, trace) = load(client, &args.traffic).await?;
+    let proposed = with(&spec, &args.set)?;
+    let machine = machine(&args.traffic);
+    let live = play(&spec, &trace, &machine)?;
+    let other = if args.set.is_empty() { None } else { Some(play(&proposed, &trace, &machine)?) };
+    let mut both = vec![("live", &live)];
+    both.extend(other.as_ref().map(|outcome| ("proposed", outcome)));
+    if let Some(file) = &args.svg {
+        write(file, &plot::svg(&both))?;
+    }
+    if as_json {
+        let told: Map<String, Value> =
+            both.iter().map(|(name, outcome)| ((*name).to_owned(), json!(outcome.summary()))).collect();
+        return output::print_json(&Value::Object(told));
+    }
+    output::print(output::table(&HEAD, both.iter().map(|(name, outcome)| row(name, &outcome.summary()))))?;
+    let most = both.iter().map(|(_, outcome)| outcome.peak).max().unwrap_or(0);
+    for (name, outcome) in &both {
+        output::print(format!("{name:>9} {}", plot::blocks(&outcome.over_time(SLICES), most)))?;
+    }
+    Ok(())
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failed> {
+    std::fs::write(file, text).map_err(|e| Failed::Usage(format!("--svg {}: {e}", file.display())))
+}
+
+/// Proposes settings that keep a bound on waiting, with the evidence.
+pub async fn advise(client: &Client, args: AdviseArgs, as_json: bool) -> anyhow::Result<()> {
+    let (spec, trace) = load(client, &args.traffic).await?;
+    let p95_ms = capstan_scheduler_core::scale_to_zero::duration_ms(&args.p95_wait)
+        .map_err(|e| Failed::Usage(format!("--p95-wait: {e}")))?;
+    let advice = advice::advise(&spec, &trace, &machine(&args.traffic), p95_ms as f64).map_err(Failed::Usage)?;
+    if as_json {
+        return output::print_json(&json!(advice));
+    }
+    let name = |tried: &advice::Tried| {
+        let s = &tried.settings;
+        format!("min {} buffer {} window {}", s.min_containers, s.buffer_containers, s.scaledown_window)
+    };
+    let mut rows = vec![row(&format!("now: {}", name(&advice.now)), &advice.now.summary)];
+    rows.extend(advice.others.iter().map(|tried| row(&name(tried), &tried.summary)));
+    output::print(output::table(&HEAD, rows))?;
+    let Some(proposed) = &advice.proposed else {
+        return output::print(format!("none of the settings that were tried keeps 95 of 100 inputs under {p95_ms} ms"));
+    };
+    let s = &proposed.settings;
+    output::print(format!("proposed: {}; nothing was changed", name(proposed)))?;
+    let Some(function) = &args.traffic.from else { return Ok(()) };
+    output::print(format!(
+        "to apply it: capstan autoscaler {function} --min {} --buffer {} --window {}",
+        s.min_containers, s.buffer_containers, s.scaledown_window
+    ))
+}

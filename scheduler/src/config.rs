@@ -24,6 +24,13 @@ pub struct SchedulerConfig {
     pub rate_burst: u32,
     /// How long such a burst may last, in seconds.
     pub rate_burst_s: u32,
+    /// Where KEDA's external scaler is served; empty: nowhere. It knows no authentication, so it must be a loopback address
+    /// unless `keda_open` is set.
+    pub keda_listen: String,
+    /// Whether KEDA may be served on an address that others can reach.
+    pub keda_open: bool,
+    /// Whether models' gauges are told under their newer names (`wva_…`) too.
+    pub wva_metrics: bool,
     /// Threads that serve REST.
     pub rest_threads: usize,
     /// A worker that is silent for so long is unreachable.
@@ -45,6 +52,9 @@ impl Default for SchedulerConfig {
             rate_per_s: 200,
             rate_burst: 1000,
             rate_burst_s: 5,
+            keda_listen: String::new(),
+            keda_open: false,
+            wva_metrics: true,
             rest_threads: 2,
             unreachable_after_ms: 3_000,
             lost_after_ms: 10_000,
@@ -54,12 +64,29 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// Where KEDA is served, if anywhere.
+    pub fn keda_address(&self) -> Result<Option<SocketAddr>, String> {
+        if self.keda_listen.is_empty() {
+            return Ok(None);
+        }
+        let read = self.keda_listen.parse().map(Some);
+        read.map_err(|_| format!("keda_listen must be an address like 127.0.0.1:7071, is `{}`", self.keda_listen))
+    }
+
     /// Says what must not be started like this.
     pub fn check(&self) -> Result<(), String> {
         if !self.listen.ip().is_loopback() && self.tokens.is_empty() {
             return Err(format!(
                 "listening on {} needs authentication: set `tokens` (or CAPSTAN_TOKENS), or listen on 127.0.0.1",
                 self.listen
+            ));
+        }
+        if let Some(keda) = self.keda_address()?
+            && !keda.ip().is_loopback()
+            && !self.keda_open
+        {
+            return Err(format!(
+                "keda_listen is {keda}, where others can reach it, and KEDA's protocol knows no authentication: set keda_open=true if your network keeps strangers out, or listen on 127.0.0.1"
             ));
         }
         if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {

@@ -7,6 +7,7 @@ pub mod actor;
 pub mod api;
 pub mod clock;
 pub mod config;
+pub mod keda;
 pub mod link;
 pub mod rest;
 pub mod server;

@@ -69,6 +69,7 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
         metrics: Arc::default(),
         events: Default::default(),
         logs: Default::default(),
+        models: Default::default(),
         tracer: Tracer::from_env(),
     });
     let stored: BTreeMap<_, _> =
@@ -114,6 +115,11 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     serve_links(&functions, env.clone(), &config, loaded.workers, links).await?;
     let api = Arc::new(Api::new(env, config.clone(), blobs, functions.handle()));
     api.start_sweeping(&sweeper.handle());
+    if let Some(listen) = config.keda_address().map_err(anyhow::Error::msg)? {
+        let served = crate::keda::serve(api.clone(), listen).await;
+        let served = served.with_context(|| format!("cannot listen for KEDA on {listen}"))?;
+        tracing::info!(%served, "KEDA's external scaler is served");
+    }
     let (rest, address) = rest::serve(api.clone(), &config)?;
     Ok(Server {
         address,

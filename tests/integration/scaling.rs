@@ -242,6 +242,52 @@ async fn a_model_leaves_after_its_retention_and_only_where_it_may() {
 }
 
 #[tokio::test]
+async fn autoscalers_outside_find_an_explicit_zero_and_the_guides_queries_are_answered() {
+    // SPEC U03 U04 V04 V05 V06 W09 X03, decisions D9 D12 D13
+    let (_folder, up) = fresh(&[]);
+    let model = json!({"model_id": "meta/llama-3.1-8b", "autoscaler": {"scaledown_window": 1}});
+    up.http
+        .put(up.at("/v1/scale-to-zero"))
+        .json(&json!({"default": {"enable_scale_to_zero": true}}))
+        .send()
+        .await
+        .unwrap();
+    up.deploy("llama-8b-autoscaler", echo("", model).unwrap()).await.unwrap();
+    let keda = "inferno_desired_replicas{\n  variantautoscaling_name=\"llama-8b-autoscaler\",\n  variantautoscaling_namespace=\"default\"\n}";
+    let requests =
+        "sum(increase(vllm:request_success_total{namespace=\"default\",model_name=\"meta/llama-3.1-8b\"}[10m]))";
+    let ask = |query: String| {
+        let url = reqwest::Url::parse_with_params(&up.at("/api/v1/query"), [("query", query)]).unwrap();
+        let request = up.http.get(url);
+        async move {
+            let response = request.send().await.unwrap();
+            (response.status().as_u16(), response.json::<Value>().await.unwrap())
+        }
+    };
+    let value = |answer: &Value| answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned);
+    let (status, idle) = ask(keda.into()).await;
+    assert_eq!((status, idle["data"]["result"].as_array().unwrap().len()), (200, 1), "{idle}");
+    assert_eq!(value(&idle).as_deref(), Some("0"));
+    assert_eq!(value(&ask(requests.into()).await.1).as_deref(), Some("0"));
+    for _ in 0..3 {
+        assert_eq!(up.invoke("llama-8b-autoscaler", json!(1)).await.unwrap().0, 200);
+    }
+    assert_eq!(value(&ask(keda.into()).await.1).as_deref(), Some("1"));
+    assert_eq!(value(&ask(requests.into()).await.1).as_deref(), Some("3"));
+    let unknown = ask(requests.replace("8b", "70b")).await.1;
+    assert_eq!(unknown["data"]["result"], json!([]), "no data is not zero");
+    assert_eq!(ask("rate(".into()).await.0, 400);
+    assert_eq!(ask("rate(x[5m])".into()).await.0, 422);
+    let text = up.http.get(up.at("/metrics")).send().await.unwrap().text().await.unwrap();
+    for name in ["inferno_desired_replicas{", "wva_desired_replicas{", "capstan_model_requests_total{"] {
+        assert!(text.contains(name), "{name} is not in\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+    let scaling = up.get("/v1/namespaces/default/functions/llama-8b-autoscaler/scaling").await.unwrap();
+    assert_eq!(scaling["desired"], 1);
+}
+
+#[tokio::test]
 async fn a_namespace_stays_within_its_quota_and_equal_ones_share_a_full_machine() {
     let (_folder, up) = fresh(&["--set", "worker.cpu=4", "--set", "worker.memory_mib=4096"]);
     let put = |ns: &str, policy: Value| up.http.put(up.at(&format!("/v1/namespaces/{ns}"))).json(&policy).send();

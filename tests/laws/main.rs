@@ -1,6 +1,8 @@
 //! The laws of the design, as far as tools can keep them: what cores may depend on, that routes and their description agree,
 //! and that house rules hold in the sources.
 
+mod kubernetes;
+
 use capstan_tests::real::Up;
 use serde_json::Value;
 use std::{
@@ -44,22 +46,20 @@ fn scheduler_and_worker_never_see_each_other() {
     assert!(!links_of("capstan-worker").contains("capstan-scheduler-core"));
 }
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
-        let path = entry.path();
-        let name = entry.file_name();
-        if path.is_dir() && name != "target" && name != ".git" {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    capstan_tests::spec::sources(folder).expect("the sources")
+}
+
+#[test]
+fn the_list_of_proven_statements_is_what_the_sources_say() {
+    let page = capstan_tests::spec::page(&root()).expect("the page");
+    let kept = std::fs::read_to_string(root().join("docs/spec-status.md")).expect("docs/spec-status.md");
+    assert!(page == kept, "docs/spec-status.md is stale: cargo run -p capstan-tests -- spec-status");
 }
 
 #[test]
 fn nothing_is_left_open_in_the_sources() {
-    let mut files = Vec::new();
-    sources(&root(), &mut files);
+    let files = sources(&root());
     assert!(files.len() > 50);
     let own = Path::new(file!()).file_name().expect("a name");
     for file in files.iter().filter(|f| !(f.ends_with("laws/main.rs") && own == "main.rs")) {
@@ -73,9 +73,7 @@ fn nothing_is_left_open_in_the_sources() {
 #[test]
 fn cores_have_no_async_and_no_clock() {
     for core in ["scheduler/core/src", "worker/core/src"] {
-        let mut files = Vec::new();
-        sources(&root().join(core), &mut files);
-        for file in files {
+        for file in sources(&root().join(core)) {
             let text = std::fs::read_to_string(&file).expect("text");
             for banned in [
                 "async ",
@@ -137,8 +135,7 @@ async fn every_described_path_exists_and_no_other_answers() {
 async fn no_metric_is_registered_that_nothing_sets() {
     // DESIGN §8: a metric that nothing increments fails.
     let source = std::fs::read_to_string(root().join("scheduler/src/telemetry/metrics.rs")).expect("the metrics");
-    let mut all = Vec::new();
-    sources(&root().join("scheduler/src"), &mut all);
+    let all = sources(&root().join("scheduler/src"));
     let everything: String = all.iter().map(|f| std::fs::read_to_string(f).expect("text")).collect();
     let fields = source.lines().filter_map(|l| l.trim().trim_start_matches("pub ").split_once(": "));
     let metrics =

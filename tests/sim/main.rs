@@ -32,7 +32,6 @@ mod healthy {
 
     #[test]
     fn a_larger_world_keeps_its_promises_too() {
-        // SPEC A07
         let plan = Plan { functions: 60, workers: 80, inputs: 30_000, faults: 40, check_all: false, ..Plan::small(3) };
         let report = run(&plan).unwrap();
         assert!(report.ended >= 10_000, "{report:?}");

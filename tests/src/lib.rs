@@ -2,4 +2,5 @@
 
 pub mod bench;
 pub mod real;
+pub mod spec;
 pub mod world;

@@ -17,6 +17,8 @@ enum Command {
         /// Which; all of them without a name.
         names: Vec<String>,
     },
+    /// Writes docs/spec-status.md: which test proves which statement.
+    SpecStatus,
     /// Replays a seed in virtual time, or runs many.
     Sim {
         /// The (first) seed.
@@ -45,6 +47,11 @@ fn main() -> anyhow::Result<()> {
         Command::Bench { names } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(capstan_tests::bench::run(&names))
+        }
+        Command::SpecStatus => {
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            std::fs::write(root.join("docs/spec-status.md"), capstan_tests::spec::page(&root)?)?;
+            Ok(())
         }
         Command::Sim { seed, seeds, functions, workers, inputs, faults, log } => {
             let check_all = functions <= 10;

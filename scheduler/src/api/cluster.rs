@@ -141,7 +141,7 @@ impl Api {
                 metrics.containers.get_or_create(&label).set(i64::from(count));
             }
         }
-        metrics.text()
+        metrics.text(&self.model_metrics().await)
     }
 
     /// Whether the scheduler can accept work.

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod functions;
 pub mod govern;
+pub mod models;
 pub mod results;
 pub mod submit;
 

@@ -66,6 +66,36 @@ pub async fn effective(api: web::Data<Api>, request: HttpRequest) -> Answer {
     Ok(HttpResponse::Ok().json(api.scale_to_zero().effective(&model, namespace)))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PromqlQuery {
+    query: Option<String>,
+    /// Prometheus' own parameters, of which only the present is known here.
+    #[serde(default, rename = "time")]
+    _time: Option<String>,
+    #[serde(default, rename = "timeout")]
+    _timeout: Option<String>,
+}
+
+/// Errors are told as Prometheus tells them, for its clients.
+pub async fn promql(api: web::Data<Api>, request: HttpRequest) -> Answer {
+    let asked: PromqlQuery = query(&request)?;
+    let text = asked.query.ok_or_else(|| Refusal::field("query", "must be a PromQL expression"))?;
+    Ok(match api.promql(&text).await {
+        Ok(answer) => HttpResponse::Ok().json(answer),
+        Err(refusal) => {
+            let kind = if refusal.code == Code::Unsupported { "execution" } else { "bad_data" };
+            let mut response =
+                if kind == "execution" { HttpResponse::UnprocessableEntity() } else { HttpResponse::BadRequest() };
+            response.json(json!({"status": "error", "errorType": kind, "error": refusal.detail}))
+        }
+    })
+}
+
+pub async fn scaling(api: web::Data<Api>, path: Path) -> Answer {
+    Ok(HttpResponse::Ok().json(api.scaling(&key_of(&path)?).await?))
+}
+
 pub async fn namespaces(api: web::Data<Api>) -> HttpResponse {
     HttpResponse::Ok().json(json!({"namespaces": api.namespaces().await}))
 }

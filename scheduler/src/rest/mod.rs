@@ -52,6 +52,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .service(web::resource("/healthz").get(cluster::healthz))
         .service(web::resource("/readyz").get(cluster::readyz))
         .service(web::resource("/metrics").get(cluster::metrics))
+        .service(web::resource("/api/v1/query").get(govern::promql))
         .service(
             web::scope("/v1")
                 .service(
@@ -64,6 +65,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
                         .service(web::resource("/{fn}/stats").get(functions::stats))
                         .service(web::resource("/{fn}/explain").get(functions::explain))
                         .service(web::resource("/{fn}/trace").get(functions::trace))
+                        .service(web::resource("/{fn}/scaling").get(govern::scaling))
                         .service(web::resource("/{fn}/schedule").get(govern::schedule))
                         .service(web::resource("/{fn}/schedule/pause").post(govern::pause))
                         .service(web::resource("/{fn}/schedule/resume").post(govern::resume))

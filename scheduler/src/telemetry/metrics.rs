@@ -4,7 +4,10 @@ use crate::clock;
 use capstan_common::{container::Phase, input::Outcome, time::Time};
 use capstan_scheduler_core::record::Entry;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode_eof, encode_registry},
+    },
     metrics::{
         counter::Counter,
         family::Family,
@@ -171,11 +174,13 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus reads.
-    pub fn text(&self) -> String {
+    /// The text that Prometheus reads, with `more` of it at the end.
+    pub fn text(&self, more: &str) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = encode(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.registry);
+        text.push_str(more);
+        let _ = encode_eof(&mut text);
         text
     }
 }

@@ -3,10 +3,12 @@
 pub mod events;
 pub mod logs;
 pub mod metrics;
+pub mod models;
 pub mod trace;
 
 pub use metrics::Metrics;
 
+use crate::clock;
 use capstan_common::{
     container::Phase,
     id::{CallId, ContainerId, FunctionKey},
@@ -15,6 +17,7 @@ use capstan_common::{
 use capstan_scheduler_core::record::Entry;
 use events::Events;
 use logs::Logs;
+use models::Models;
 use serde_json::json;
 use std::sync::Arc;
 use trace::Tracer;
@@ -27,6 +30,8 @@ pub struct Telemetry {
     pub events: Events,
     /// Containers' output.
     pub logs: Logs,
+    /// Requests of models.
+    pub models: Models,
     /// One trace an input, where a collector is named.
     pub tracer: Option<Tracer>,
 }
@@ -82,8 +87,12 @@ impl Telemetry {
     }
 
     /// Inputs ended, durably.
-    pub fn settled(&self, function: &FunctionKey, call: CallId, entries: &[Entry]) {
+    pub fn settled(&self, function: &FunctionKey, model: Option<&str>, call: CallId, entries: &[Entry]) {
         self.metrics.settled(entries);
+        if let Some(model) = model {
+            let succeeded = entries.iter().filter(|e| e.outcome.is_success()).map(|e| e.count).sum();
+            self.models.add(&function.namespace, model, succeeded, clock::now());
+        }
         if let Some(tracer) = &self.tracer {
             tracer.settled(function, call, entries);
         }

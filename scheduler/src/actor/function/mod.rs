@@ -334,7 +334,9 @@ impl FunctionActor {
                 }
             }
             Promise::Settled { call, entries } => {
-                self.env.telemetry.settled(&self.key, call, &entries);
+                let spec = self.core.as_ref().map(|core| core.deployment().spec.clone());
+                let model = spec.as_ref().and_then(|spec| spec.model_id.as_deref());
+                self.env.telemetry.settled(&self.key, model, call, &entries);
                 self.watchers.tell(call, &Update::Ended(entries));
             }
             Promise::Closed { call, state } => {

@@ -1,0 +1,175 @@
+//! Models for autoscalers outside: how many replicas each should have, and the few PromQL queries that are asked of them.
+
+use super::Api;
+use crate::clock;
+use capstan_common::{
+    id::FunctionKey,
+    refusal::{Code, Refusal},
+};
+use capstan_scheduler_core::function::Stats;
+use promql_parser::{
+    label::{MatchOp, Matchers},
+    parser::{self, Expr},
+};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// One series: its name, its labels, and its value of now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series {
+    /// The metric's name.
+    pub name: &'static str,
+    /// Labels by name.
+    pub labels: BTreeMap<&'static str, String>,
+    /// The value.
+    pub value: f64,
+}
+
+/// Names under which the requests of a model can be asked for.
+const REQUESTS: [&str; 2] = ["vllm:request_success_total", "capstan_model_requests_total"];
+
+/// Containers that exist and take, or will take, inputs.
+fn current(stats: &Stats) -> u32 {
+    use capstan_common::container::ContainerState::{Busy, Idle, Starting};
+    [Starting, Idle, Busy].iter().filter_map(|state| stats.containers.get(state)).sum()
+}
+
+impl Api {
+    /// Gauges of every function that serves a model, under both names and with both sets of labels (decisions D12, D13):
+    /// an idle model has an explicit 0.
+    pub async fn model_series(&self) -> Vec<Series> {
+        let mut all = Vec::new();
+        for (key, _) in self.env.registry.functions() {
+            let asked = self.ask(&key, |core| (core.deployment().spec.clone(), core.stats())).await;
+            let Ok((spec, stats)) = asked else { continue };
+            let Some(model) = spec.model_id.clone() else { continue };
+            self.env.telemetry.models.know(&key.namespace, &model);
+            let accelerator = spec.resources.gpu.first().cloned().unwrap_or_else(|| "cpu".into());
+            let labels = BTreeMap::from([
+                ("variantautoscaling_name", key.name.to_string()),
+                ("variantautoscaling_namespace", key.namespace.to_string()),
+                ("variant_name", key.name.to_string()),
+                ("namespace", key.namespace.to_string()),
+                ("model_name", model),
+                ("accelerator_type", accelerator),
+            ]);
+            let (desired, current) = (f64::from(stats.desired), f64::from(current(&stats)));
+            let ratio = if current == 0.0 { desired } else { desired / current };
+            let both = |inferno, wva, value| {
+                let names = if self.config.wva_metrics { vec![inferno, wva] } else { vec![inferno] };
+                let of = |name| Series { name, labels: labels.clone(), value };
+                names.into_iter().map(of).collect::<Vec<_>>()
+            };
+            all.extend(both("inferno_desired_replicas", "wva_desired_replicas", desired));
+            all.extend(both("inferno_current_replicas", "wva_current_replicas", current));
+            all.extend(both("inferno_desired_ratio", "wva_desired_ratio", ratio));
+        }
+        for (namespace, model, total) in self.env.telemetry.models.totals() {
+            let labels = BTreeMap::from([("namespace", namespace), ("model_name", model)]);
+            all.push(Series { name: REQUESTS[1], labels, value: total as f64 });
+        }
+        all.sort_by(|a, b| a.name.cmp(b.name));
+        all
+    }
+
+    /// The gauges as Prometheus reads them.
+    pub async fn model_metrics(&self) -> String {
+        let mut text = String::new();
+        let mut last = "";
+        for Series { name, labels, value } in self.model_series().await {
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            if name != last {
+                text.push_str(&format!("# TYPE {} {kind}\n", name.trim_end_matches("_total")));
+                last = name;
+            }
+            let escape = |v: &str| v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}=\"{}\"", escape(v))).collect();
+            text.push_str(&format!("{name}{{{}}} {value}\n", labels.join(",")));
+        }
+        text
+    }
+
+    /// What KEDA's `metrics-api` trigger reads: `valueLocation: desired`.
+    pub async fn scaling(&self, key: &FunctionKey) -> Result<Value, Refusal> {
+        let stats = self.stats(key).await?;
+        Ok(json!({
+            "desired": stats.desired, "current": current(&stats), "backlog": stats.backlog, "running": stats.running,
+        }))
+    }
+
+    /// Answers the queries of the guide as Prometheus would: a selector, `increase` of a model's requests, and a sum of either.
+    pub async fn promql(&self, query: &str) -> Result<Value, Refusal> {
+        let parsed = parser::parse(query).map_err(|e| Refusal::field("query", format!("is not PromQL: {e}")))?;
+        let series = self.model_series().await;
+        let found = self.evaluate(&parsed, &series)?;
+        let now = clock::now().0 as f64 / 1e6;
+        let result: Vec<Value> = found
+            .into_iter()
+            .map(|(metric, value)| json!({"metric": metric, "value": [now, value.to_string()]}))
+            .collect();
+        Ok(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
+    }
+
+    fn evaluate(&self, expression: &Expr, series: &[Series]) -> Result<Vec<(Value, f64)>, Refusal> {
+        match expression {
+            Expr::Paren(inner) => self.evaluate(&inner.expr, series),
+            Expr::VectorSelector(selector) => {
+                let name = selector.name.as_deref().unwrap_or_default();
+                let of_name =
+                    series.iter().filter(|s| s.name == name || (name == REQUESTS[0] && s.name == REQUESTS[1]));
+                let matching = of_name.filter(|s| matches(&selector.matchers, &s.labels));
+                Ok(matching.map(|s| (metric(name, &s.labels), s.value)).collect())
+            }
+            Expr::Call(call) if call.func.name == "increase" => {
+                let Some(Expr::MatrixSelector(matrix)) = call.args.args.first().map(|arg| &**arg) else {
+                    return Err(unsupported("increase needs a counter with a range"));
+                };
+                if !matrix.vs.name.as_deref().is_some_and(|name| REQUESTS.contains(&name)) {
+                    return Err(unsupported(&format!("increase is known of {}", REQUESTS.join(" and "))));
+                }
+                let models = &self.env.telemetry.models;
+                let known = series.iter().filter(|s| s.name == REQUESTS[1]);
+                let matching = known.filter(|s| matches(&matrix.vs.matchers, &s.labels));
+                Ok(matching
+                    .filter_map(|s| {
+                        let (namespace, model) = (&s.labels["namespace"], &s.labels["model_name"]);
+                        let count = models.within(namespace, model, matrix.range.as_secs(), clock::now())?;
+                        Some((metric("", &s.labels), count as f64))
+                    })
+                    .collect())
+            }
+            Expr::Aggregate(aggregate) if aggregate.op.to_string() == "sum" && aggregate.modifier.is_none() => {
+                let found = self.evaluate(&aggregate.expr, series)?;
+                // The sum of nothing is nothing: unknown is not zero.
+                let sum = (!found.is_empty()).then(|| (json!({}), found.iter().map(|(_, value)| value).sum()));
+                Ok(sum.into_iter().collect())
+            }
+            other => Err(unsupported(&format!("`{other}`"))),
+        }
+    }
+}
+
+fn unsupported(what: &str) -> Refusal {
+    let detail = format!("{what}: only selectors, increase of a model's requests, and sum of either are answered here");
+    Refusal::new(Code::Unsupported, detail)
+}
+
+fn metric(name: &str, labels: &BTreeMap<&'static str, String>) -> Value {
+    let mut metric = json!(labels);
+    if !name.is_empty() {
+        metric["__name__"] = json!(name);
+    }
+    metric
+}
+
+fn matches(matchers: &Matchers, labels: &BTreeMap<&'static str, String>) -> bool {
+    matchers.matchers.iter().all(|matcher| {
+        let value = labels.get(matcher.name.as_str()).map_or("", String::as_str);
+        match &matcher.op {
+            MatchOp::Equal => value == matcher.value,
+            MatchOp::NotEqual => value != matcher.value,
+            MatchOp::Re(regex) => regex.is_match(value),
+            MatchOp::NotRe(regex) => !regex.is_match(value),
+        }
+    })
+}

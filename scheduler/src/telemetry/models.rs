@@ -1,0 +1,79 @@
+//! Requests of models, counted by the second, so that their number in the last minutes or hours can be told.
+
+use capstan_common::time::Time;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+/// Seconds that are kept.
+const KEPT_S: u64 = 24 * 3600;
+
+#[derive(Debug, Default)]
+struct Model {
+    total: u64,
+    /// Seconds with requests, the oldest first.
+    seconds: VecDeque<(u64, u64)>,
+}
+
+/// Successful requests by namespace and model.
+#[derive(Debug, Default)]
+pub struct Models(Mutex<BTreeMap<(String, String), Model>>);
+
+impl Models {
+    fn table(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, String), Model>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The model exists: it is counted from here on, at first with none.
+    pub fn know(&self, namespace: &str, model: &str) {
+        self.table().entry((namespace.into(), model.into())).or_default();
+    }
+
+    /// Requests succeeded.
+    pub fn add(&self, namespace: &str, model: &str, count: u64, now: Time) {
+        let second = now.0 / 1_000_000;
+        let mut table = self.table();
+        let model = table.entry((namespace.into(), model.into())).or_default();
+        model.total += count;
+        match model.seconds.back_mut() {
+            Some((at, sum)) if *at == second => *sum += count,
+            _ => model.seconds.push_back((second, count)),
+        }
+        while model.seconds.front().is_some_and(|(at, _)| at + KEPT_S < second) {
+            model.seconds.pop_front();
+        }
+    }
+
+    /// All models: namespace, name, and requests in all.
+    pub fn totals(&self) -> Vec<(String, String, u64)> {
+        self.table().iter().map(|((ns, model), m)| (ns.clone(), model.clone(), m.total)).collect()
+    }
+
+    /// Requests of a model in the last `seconds`; `None` if it is not known.
+    pub fn within(&self, namespace: &str, model: &str, seconds: u64, now: Time) -> Option<u64> {
+        let from = (now.0 / 1_000_000).saturating_sub(seconds);
+        let table = self.table();
+        let model = table.get(&(namespace.to_owned(), model.to_owned()))?;
+        Some(model.seconds.iter().rev().take_while(|(at, _)| *at >= from).map(|(_, count)| count).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_within_a_time_and_unknown_is_not_zero() {
+        let models = Models::default();
+        let at = |s: u64| Time(s * 1_000_000);
+        models.know("a", "idle");
+        models.add("a", "m", 2, at(100));
+        models.add("a", "m", 3, at(100));
+        models.add("a", "m", 1, at(400));
+        assert_eq!(models.within("a", "m", 600, at(500)), Some(6));
+        assert_eq!(models.within("a", "m", 200, at(500)), Some(1));
+        assert_eq!(models.within("a", "idle", 600, at(500)), Some(0));
+        assert_eq!(models.within("b", "m", 600, at(500)), None);
+    }
+}

@@ -30,11 +30,12 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// A value as people read it.
+/// A value as people read it; of a list, how long it is.
 pub fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text.clone(),
+        Value::Array(items) => items.len().to_string(),
         other => other.to_string(),
     }
 }

@@ -12,6 +12,7 @@ pub mod refusal;
 pub mod report;
 pub mod resource;
 pub mod schedule;
+pub mod settings;
 pub mod time;
 pub mod trace;
 pub mod validate;

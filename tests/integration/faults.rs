@@ -119,7 +119,7 @@ async fn a_client_that_vanishes_in_a_map_cancels_what_has_not_started() {
     ));
     let response = up.http.post(up.function("f", "/map")).body(body).send().await.unwrap();
     let id = response.headers()["Capstan-Call-Id"].to_str().unwrap().to_owned();
-    up.until("f", SOON, |s| s["running"] == 2).await.unwrap();
+    up.until("f", SOON, |s| s["running"] == 2 && s["backlog"].as_u64() > Some(100)).await.unwrap();
     drop(response);
     up.until("f", SOON, |s| s["backlog"] == 0 && s["running"] == 0).await.unwrap();
     let view = up.get(&format!("/v1/calls/{id}")).await.unwrap();

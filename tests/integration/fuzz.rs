@@ -183,7 +183,10 @@ async fn one(up: &Up, draw: &mut Draw<'_>, method: &str, path: &str, operation: 
     }
     let known = !operation["responses"][status.to_string()].is_null() || status == 404;
     let ours = status == 500 && answer["code"] == "internal";
-    let explained = status < 400 || (kind == "application/problem+json" && answer["code"].is_string());
+    let problem = kind == "application/problem+json" && answer["code"].is_string();
+    // The Prometheus door tells errors in Prometheus' own form.
+    let theirs = path == "/api/v1/query" && answer["status"] == "error" && answer["errorType"].is_string();
+    let explained = status < 400 || problem || theirs;
     (!known || ours || !explained).then(|| format!("{method} {url}\n{said}\n{status} {kind}: {text}"))
 }
 

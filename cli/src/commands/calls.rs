@@ -1,6 +1,5 @@
 //! Calls from the command line.
 
-use super::print_list;
 use crate::{
     client::{Client, Failed, body_of, lines, segment},
     output,
@@ -75,10 +74,6 @@ pub async fn list(
             path.push_str(&format!("&{name}={}", segment(value)));
         }
     }
-    let page = client.get(&path).await?;
-    if as_json {
-        return output::print_json(&page);
-    }
     let fields = [
         ("call", "/id"),
         ("function", "/function"),
@@ -88,7 +83,7 @@ pub async fn list(
         ("failed", "/inputs/failed"),
         ("created", "/created_at"),
     ];
-    print_list(page["calls"].as_array().map_or(&[], Vec::as_slice), &fields)
+    super::list(client, &path, "calls", &fields, as_json).await
 }
 
 /// Shows a call; a failed one ends with exit code 1.

@@ -1,6 +1,5 @@
 //! Schedules, namespaces and scaling models to zero from the command line.
 
-use super::print_list;
 use crate::{
     cli::{ScaleToZero, ScheduleAction},
     client::{Client, Failed, segment},
@@ -45,10 +44,6 @@ pub async fn schedule(
 
 /// Lists namespaces.
 pub async fn namespaces(client: &Client, as_json: bool) -> anyhow::Result<()> {
-    let answer = client.get("/v1/namespaces").await?;
-    if as_json {
-        return output::print_json(&answer);
-    }
     let fields = [
         ("namespace", "/name"),
         ("weight", "/weight"),
@@ -59,7 +54,7 @@ pub async fn namespaces(client: &Client, as_json: bool) -> anyhow::Result<()> {
         ("MiB", "/used/memory_mib"),
         ("at most", "/quota/memory_mib"),
     ];
-    print_list(answer["namespaces"].as_array().map_or(&[], Vec::as_slice), &fields)
+    super::list(client, "/v1/namespaces", "namespaces", &fields, as_json).await
 }
 
 /// Shows a namespace, or sets its weight and quota; what is not named stays.

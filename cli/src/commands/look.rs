@@ -136,10 +136,6 @@ async fn follow_one(client: &Client, id: &str, follow: bool, out: tokio::sync::m
 
 /// Lists workers.
 pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
-    let answer = client.get("/v1/workers").await?;
-    if as_json {
-        return output::print_json(&answer);
-    }
     let fields = [
         ("worker", "/name"),
         ("state", "/state"),
@@ -150,7 +146,7 @@ pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
         ("containers", "/containers"),
         ("limits", "/limits"),
     ];
-    print_list(answer["workers"].as_array().map_or(&[], Vec::as_slice), &fields)
+    super::list(client, "/v1/workers", "workers", &fields, as_json).await
 }
 
 /// Lists containers.
@@ -158,10 +154,6 @@ pub async fn containers(client: &Client, function: Option<&str>, as_json: bool) 
     let mut path = format!("/v1/containers?namespace={}", segment(&client.namespace));
     if let Some(function) = function {
         path.push_str(&format!("&function={}", segment(function)));
-    }
-    let answer = client.get(&path).await?;
-    if as_json {
-        return output::print_json(&answer);
     }
     let fields = [
         ("container", "/id"),
@@ -172,5 +164,5 @@ pub async fn containers(client: &Client, function: Option<&str>, as_json: bool) 
         ("inputs", "/inputs"),
         ("since", "/started_at"),
     ];
-    print_list(answer["containers"].as_array().map_or(&[], Vec::as_slice), &fields)
+    super::list(client, &path, "containers", &fields, as_json).await
 }

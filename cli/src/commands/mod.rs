@@ -96,7 +96,16 @@ fn usage<T>(loaded: anyhow::Result<T>) -> Result<T, Failed> {
     loaded.map_err(|error| Failed::Usage(format!("{error:#}")))
 }
 
-/// Prints a list: as JSON, or as a table of the named fields.
+/// Asks for a list and prints it: the answer as JSON, or the items under `key` as a table of the named fields.
+async fn list(client: &Client, path: &str, key: &str, fields: &[(&str, &str)], as_json: bool) -> anyhow::Result<()> {
+    let answer = client.get(path).await?;
+    if as_json {
+        return output::print_json(&answer);
+    }
+    print_list(answer[key].as_array().map_or(&[], Vec::as_slice), fields)
+}
+
+/// Prints items as a table of the named fields.
 fn print_list(listed: &[serde_json::Value], fields: &[(&str, &str)]) -> anyhow::Result<()> {
     let head: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
     let rows = listed.iter().map(|item| {

@@ -139,6 +139,10 @@ pub struct Epoch(pub u64);
 #[serde(transparent)]
 pub struct LeaseId(pub u64);
 
+/// A request through `/web`, for as long as it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
 /// The low bits of a minted number that count inside an epoch.
 pub const COUNTER_BITS: u32 = 40;
 

@@ -35,6 +35,15 @@ pub enum Report {
         container: ContainerId,
         /// The timed parts of its start on the worker.
         phases: Vec<Phase>,
+        /// Where its server listens on the worker; 0 if it is none.
+        port: u16,
+    },
+    /// The container's own counter of requests was read.
+    Counted {
+        /// Which container.
+        container: ContainerId,
+        /// What it shows.
+        value: u64,
     },
     /// Attempts ended.
     Finished {
@@ -111,6 +120,8 @@ pub struct Held {
     pub ready: bool,
     /// Whether its process has ended, and only outcomes are left of it.
     pub gone: bool,
+    /// Where its server listens on the worker; 0 if it is none, or not known yet.
+    pub port: u16,
     /// Attempts that it holds.
     pub running: Vec<HeldAttempt>,
     /// Outcomes that are not known to be durable.

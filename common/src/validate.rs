@@ -42,6 +42,7 @@ pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     retries(spec, &mut findings);
     settings_into(&spec.autoscaler, "/autoscaler", &|_| "", &mut findings);
     times(spec, &mut findings);
+    activity(spec, &mut findings);
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
@@ -172,8 +173,26 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
         let source = |field: &str| if profile.autoscaler.sets(field) { "" } else { " of the deployed settings" };
         settings_into(&profile.autoscaler.over(&spec.autoscaler), &at("autoscaler"), &source, findings);
     }
-    findings.check(spec.activity.is_none(), "/activity", || {
-        "counting requests that pass Capstan by is not supported by this version; leave it out".into()
+}
+
+/// Checks how requests past Capstan are counted.
+fn activity(spec: &FunctionSpec, findings: &mut Findings) {
+    let Some(activity) = &spec.activity else { return };
+    findings.check(activity.path.starts_with('/'), "/activity/path", || {
+        format!("must begin with `/`, is `{}`", activity.path)
+    });
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+    findings.check(!activity.counter.is_empty() && activity.counter.chars().all(name), "/activity/counter", || {
+        format!("must be the name of a counter, like vllm:request_success_total, is `{}`", activity.counter)
+    });
+    findings.check((1_000..=3_600_000).contains(&activity.interval_s.ms), "/activity/interval_s", || {
+        format!("must be from 1 to 3600 seconds, is {}", activity.interval_s.ms as f64 / 1000.0)
+    });
+    findings.check(spec.protocol == Protocol::Http, "/activity", || {
+        "only http functions have servers that others can reach; leave it out with the protocol exec".into()
+    });
+    findings.check(spec.model_id.is_some(), "/activity", || {
+        "counts a model's requests and needs a model_id, which is not set".into()
     });
 }
 
@@ -258,6 +277,11 @@ mod tests {
             (r#"{"resources":{"gpu":["H100:x"]}}"#, "/resources/gpu/0"),
             (r#"{"resources":{"cpu":2,"cpu_limit":1}}"#, "/resources/cpu_limit"),
             (r#"{"runtime":{"process":{"command":[]}}}"#, "/runtime/process/command"),
+            (r#"{"activity":{}}"#, "/activity"),
+            (r#"{"model_id":"m","activity":{},"protocol":"exec"}"#, "/activity"),
+            (r#"{"model_id":"m","activity":{"path":"metrics"}}"#, "/activity/path"),
+            (r#"{"model_id":"m","activity":{"counter":"a b"}}"#, "/activity/counter"),
+            (r#"{"model_id":"m","activity":{"interval_s":0.5}}"#, "/activity/interval_s"),
         ] {
             assert_eq!(pointers(patch), [pointer], "{patch}");
         }

@@ -29,6 +29,9 @@ pub enum WireError {
     /// A call id is not 16 bytes.
     #[error("a call id has {0} bytes, not 16")]
     CallId(usize),
+    /// A port is none.
+    #[error("{0} is not a port")]
+    Port(u32),
     /// A spec cannot be read.
     #[error("a function's spec cannot be read")]
     Spec(#[source] Arc<SpecError>),
@@ -53,6 +56,10 @@ fn call_bytes(call: CallId) -> Bytes {
 fn call_id(bytes: &[u8]) -> Result<CallId, WireError> {
     let array = bytes.try_into().map_err(|_| WireError::CallId(bytes.len()))?;
     Ok(CallId(u128::from_be_bytes(array)))
+}
+
+fn port_in(number: u32) -> Result<u16, WireError> {
+    u16::try_from(number).map_err(|_| WireError::Port(number))
 }
 
 fn numbers(leases: &[LeaseId]) -> Vec<u64> {
@@ -238,6 +245,7 @@ fn hello_out(hello: Hello) -> link::Hello {
                 revision: held.revision.0,
                 ready: held.ready,
                 gone: held.gone,
+                port: u32::from(held.port),
                 running: held.running.into_iter().map(held_attempt_out).collect(),
                 finished: held.finished.into_iter().map(done_out).collect(),
             })
@@ -259,6 +267,7 @@ fn held_in(held: link::Held) -> Result<Held, WireError> {
         revision: Revision(held.revision),
         ready: held.ready,
         gone: held.gone,
+        port: port_in(held.port)?,
         running,
         finished: held.finished.into_iter().map(done_in).collect::<Result<_, _>>()?,
     })
@@ -273,8 +282,10 @@ impl From<Report> for link::Report {
             Report::Spawned { container, pid, spawn_us } => {
                 Kind::Spawned(link::Spawned { container: container.0, pid, spawn_us })
             }
-            Report::Ready { container, phases } => Kind::Ready(link::Ready {
+            Report::Counted { container, value } => Kind::Counted(link::Counted { container: container.0, value }),
+            Report::Ready { container, phases, port } => Kind::Ready(link::Ready {
                 container: container.0,
+                port: u32::from(port),
                 phases: phases.into_iter().map(|p| link::Phase { name: p.name, us: p.us }).collect(),
             }),
             Report::Finished { container, done } => Kind::Finished(link::Finished {
@@ -319,8 +330,10 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
         Kind::Spawned(spawned) => {
             Report::Spawned { container: ContainerId(spawned.container), pid: spawned.pid, spawn_us: spawned.spawn_us }
         }
+        Kind::Counted(counted) => Report::Counted { container: ContainerId(counted.container), value: counted.value },
         Kind::Ready(ready) => Report::Ready {
             container: ContainerId(ready.container),
+            port: port_in(ready.port)?,
             phases: ready.phases.into_iter().map(|p| Phase { name: p.name, us: p.us }).collect(),
         },
         Kind::Finished(finished) => Report::Finished {
@@ -382,6 +395,7 @@ mod tests {
                     revision: Revision(3),
                     ready: true,
                     gone: false,
+                    port: 4711,
                     running: vec![held(1)],
                     finished: vec![done(2, Err(failure))],
                 }],
@@ -392,6 +406,8 @@ mod tests {
                 ending: Ending { exit_code: Some(3), ..Ending::default() },
                 begun: vec![LeaseId(1)],
             },
+            Report::Ready { container, phases: vec![Phase { name: "spawn".into(), us: 4 }], port: 4711 },
+            Report::Counted { container, value: 12 },
             Report::Beat { sequence: 8 },
         ];
         for report in reports {

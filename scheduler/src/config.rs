@@ -29,6 +29,8 @@ pub struct SchedulerConfig {
     pub keda_listen: String,
     /// Whether KEDA may be served on an address that others can reach.
     pub keda_open: bool,
+    /// The Prometheus server that is asked for requests of models that pass Capstan by; empty: none.
+    pub prometheus_url: String,
     /// Whether models' gauges are told under their newer names (`wva_…`) too.
     pub wva_metrics: bool,
     /// Threads that serve REST.
@@ -54,6 +56,7 @@ impl Default for SchedulerConfig {
             rate_burst_s: 5,
             keda_listen: String::new(),
             keda_open: false,
+            prometheus_url: String::new(),
             wva_metrics: true,
             rest_threads: 2,
             unreachable_after_ms: 3_000,
@@ -73,6 +76,18 @@ impl SchedulerConfig {
         read.map_err(|_| format!("keda_listen must be an address like 127.0.0.1:7071, is `{}`", self.keda_listen))
     }
 
+    /// Where the Prometheus server answers queries, if there is one.
+    pub fn prometheus(&self) -> Result<Option<hyper::Uri>, String> {
+        let base = self.prometheus_url.trim_end_matches('/');
+        if base.is_empty() {
+            return Ok(None);
+        }
+        let uri = format!("{base}/api/v1/query").parse::<hyper::Uri>();
+        let uri = uri.ok().filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
+        let wrong = || format!("prometheus_url must be like http://127.0.0.1:9090, is `{}`", self.prometheus_url);
+        uri.map(Some).ok_or_else(wrong)
+    }
+
     /// Says what must not be started like this.
     pub fn check(&self) -> Result<(), String> {
         if !self.listen.ip().is_loopback() && self.tokens.is_empty() {
@@ -89,6 +104,7 @@ impl SchedulerConfig {
                 "keda_listen is {keda}, where others can reach it, and KEDA's protocol knows no authentication: set keda_open=true if your network keeps strangers out, or listen on 127.0.0.1"
             ));
         }
+        self.prometheus()?;
         if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {
             return Err(format!("a token of {} characters is too short: use at least 16", weak.len()));
         }

@@ -20,6 +20,7 @@ use capstan_common::{
 use capstan_scheduler_core::{autoscaler, event::Event};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -178,6 +179,8 @@ impl Session {
         let entry = WorkerEntry {
             capacity: hello.capacity,
             state: if draining { WorkerState::Draining } else { WorkerState::Ready },
+            // Links are made on this machine only: in the process, or over a unix socket.
+            host: Ipv4Addr::LOCALHOST.into(),
             version: hello.version.clone(),
             limits: hello.limits.clone(),
             joined: clock::now(),
@@ -300,7 +303,8 @@ impl Session {
             }
             Report::Refused { container, reason } => (container, Event::Refused { container, reason: reason.into() }),
             Report::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
-            Report::Ready { container, phases } => (container, Event::Ready { container, phases }),
+            Report::Ready { container, phases, port } => (container, Event::Ready { container, phases, port }),
+            Report::Counted { container, value } => (container, Event::Counted { container, value }),
             Report::Finished { container, done } => (container, Event::Finished { container, done }),
             Report::Returned { container, leases, closed, .. } => {
                 (container, Event::Returned { container, leases, closed })

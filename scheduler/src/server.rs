@@ -6,6 +6,7 @@ use crate::{
         autoscaler::{AutoscalerActor, Governed, Told},
         committer::Committer,
         function::{Env, FunctionActor},
+        prometheus::Prometheus,
         registry::Registry,
     },
     api::{Api, govern::ZeroConfig},
@@ -100,6 +101,7 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
         alarm,
         telemetry: telemetry.clone(),
         stopping: CancellationToken::new(),
+        prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
         zero: RwLock::new(Arc::new(ZeroConfig::read(loaded.zero))),
     });
     for governed in loaded.namespaces.into_iter().map(Governed::event) {

@@ -176,7 +176,7 @@ impl Player<'_> {
                 if let Some(held) = self.containers.get_mut(&container) {
                     held.ready = true;
                     self.outcome.cold_starts += 1;
-                    self.step(Event::Ready { container, phases: Vec::new() });
+                    self.step(Event::Ready { container, phases: Vec::new(), port: 0 });
                     self.begin(container);
                 }
             }

@@ -181,12 +181,14 @@ async fn one(up: &Up, draw: &mut Draw<'_>, method: &str, path: &str, operation: 
     if let Some(call) = answer["call_id"].as_str() {
         draw.calls.push(call.to_owned());
     }
-    let known = !operation["responses"][status.to_string()].is_null() || status == 404;
+    let described = |status: &str| !operation["responses"][status].is_null();
+    let known = described(&status.to_string()) || described("default") || status == 404;
     let ours = status == 500 && answer["code"] == "internal";
     let problem = kind == "application/problem+json" && answer["code"].is_string();
     // The Prometheus door tells errors in Prometheus' own form.
     let theirs = path == "/api/v1/query" && answer["status"] == "error" && answer["errorType"].is_string();
-    let explained = status < 400 || problem || theirs;
+    // What a container answers is passed on as it is.
+    let explained = status < 400 || problem || theirs || path.starts_with("/web/");
     (!known || ours || !explained).then(|| format!("{method} {url}\n{said}\n{status} {kind}: {text}"))
 }
 

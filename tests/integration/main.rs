@@ -9,6 +9,7 @@ mod keda;
 mod kill;
 mod scaling;
 mod telemetry;
+mod web;
 
 use capstan_tests::real::Up;
 

@@ -4,8 +4,9 @@ use crate::record::Entry;
 use capstan_common::{
     call::CallState,
     container::Phase,
-    id::{CallId, ContainerId, FunctionKey, LeaseId, WorkerId},
+    id::{CallId, ContainerId, FunctionKey, LeaseId, RequestId, WorkerId},
     order::Order,
+    refusal::Refusal,
     resource::Amount,
     time::Time,
 };
@@ -42,6 +43,29 @@ pub enum Effect {
         call: CallId,
         /// How many more.
         count: u64,
+    },
+    /// A request through `/web` has a slot.
+    Admit {
+        /// Which request.
+        request: RequestId,
+        /// In which container.
+        container: ContainerId,
+        /// On which worker.
+        worker: WorkerId,
+        /// Where the container's server listens there.
+        port: u16,
+    },
+    /// A request through `/web` has no container, or none any more.
+    Expel {
+        /// Which request.
+        request: RequestId,
+        /// What its client is told, if nothing was answered yet.
+        why: Box<Refusal>,
+    },
+    /// Ask the Prometheus server how many requests the model had within so many milliseconds, and answer with `Asked`.
+    AskRequests {
+        /// The model's retention.
+        within_ms: u64,
     },
     /// A container became ready, for metrics and traces.
     Started {

@@ -5,7 +5,7 @@ use capstan_common::{
     call::CallKind,
     container::{Ending, Phase},
     function::{FunctionSpec, OverridesPatch},
-    id::{CallId, ContainerId, LeaseId, WorkerId},
+    id::{CallId, ContainerId, LeaseId, RequestId, WorkerId},
     input::Payload,
     report::{Done, Held},
     time::Time,
@@ -32,11 +32,8 @@ pub enum Event {
         /// What it shows.
         value: u64,
     },
-    /// A Prometheus server was asked how many requests the model had in its retention; `None`: it has no data.
-    Asked {
-        /// Its answer.
-        requests: Option<f64>,
-    },
+    /// A Prometheus server was asked how many requests the model had in its retention.
+    Asked(Requests),
     /// A client opens a call.
     Open(Box<Opening>),
     /// More inputs of an open map.
@@ -88,6 +85,16 @@ pub enum Event {
     },
     /// Single calls that were asked for.
     Fetched(Vec<Fetched>),
+    /// A request through `/web` comes.
+    Enter {
+        /// Which.
+        request: RequestId,
+    },
+    /// A request through `/web` is over, or its client has gone.
+    Leave {
+        /// Which.
+        request: RequestId,
+    },
     /// The autoscaler gives a place for a container.
     Granted {
         /// The container's id.
@@ -126,6 +133,8 @@ pub enum Event {
         container: ContainerId,
         /// Timed parts of its start on the worker.
         phases: Vec<Phase>,
+        /// Where its server listens on the worker; 0 if it is none.
+        port: u16,
     },
     /// Attempts ended.
     Finished {
@@ -178,6 +187,17 @@ pub enum Event {
     },
     /// The time that `next_alarm` named has come.
     Alarm,
+}
+
+/// What a Prometheus server knows of a model's requests.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Requests {
+    /// So many.
+    Counted(f64),
+    /// It has no such series.
+    Missing,
+    /// It did not answer, or not in a way that can be read.
+    Unknown,
 }
 
 /// A single call, read back from the store.

@@ -4,5 +4,6 @@ pub mod alarm;
 pub mod autoscaler;
 pub mod committer;
 pub mod function;
+pub mod prometheus;
 pub mod registry;
 pub mod watch;

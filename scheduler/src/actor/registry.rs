@@ -11,6 +11,7 @@ use capstan_common::{
 };
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio::sync::mpsc;
@@ -35,6 +36,8 @@ pub struct WorkerEntry {
     pub capacity: Amount,
     /// Its state.
     pub state: WorkerState,
+    /// Where servers of its containers are reached.
+    pub host: IpAddr,
     /// Its software's version.
     pub version: String,
     /// How it enforces limits.

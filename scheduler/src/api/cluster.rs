@@ -17,6 +17,7 @@ use capstan_common::{
 };
 use capstan_scheduler_core::{autoscaler, event::Event};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 
 fn amount(amount: Amount) -> Value {
     json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": []})
@@ -96,10 +97,12 @@ impl Api {
                 if !is(&filter.worker, &container.worker.0) {
                     continue;
                 }
+                let host = self.env.registry.worker(&container.worker).map(|worker| worker.host);
                 views.push(json!({
                     "id": container.id, "namespace": key.namespace, "function": key.name,
                     "revision": container.revision, "worker": container.worker, "state": container.state,
                     "inputs": container.inputs, "started_at": clock::rfc3339(container.decided),
+                    "address": host.filter(|_| container.port != 0).map(|h| SocketAddr::new(h, container.port)),
                 }));
             }
         }

@@ -8,7 +8,7 @@ use crate::{
 };
 use actix::Actor;
 use capstan_common::{
-    function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
+    function::{ActivitySource, AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
     id::{CallId, FunctionKey},
     refusal::{Code, Refusal},
     time::Time,
@@ -95,6 +95,12 @@ impl Api {
             let detail = format!("must be an absolute path, is `{folder}`");
             let pointer = "/runtime/process/working_dir".to_owned();
             return Err(Refusal::fields(vec![capstan_common::refusal::FieldError { pointer, detail }]));
+        }
+        if spec.activity.as_ref().is_some_and(|a| a.source == ActivitySource::Prometheus)
+            && self.env.prometheus.is_none()
+        {
+            let detail = "is prometheus, and the scheduler knows of none; set its prometheus_url, or take `container`";
+            return Err(Refusal::field("activity/source", detail));
         }
         let spec = Arc::new(spec);
         // An actor that is just ending is replaced: its function is gone.

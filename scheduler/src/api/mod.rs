@@ -6,6 +6,7 @@ pub mod govern;
 pub mod models;
 pub mod results;
 pub mod submit;
+pub mod web;
 
 use crate::{
     actor::function::{Ask, Env, FunctionActor},
@@ -28,7 +29,10 @@ use capstan_common::{
 use capstan_scheduler_core::{event::Event, function::Function};
 use results::Tables;
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The pause between two looks for expired results (RELIABILITY T1 allows an hour).
@@ -44,6 +48,7 @@ pub struct Api {
     blobs: Blobs,
     functions: ArbiterHandle,
     tables: Tables,
+    requests: AtomicU64,
 }
 
 /// A call as users see it.
@@ -70,7 +75,7 @@ pub struct CallView {
 impl Api {
     /// Over a scheduler's parts.
     pub fn new(env: Arc<Env>, config: SchedulerConfig, blobs: Blobs, functions: ArbiterHandle) -> Self {
-        Self { env, config, blobs, functions, tables: Tables::default() }
+        Self { env, config, blobs, functions, tables: Tables::default(), requests: AtomicU64::default() }
     }
 
     /// The configuration in force.

@@ -1,6 +1,6 @@
 //! What every request passes: authentication, the rate limit, and the count of answers.
 
-use super::{openapi, problem::Problem};
+use super::{openapi, problem::Problem, web::TOKEN_HEADER};
 use crate::{api::Api, config::SchedulerConfig, telemetry::metrics::ApiLabel};
 use actix_web::{
     Error, HttpMessage, ResponseError,
@@ -50,12 +50,7 @@ impl Gate {
         if self.tokens.is_empty() {
             return same_origin(request);
         }
-        let given = request
-            .headers()
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok()?.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map_or("", |(_, token)| token.trim());
+        let given = token_of(request);
         // Every token is compared, in constant time: neither its position nor a common start can be measured.
         let mut found = None;
         for (position, token) in self.tokens.iter().enumerate() {
@@ -72,6 +67,16 @@ impl Gate {
             Refusal::exhausted("too many requests with this token", wait.as_secs() as u32 + 1)
         })
     }
+}
+
+/// The token of a request; one through `/web` may bring it in a header of its own, so that `Authorization` reaches the container.
+fn token_of(request: &ServiceRequest) -> &str {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    if let Some(token) = header(TOKEN_HEADER).filter(|_| request.path().starts_with("/web/")) {
+        return token.trim();
+    }
+    let given = header(header::AUTHORIZATION.as_str()).and_then(|value| value.split_once(' '));
+    given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map_or("", |(_, token)| token.trim())
 }
 
 /// Without tokens only this machine can reach us, but its browser can be led here by a foreign page: such requests carry a
@@ -110,7 +115,8 @@ pub async fn guard(
         None => Ok(()),
     };
     let allowed = allowed.and_then(|()| known_parameters(&request));
-    if request.method() == Method::HEAD {
+    let proxied = request.path().starts_with("/web/");
+    if request.method() == Method::HEAD && !proxied {
         // Answered as GET; the server leaves the body out.
         request.head_mut().method = Method::GET;
     }
@@ -121,6 +127,7 @@ pub async fn guard(
             let answer = Problem::from(refusal).error_response();
             request.into_response(answer).map_into_right_body()
         }
+        Ok(()) if proxied => next.call(request).await?.map_into_left_body(),
         Ok(()) => next.call(request).await.map(|r| explain_bare(r))?,
     };
     if let Some(api) = api {

@@ -9,9 +9,10 @@ mod guard;
 mod map;
 mod openapi;
 mod problem;
+mod web;
 
 use crate::{api::Api, config::SchedulerConfig};
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web as route};
 use anyhow::Context;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,10 +23,15 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Serves REST. Answers a handle and the address.
 pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
-    let gate = web::Data::new(guard::Gate::new(config));
-    let shared = web::Data::from(api);
+    let gate = route::Data::new(guard::Gate::new(config));
+    let shared = route::Data::from(api);
     let server = HttpServer::new(move || {
-        App::new().app_data(shared.clone()).app_data(gate.clone()).wrap(from_fn(guard::guard)).configure(routes)
+        App::new()
+            .app_data(shared.clone())
+            .app_data(gate.clone())
+            .app_data(route::Data::new(web::Proxy::default()))
+            .wrap(from_fn(guard::guard))
+            .configure(routes)
     })
     .workers(config.rest_threads)
     .client_request_timeout(HEAD_TIMEOUT)
@@ -44,54 +50,58 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
 }
 
 /// Every route; `openapi` describes the same ones.
-pub fn routes(app: &mut web::ServiceConfig) {
+pub fn routes(app: &mut route::ServiceConfig) {
     app.service(openapi::swagger())
-        .service(web::redirect("/docs", "/docs/"))
-        .service(web::resource("/openapi.json").get(openapi::document))
-        .service(web::resource("/").get(openapi::home))
-        .service(web::resource("/healthz").get(cluster::healthz))
-        .service(web::resource("/readyz").get(cluster::readyz))
-        .service(web::resource("/metrics").get(cluster::metrics))
-        .service(web::resource("/api/v1/query").get(govern::promql))
+        .service(route::redirect("/docs", "/docs/"))
+        .service(route::resource("/openapi.json").get(openapi::document))
+        .service(route::resource("/").get(openapi::home))
+        .service(route::resource("/healthz").get(cluster::healthz))
+        .service(route::resource("/readyz").get(cluster::readyz))
+        .service(route::resource("/metrics").get(cluster::metrics))
+        .service(route::resource("/api/v1/query").get(govern::promql))
         .service(
-            web::scope("/v1")
+            route::scope("/v1")
                 .service(
-                    web::scope("/namespaces/{ns}/functions")
-                        .service(web::resource("").get(functions::list))
+                    route::scope("/namespaces/{ns}/functions")
+                        .service(route::resource("").get(functions::list))
                         .service(
-                            web::resource("/{fn}").get(functions::get).put(functions::deploy).delete(functions::remove),
+                            route::resource("/{fn}")
+                                .get(functions::get)
+                                .put(functions::deploy)
+                                .delete(functions::remove),
                         )
-                        .service(web::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
-                        .service(web::resource("/{fn}/stats").get(functions::stats))
-                        .service(web::resource("/{fn}/explain").get(functions::explain))
-                        .service(web::resource("/{fn}/trace").get(functions::trace))
-                        .service(web::resource("/{fn}/scaling").get(govern::scaling))
-                        .service(web::resource("/{fn}/schedule").get(govern::schedule))
-                        .service(web::resource("/{fn}/schedule/pause").post(govern::pause))
-                        .service(web::resource("/{fn}/schedule/resume").post(govern::resume))
-                        .service(web::resource("/{fn}/schedule/run").post(govern::run))
-                        .service(web::resource("/{fn}/invoke").post(calls::invoke))
-                        .service(web::resource("/{fn}/spawn").post(calls::spawn))
-                        .service(web::resource("/{fn}/spawn_map").post(calls::spawn_map))
-                        .service(web::resource("/{fn}/map").post(map::map)),
+                        .service(route::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
+                        .service(route::resource("/{fn}/stats").get(functions::stats))
+                        .service(route::resource("/{fn}/explain").get(functions::explain))
+                        .service(route::resource("/{fn}/trace").get(functions::trace))
+                        .service(route::resource("/{fn}/scaling").get(govern::scaling))
+                        .service(route::resource("/{fn}/schedule").get(govern::schedule))
+                        .service(route::resource("/{fn}/schedule/pause").post(govern::pause))
+                        .service(route::resource("/{fn}/schedule/resume").post(govern::resume))
+                        .service(route::resource("/{fn}/schedule/run").post(govern::run))
+                        .service(route::resource("/{fn}/invoke").post(calls::invoke))
+                        .service(route::resource("/{fn}/spawn").post(calls::spawn))
+                        .service(route::resource("/{fn}/spawn_map").post(calls::spawn_map))
+                        .service(route::resource("/{fn}/map").post(map::map)),
                 )
-                .service(web::resource("/namespaces").get(govern::namespaces))
-                .service(web::resource("/namespaces/{ns}").get(govern::namespace).put(govern::govern))
-                .service(web::resource("/scale-to-zero").get(govern::scale_to_zero).put(govern::set_scale_to_zero))
-                .service(web::resource("/scale-to-zero/effective").get(govern::effective))
-                .service(web::resource("/calls").get(calls::list))
-                .service(web::resource("/calls/{id}").get(calls::get))
-                .service(web::resource("/calls/{id}/results").get(calls::results))
-                .service(web::resource("/calls/{id}/cancel").post(calls::cancel))
-                .service(web::resource("/calls/{id}/inputs/{index}/explain").get(calls::explain))
-                .service(web::resource("/workers").get(cluster::workers))
-                .service(web::resource("/workers/{id}").get(cluster::worker))
-                .service(web::resource("/workers/{id}/drain").post(cluster::drain))
-                .service(web::resource("/workers/{id}/resume").post(cluster::resume))
-                .service(web::resource("/containers").get(cluster::containers))
-                .service(web::resource("/containers/{id}/logs").get(cluster::logs))
-                .service(web::resource("/containers/{id}/stop").post(cluster::stop))
-                .service(web::resource("/events").get(cluster::events)),
+                .service(route::resource("/namespaces").get(govern::namespaces))
+                .service(route::resource("/namespaces/{ns}").get(govern::namespace).put(govern::govern))
+                .service(route::resource("/scale-to-zero").get(govern::scale_to_zero).put(govern::set_scale_to_zero))
+                .service(route::resource("/scale-to-zero/effective").get(govern::effective))
+                .service(route::resource("/calls").get(calls::list))
+                .service(route::resource("/calls/{id}").get(calls::get))
+                .service(route::resource("/calls/{id}/results").get(calls::results))
+                .service(route::resource("/calls/{id}/cancel").post(calls::cancel))
+                .service(route::resource("/calls/{id}/inputs/{index}/explain").get(calls::explain))
+                .service(route::resource("/workers").get(cluster::workers))
+                .service(route::resource("/workers/{id}").get(cluster::worker))
+                .service(route::resource("/workers/{id}/drain").post(cluster::drain))
+                .service(route::resource("/workers/{id}/resume").post(cluster::resume))
+                .service(route::resource("/containers").get(cluster::containers))
+                .service(route::resource("/containers/{id}/logs").get(cluster::logs))
+                .service(route::resource("/containers/{id}/stop").post(cluster::stop))
+                .service(route::resource("/events").get(cluster::events)),
         )
-        .default_service(web::to(problem::no_route));
+        .service(route::resource(["/web/{ns}/{fn}", "/web/{ns}/{fn}/{path:.*}"]).to(web::web))
+        .default_service(route::to(problem::no_route));
 }

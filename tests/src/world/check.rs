@@ -1,6 +1,6 @@
 //! What must hold of what cores say, seen from outside of them.
 
-use super::engine::World;
+use super::{engine::World, visitors::Visitors};
 use capstan_common::{
     call::CallKind,
     id::{CallId, ContainerId, LeaseId},
@@ -53,6 +53,7 @@ impl Given {
         &mut self,
         effects: &[Effect],
         free: &BTreeSet<ContainerId>,
+        visitors: &Visitors,
         most_in_group: usize,
     ) -> Result<(), String> {
         for effect in effects {
@@ -81,7 +82,8 @@ impl Given {
                     });
                 }
                 Order::Stop { container, reason, .. } => {
-                    let holds = self.containers.get(container).is_some_and(|h| !h.is_empty());
+                    let visited = visitors.values().any(|inside| inside.as_ref() == Some(container));
+                    let holds = visited || self.containers.get(container).is_some_and(|h| !h.is_empty());
                     if holds && !free.contains(container) {
                         return Err(format!("law 7: busy container {container} is stopped: {reason}"));
                     }
@@ -116,6 +118,9 @@ impl World {
         }
         let mut opened: BTreeMap<usize, u32> = BTreeMap::new();
         for function in &self.functions {
+            if let Some((request, inside)) = function.visitors.first_key_value() {
+                return Err(format!("web request {request:?} was never answered; it is in {inside:?}"));
+            }
             for (id, stored) in &function.durable.calls {
                 if let Some(owner) = owners.get(id) {
                     *opened.entry(*owner).or_default() += 1;

@@ -5,10 +5,11 @@ use super::{
     check::Given,
     clients::Client,
     store::{Durable, SPAWN_HEAD},
+    visitors::Visitors,
     workers::Worker,
 };
 use capstan_common::{
-    id::{CallId, ContainerId, Epoch, FunctionKey, WorkerId},
+    id::{CallId, ContainerId, Epoch, FunctionKey, RequestId, WorkerId},
     order::Order,
     report::Report as WorkerReport,
     time::Time,
@@ -46,6 +47,8 @@ pub enum Action {
     Open { client: usize },
     Cancel { client: usize },
     Leave { client: usize },
+    Visit { function: usize, request: RequestId },
+    Depart { function: usize, generation: u32, request: RequestId },
     Fault,
 }
 
@@ -60,6 +63,7 @@ pub struct Hosted {
     pub under_way: Option<(Vec<Record>, Vec<Promise>)>,
     pub alarm_at: Option<Time>,
     pub given: Given,
+    pub visitors: Visitors,
 }
 
 /// The world.
@@ -186,7 +190,8 @@ impl World {
         }
         let brought = self.clients.iter().all(|c| c.done) && self.report.faults == self.plan.faults;
         let ended = |f: &Hosted| f.under_way.is_none() && f.durable.calls.values().all(|c| c.record.finished.is_some());
-        brought && self.functions.iter().all(ended)
+        let left = |f: &Hosted| f.visitors.is_empty();
+        brought && self.functions.iter().all(ended) && self.functions.iter().all(left)
     }
 
     fn act(&mut self, action: Action) -> Result<(), String> {
@@ -230,6 +235,10 @@ impl World {
                 None => Ok(()),
             },
             Action::Leave { client } => self.leave(client),
+            Action::Visit { function, request } => self.visit(function, request),
+            Action::Depart { function, generation, request } if self.functions[function].generation == generation => {
+                self.depart(function, request)
+            }
             Action::Fault => self.fault(),
             _ => Ok(()),
         }

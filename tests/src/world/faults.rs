@@ -57,6 +57,8 @@ impl World {
             function.under_way = None;
             function.alarm_at = None;
             function.given = Default::default();
+            // Their connections ended with the process.
+            function.visitors.clear();
             let mut out = Output::default();
             let (limits, key) = (self.limits.clone(), function.key.clone());
             function.core = match function.durable.recovery(&key) {

@@ -8,6 +8,7 @@ mod faults;
 mod populate;
 mod shell;
 mod store;
+mod visitors;
 mod workers;
 
 pub use engine::World;

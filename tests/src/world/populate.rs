@@ -31,6 +31,7 @@ impl World {
             let inputs = self.add_client(left);
             left -= inputs.min(left);
         }
+        self.add_visitors();
         for _ in 0..self.plan.faults {
             let at = self.after(0, BUSY_MS * 1000);
             self.plan(at, Action::Fault);
@@ -80,6 +81,7 @@ impl World {
             under_way: None,
             alarm_at: None,
             given: Given::default(),
+            visitors: Default::default(),
         });
         self.perform(f, out).expect("a first deployment");
     }

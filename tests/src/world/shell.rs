@@ -25,7 +25,7 @@ impl World {
             hosted.core.check().map_err(|e| format!("{}: {e}", hosted.key))?;
         }
         let most = hosted.core.deployment().spec.group_size() as usize;
-        hosted.given.after(&out.effects, &self.stoppable, most)?;
+        hosted.given.after(&out.effects, &self.stoppable, &hosted.visitors, most)?;
         self.perform(f, out)?;
         Ok(answer)
     }
@@ -72,6 +72,9 @@ impl World {
                 self.plan(at, Action::Loaded { function: f, generation, call, number });
             }
             Effect::Credit { call, count } => self.credited(f, call, count),
+            Effect::AskRequests { .. } => {}
+            Effect::Admit { request, container, .. } => self.admitted(f, request, container)?,
+            Effect::Expel { request, .. } => self.expelled(f, request)?,
             Effect::Started { .. } | Effect::Notice(_) => {}
         }
         Ok(())
@@ -196,7 +199,8 @@ impl World {
                 (container, Event::Refused { container, reason: reason.into() })
             }
             WorkerReport::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
-            WorkerReport::Ready { container, phases } => (container, Event::Ready { container, phases }),
+            WorkerReport::Ready { container, phases, port } => (container, Event::Ready { container, phases, port }),
+            WorkerReport::Counted { container, value } => (container, Event::Counted { container, value }),
             WorkerReport::Finished { container, done } => (container, Event::Finished { container, done }),
             WorkerReport::Returned { container, leases, closed, .. } => {
                 (container, Event::Returned { container, leases, closed })

@@ -137,7 +137,7 @@ impl World {
             return;
         }
         let most = if slow { 3_000_000 } else { 30_000 };
-        self.happen(w, 1_100, most, Event::Ready { container, phases: Vec::new() });
+        self.happen(w, 1_100, most, Event::Ready { container, phases: Vec::new(), port: 0 });
     }
 
     fn work(&mut self, w: usize, container: ContainerId, group: LeaseId, assignments: &[Assignment]) {

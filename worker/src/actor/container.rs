@@ -3,7 +3,7 @@
 use super::node::{Happen, NodeActor};
 use crate::{
     protocol::{
-        self, Results, all_failed,
+        self, Results, activity, all_failed,
         exec::{self, Ended, Shared, Work},
         http::Server,
     },
@@ -270,7 +270,7 @@ async fn exec_life(shared: Arc<Shared>, mut stopped: watch::Receiver<Stop>, tell
         tell.exited(Ending { reason, ..Ending::default() }).await;
         return;
     }
-    tell.tell(Event::Ready { container, phases: Vec::new() }).await;
+    tell.tell(Event::Ready { container, phases: Vec::new(), port: 0 }).await;
     let asked = stopped.wait_for(|stop| stop.asked.is_some()).await.ok().and_then(|stop| stop.asked.clone());
     let (grace, reason) = asked.unwrap_or_default();
     // Scaling stops only idle containers; an operator's stop interrupts what runs.
@@ -302,6 +302,15 @@ async fn http_group(
             let failure = Failure::new(FailureKind::BadOutput, CONNECTION_BROKEN, error);
             Some(all_failed(&leases, &failure))
         }
+    }
+}
+
+/// A task that ends with whoever holds this.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -362,7 +371,9 @@ impl HttpLife {
             if let (Some(cgroup), Some(cap)) = (&self.setting.cgroup, self.start.spec.resources.cpu_limit) {
                 cgroup.cap_cpu(cap.milli);
             }
-            self.tell.tell(Event::Ready { container: self.tell.container, phases }).await;
+            let (container, port) = (self.tell.container, self.port.number());
+            self.tell.tell(Event::Ready { container, phases, port }).await;
+            let _counting = self.count_requests();
             reason = Some(tokio::select! {
                 _ = child.wait() => "it ended by itself".to_owned(),
                 (grace, why) = asked(&mut stopped) => {
@@ -373,6 +384,16 @@ impl HttpLife {
             });
         }
         self.end(child, pid, reason.unwrap_or_default(), outputs).await
+    }
+
+    /// Reads the server's own counter of requests, if it is to be read, until the answer is dropped.
+    fn count_requests(&self) -> Option<AbortOnDrop> {
+        let activity = self.start.spec.activity.clone()?;
+        let (server, tell) = (self.server.clone(), self.tell.clone());
+        let task = actix::spawn(activity::watch(server, activity, async move |value| {
+            tell.tell(Event::Counted { container: tell.container, value }).await;
+        }));
+        Some(AbortOnDrop(task))
     }
 
     async fn end(&self, mut child: Child, pid: Pid, reason: String, outputs: [JoinHandle<()>; 2]) -> Ending {

@@ -76,14 +76,31 @@ impl Server {
     }
 
     async fn look(&self) -> io::Result<StatusCode> {
+        Ok(self.ask("/healthz").await?.status())
+    }
+
+    /// Sends a GET over a connection of its own.
+    async fn ask(&self, path: &str) -> io::Result<Response<Incoming>> {
         let mut connection = self.connect().await?;
         let request = Request::builder()
-            .uri("/healthz")
+            .uri(path)
             .header(header::HOST, self.host.clone())
             .body(Full::default())
             .map_err(io::Error::other)?;
-        let response = connection.send_request(request).await.map_err(io::Error::other)?;
-        Ok(response.status())
+        connection.send_request(request).await.map_err(io::Error::other)
+    }
+
+    /// What the server answers to a GET, if that is a success of at most `most` bytes.
+    pub async fn get(&self, path: &str, most: usize) -> io::Result<Bytes> {
+        let answered = tokio::time::timeout(LOOK_TIMEOUT, async {
+            let response = self.ask(path).await?;
+            if !response.status().is_success() {
+                return Err(io::Error::other(format!("the answer is {}", response.status())));
+            }
+            let read = Limited::new(response.into_body(), most).collect().await;
+            Ok(read.map_err(io::Error::other)?.to_bytes())
+        });
+        answered.await.map_err(|_| io::Error::other("no answer within 5 seconds"))?
     }
 
     async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {

@@ -1,5 +1,6 @@
 //! Protocols: how an input reaches a program and its output comes back.
 
+pub mod activity;
 pub mod exec;
 pub mod http;
 

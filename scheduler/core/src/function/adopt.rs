@@ -36,11 +36,7 @@ impl Function {
         if self.pool.get(id).is_none() {
             self.adopt_container(now, worker, &held, out);
         } else if held.ready && self.pool.get(id).is_some_and(|c| c.life == Life::Starting) {
-            self.ready(now, id, Vec::new(), out);
-        }
-        if self.pool.get(id).is_some_and(|c| c.life == Life::Stopping) {
-            // The order to stop may have been lost with the link.
-            self.stop(id, "it was told to stop before", out);
+            self.ready(now, id, (Vec::new(), held.port), out);
         }
         let known: BTreeSet<LeaseId> =
             held.running.iter().map(|a| a.lease).chain(held.finished.iter().map(|d| d.held.lease)).collect();
@@ -53,6 +49,10 @@ impl Function {
         }
         if !stale.is_empty() {
             self.order(id, Order::Abort { container: id, leases: stale }, out);
+        }
+        if self.pool.get(id).is_some_and(|c| c.life == Life::Stopping) {
+            // The order to stop may have been lost with the link.
+            self.stop(id, "it was told to stop before", out);
         }
         for done in &held.finished {
             self.adopt_attempt(now, id, done.held, out);
@@ -93,8 +93,11 @@ impl Function {
                 since: now,
                 leases: BTreeMap::new(),
                 groups: BTreeMap::new(),
+                requests: BTreeSet::new(),
+                port: held.port,
                 run_us: None,
                 served: 1,
+                at_once: self.deployed.spec.groups_at_once(),
                 room: room(&self.deployed.spec, None),
             },
         );

@@ -19,13 +19,19 @@ impl Function {
         let size = size + usize::from(size > 1 && mutated!(self.limits.mutant, BATCH_TOO_LARGE));
         let mut taken = Vec::new();
         let at_once = self.deployed.spec.groups_at_once();
-        while let Some((container, room)) = self.pool.next_free(at_once) {
+        while let Some((container, room)) = self.pool.next_free(at_once, !self.web.waits()) {
             let ready = self.queue.ready();
             let due = size == 1 || ready >= size || self.batch_due().is_some_and(|due| due <= now);
+            if self.web.has_turn(ready > 0 && due) {
+                self.admit(now, container, out);
+                continue;
+            }
             if ready == 0 || !due {
                 return;
             }
+            self.web.passed();
             let share = (ready / size / self.pool.free_len().max(1)).max(1);
+            let share = if self.web.waits() { 1 } else { share };
             let groups = share.min(room as usize);
             self.queue.take(groups * size, &mut taken);
             if taken.is_empty() {
@@ -79,7 +85,7 @@ impl Function {
         if self.holding || ready == 0 || ready >= batching.max_batch_size as usize {
             return None;
         }
-        self.pool.next_free(self.deployed.spec.groups_at_once())?;
+        self.pool.next_free(self.deployed.spec.groups_at_once(), true)?;
         self.queue.oldest().map(|oldest| oldest.plus_ms(batching.wait_ms))
     }
 }

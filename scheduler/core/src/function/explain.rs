@@ -43,8 +43,10 @@ pub struct ContainerView {
     pub state: ContainerState,
     /// When its start was decided.
     pub decided: Time,
-    /// Inputs that it holds.
+    /// Inputs and web requests that it holds.
     pub inputs: u32,
+    /// Where its server listens on its worker; 0 if it is none, or not ready.
+    pub port: u16,
 }
 
 /// Where a live input is.
@@ -110,7 +112,8 @@ impl Function {
             revision: c.revision,
             state: c.state(),
             decided: c.decided,
-            inputs: c.leases.len() as u32,
+            inputs: (c.leases.len() + c.requests.len()) as u32,
+            port: c.port,
         })
     }
 
@@ -151,10 +154,10 @@ impl Function {
                 "a batch is being collected and leaves when it is full or its wait_ms has passed",
             );
         }
-        if self.queue.ready() == 0 && !self.delayed.is_empty() {
+        if self.queue.ready() == 0 && !self.delayed.is_empty() && !self.web.waits() {
             return Waiting::new("retry_backoff", "every waiting input pauses before its next attempt");
         }
-        if self.queue.ready() == 0 && self.has_live() {
+        if self.queue.ready() == 0 && self.has_live() && !self.web.waits() {
             let detail = format!("a map runs at most {} inputs at once", self.limits.map_running);
             return Waiting::new("map_limit", detail);
         }

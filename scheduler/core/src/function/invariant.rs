@@ -11,6 +11,7 @@ impl Function {
         self.pool.check()?;
         self.check_accounts()?;
         self.check_leases()?;
+        self.check_web()?;
         self.check_size()
     }
 
@@ -45,6 +46,9 @@ impl Function {
             }
         }
         background.pending += self.parked.len();
+        let (waiting, inside) = self.web.counts();
+        interactive.pending += waiting;
+        interactive.running += inside;
         if (interactive, background, credit) != (self.interactive, self.background, self.credit) {
             return Err(format!(
                 "totals {:?} {:?} {}, calls have {interactive:?} {background:?} {credit}",
@@ -56,7 +60,7 @@ impl Function {
 
     fn check_leases(&self) -> Result<(), String> {
         let mut held = BTreeSet::new();
-        let mut running = 0;
+        let mut running = self.web.counts().1;
         for (id, container) in self.pool.iter() {
             for lease in container.leases.values() {
                 running += 1;

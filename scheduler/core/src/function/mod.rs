@@ -19,6 +19,7 @@ mod scale;
 mod settle;
 mod start;
 mod timer;
+mod web;
 
 pub use call::Runs;
 pub use explain::{InputView, Stats};
@@ -53,6 +54,7 @@ use std::{
     sync::Arc,
 };
 use timer::{Profiles, Timer};
+use web::Web;
 
 /// Inputs of a function that wait or run, by who waits for them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,6 +95,7 @@ pub struct Function {
     /// Maps that may still send.
     maps: BTreeSet<CallId>,
     queue: Queue,
+    web: Web,
     delayed: Delayed,
     parked: Parked,
     pool: Pool,
@@ -159,6 +162,7 @@ impl Function {
             tails: BTreeSet::new(),
             maps: BTreeSet::new(),
             queue: Queue::default(),
+            web: Web::default(),
             delayed: Delayed::default(),
             parked: Parked::default(),
             pool: Pool::default(),
@@ -204,6 +208,7 @@ impl Function {
         self.record_ends(now, out);
         self.load_tails(out);
         self.fetch_parked(out);
+        self.ask_requests(now, out);
         self.grant_credit(out);
         self.rescale(now, out);
     }
@@ -216,7 +221,7 @@ impl Function {
             Event::Pause(paused) => self.pause(now, paused, out)?,
             Event::Ruled(rule) => self.set_rule(rule),
             Event::Counted { container, value } => self.counted(now, container, value),
-            Event::Asked { requests } => self.asked(now, requests),
+            Event::Asked(requests) => self.asked(now, requests),
             Event::Open(opening) => return self.open(now, *opening, out).map(Some),
             Event::Arrive { call, payloads } => self.arrive(now, call, payloads)?,
             Event::Close { call } => self.close(call),
@@ -226,12 +231,14 @@ impl Function {
             Event::Loaded { call, number, payloads } => self.loaded(call, number, payloads),
             Event::Unreadable { call, number, why } => self.unreadable(now, call, number, &why),
             Event::Fetched(calls) => self.fetched(now, calls),
+            Event::Enter { request } => self.enter(request)?,
+            Event::Leave { request } => self.leave(now, request, out),
             Event::Granted { container, worker } => self.granted(now, container, worker, out),
             Event::Unplaced(why) => self.unplaced = Some(why),
             Event::GiveWay { worker, count, busy } => self.give_way(&worker, count, busy, out),
             Event::Refused { container, reason } => self.refused(now, container, reason, out),
             Event::Spawned { .. } | Event::Alarm => {}
-            Event::Ready { container, phases } => self.ready(now, container, phases, out),
+            Event::Ready { container, phases, port } => self.ready(now, container, (phases, port), out),
             Event::Finished { container, done } => self.finished(now, container, done, out),
             Event::Returned { container, leases, closed } => self.returned(now, container, &leases, closed, out),
             Event::Ended { container, ending, begun } => self.ended(now, container, ending, &begun, out),
@@ -254,6 +261,7 @@ impl Function {
         self.starts = Starts::default();
         self.demanded = None;
         self.retire_all(out);
+        self.expel_unserved(out);
         out.records.push(Record::Deployed(self.deployed.clone()));
         out.urgent = true;
         Ok(())
@@ -303,6 +311,8 @@ impl Function {
             self.abandon(now, call);
         }
         self.removed = true;
+        let gone = Refusal::new(Code::NotFound, format!("function `{}` was removed", self.key));
+        self.expel_waiting(&gone, out);
         self.retire_all(out);
         for (_, key) in std::mem::take(&mut self.key_ages) {
             self.keys.remove(&key);
@@ -398,7 +408,7 @@ impl Function {
     pub fn next_alarm(&self) -> Option<Time> {
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
         let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.over_due()];
-        let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.decisions_due];
+        let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.ask_due(), self.decisions_due];
         [self.delayed.next_due(), key].into_iter().chain(pool).chain(times).flatten().min()
     }
 

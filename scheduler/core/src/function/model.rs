@@ -2,7 +2,15 @@
 //! Unknown is not zero (DESIGN law 8): no data keeps the container.
 
 use super::Function;
-use capstan_common::{id::ContainerId, time::Time};
+use crate::{
+    effect::{Effect, Output},
+    event::Requests,
+};
+use capstan_common::{
+    function::{Activity, ActivitySource, OnMissing},
+    id::ContainerId,
+    time::Time,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Intervals without a reading after which a container's own counter says nothing any more.
@@ -29,8 +37,10 @@ pub struct Model {
     active_at: Time,
     /// Each container's counter, and when it was read.
     counters: BTreeMap<ContainerId, (u64, Time)>,
-    /// The last answer of a Prometheus server: when, and whether it knew.
-    asked: Option<(Time, bool)>,
+    /// When a Prometheus server was last asked.
+    asked_at: Option<Time>,
+    /// Its last answer, and when it came.
+    answer: Option<(Time, Requests)>,
 }
 
 impl Function {
@@ -66,12 +76,32 @@ impl Function {
         }
     }
 
-    /// A Prometheus server was asked for the requests of the retention; `None`: it has no data, or did not answer.
-    pub(super) fn asked(&mut self, now: Time, requests: Option<f64>) {
-        self.model.asked = Some((now, requests.is_some()));
-        if requests.is_some_and(|requests| requests > 0.0) {
-            self.was_active(now);
+    /// A Prometheus server has answered, or has not.
+    pub(super) fn asked(&mut self, now: Time, requests: Requests) {
+        self.model.answer = Some((now, requests));
+    }
+
+    /// Asks a Prometheus server once more, where its word is what is waited for.
+    pub(super) fn ask_requests(&mut self, now: Time, out: &mut Output) {
+        if self.ask_due().is_some_and(|due| due <= now)
+            && let Some(within_ms) = self.rule().map(|rule| rule.retention_ms)
+        {
+            self.model.asked_at = Some(now);
+            out.effects.push(Effect::AskRequests { within_ms });
         }
+    }
+
+    /// When it is to be asked: once the retention is over as far as is known here, and then again and again.
+    pub(super) fn ask_due(&self) -> Option<Time> {
+        let activity = self.activity().filter(|activity| activity.source == ActivitySource::Prometheus)?;
+        let rule = self.rule().filter(|rule| rule.enabled && self.pool.live() > 0)?;
+        let over = self.model.active_at.plus_ms(rule.retention_ms);
+        let again = self.model.asked_at.map(|at| at.plus_ms(activity.interval_s.ms));
+        Some(again.map_or(over, |again| again.max(over)))
+    }
+
+    fn activity(&self) -> Option<&Activity> {
+        self.deployed.spec.activity.as_ref()
     }
 
     pub(super) fn forget_counter(&mut self, container: ContainerId) {
@@ -82,18 +112,23 @@ impl Function {
         self.model.rule.as_ref().filter(|_| self.deployed.spec.model_id.is_some() && !self.removed)
     }
 
-    /// Whether something that is to be known of requests past Capstan is not.
-    fn is_unknown(&self, now: Time) -> bool {
-        if let Some(activity) = &self.deployed.spec.activity {
-            let fresh = |id: &ContainerId| {
-                let stale_ms = activity.interval_s.ms * STALE_INTERVALS;
-                self.model.counters.get(id).is_some_and(|(_, at)| at.plus_ms(stale_ms) > now)
-            };
-            if self.pool.ready_ids().any(|id| !fresh(&id)) {
-                return true;
+    /// What requests past Capstan say against leaving.
+    fn held_by_activity(&self) -> Option<&'static str> {
+        let activity = self.activity()?;
+        let stale_ms = activity.interval_s.ms * STALE_INTERVALS;
+        let fresh = |at: Time| at.plus_ms(stale_ms) > self.now;
+        match activity.source {
+            ActivitySource::Container => {
+                let read = |id: &ContainerId| self.model.counters.get(id).is_some_and(|(_, at)| fresh(*at));
+                self.pool.ready_ids().any(|id| !read(&id)).then_some("activity_unknown")
             }
+            ActivitySource::Prometheus => match self.model.answer.filter(|(at, _)| fresh(*at)) {
+                Some((_, Requests::Counted(0.0))) => None,
+                Some((_, Requests::Counted(count))) if count > 0.0 => Some("retention"),
+                Some((_, Requests::Missing)) if activity.on_missing == OnMissing::Zero => None,
+                _ => Some("activity_unknown"),
+            },
         }
-        self.model.asked.is_some_and(|(_, known)| !known)
     }
 
     /// The least number of containers that the model asks for beyond its settings, and why.
@@ -108,7 +143,7 @@ impl Function {
         if self.model.active_at.plus_ms(rule.retention_ms) > self.now {
             return Some("retention");
         }
-        self.is_unknown(self.now).then_some("activity_unknown")
+        self.held_by_activity()
     }
 
     /// When the retention ends, if that is what keeps a container.

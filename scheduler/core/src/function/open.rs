@@ -127,7 +127,7 @@ impl Function {
     }
 
     /// SPEC M01–M04, M11, M12: exactly the limit is accepted, one more is refused, and nothing is half-accepted.
-    fn within_limits(&self, kind: CallKind, count: u64) -> Result<(), Refusal> {
+    pub(super) fn within_limits(&self, kind: CallKind, count: u64) -> Result<(), Refusal> {
         let refuse = |what: &str, limit: u64, has: u64| {
             Err(Refusal::exhausted(
                 format!(

@@ -5,7 +5,7 @@ use crate::limits::Limits;
 use capstan_common::{
     container::ContainerState,
     function::FunctionSpec,
-    id::{ContainerId, LeaseId, Revision, WorkerId},
+    id::{ContainerId, LeaseId, RequestId, Revision, WorkerId},
     input::Payload,
     report::HeldAttempt,
     time::Time,
@@ -73,20 +73,41 @@ pub struct Container {
     pub leases: BTreeMap<LeaseId, Lease>,
     /// Groups (inputs or batches) that it holds; each group's inputs that are still open.
     pub groups: BTreeMap<LeaseId, u32>,
+    /// Web requests that it works on.
+    pub requests: BTreeSet<RequestId>,
+    /// Where its server listens on its worker; 0 if it is none, or not known yet.
+    pub port: u16,
     /// Exponential average of a group's run time, in microseconds.
     pub run_us: Option<u64>,
     /// Groups that it has finished.
     pub served: u64,
-    /// Most groups it may hold.
+    /// Groups and requests that it may work on at once.
+    pub at_once: u32,
+    /// Most groups it may hold, some of them ahead.
     pub room: u32,
 }
 
 impl Container {
+    /// Whether it has nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.leases.is_empty() && self.requests.is_empty()
+    }
+
+    /// Groups and requests that it holds.
+    fn held(&self) -> u32 {
+        (self.groups.len() + self.requests.len()) as u32
+    }
+
+    /// Most that it may hold: nothing lies ahead beside requests, which would not be in the worker's count.
+    fn most(&self) -> u32 {
+        if self.requests.is_empty() { self.room } else { self.at_once.min(self.room) }
+    }
+
     /// Its state as users see it.
     pub fn state(&self) -> ContainerState {
         match self.life {
             Life::Starting => ContainerState::Starting,
-            Life::Ready if self.leases.is_empty() => ContainerState::Idle,
+            Life::Ready if self.is_idle() => ContainerState::Idle,
             Life::Ready => ContainerState::Busy,
             Life::Draining | Life::Stopping => ContainerState::Draining,
         }
@@ -190,10 +211,10 @@ impl Pool {
         let mut found: Vec<_> = self.idle.iter().map(|(_, id)| *id).filter(here).take(count).collect();
         if busy && found.len() < count {
             let live = self.containers.iter().filter(|(id, c)| {
-                let takes = matches!(c.life, Life::Starting) || (c.life == Life::Ready && !c.leases.is_empty());
+                let takes = matches!(c.life, Life::Starting) || (c.life == Life::Ready && !c.is_idle());
                 takes && here(id)
             });
-            let mut live: Vec<_> = live.map(|(id, c)| (c.leases.len(), *id)).collect();
+            let mut live: Vec<_> = live.map(|(id, c)| (c.leases.len() + c.requests.len(), *id)).collect();
             live.sort_unstable();
             found.extend(live.into_iter().map(|(_, id)| id).take(count - found.len()));
         }
@@ -206,12 +227,13 @@ impl Pool {
     }
 
     /// The container that should get the next group, with its room. One that is fed ahead is left alone until half of what
-    /// lies ahead is done: an order then carries many inputs, not one for each that ended.
-    pub fn next_free(&self, at_once: u32) -> Option<(ContainerId, u32)> {
+    /// lies ahead is done: an order then carries many inputs, not one for each that ended. Without `ahead` nothing is.
+    pub fn next_free(&self, at_once: u32, ahead: bool) -> Option<(ContainerId, u32)> {
         let (held, _, id) = *self.free.first()?;
-        let room = self.containers[&id].room;
+        let most = self.containers[&id].most();
+        let room = if ahead { most } else { most.min(at_once) };
         let low = at_once + room.saturating_sub(at_once) / 2;
-        (held < low.max(1)).then_some((id, room - held))
+        (held < low.max(1)).then(|| (id, room.saturating_sub(held))).filter(|(_, room)| *room > 0)
     }
 
     /// How many containers have room.
@@ -243,9 +265,9 @@ impl Pool {
     }
 
     fn index(&mut self, id: ContainerId, container: &Container, add: bool) {
-        let held = container.groups.len() as u32;
+        let held = container.held();
         let ready = container.life == Life::Ready;
-        if ready && held < container.room {
+        if ready && held < container.most() {
             let key = (held, u64::MAX - container.since.0, id);
             if add {
                 self.free.insert(key);
@@ -253,7 +275,7 @@ impl Pool {
                 self.free.remove(&key);
             }
         }
-        if ready && container.leases.is_empty() {
+        if ready && container.is_idle() {
             if add {
                 self.idle.insert((container.since, id));
             } else {

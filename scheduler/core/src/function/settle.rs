@@ -102,7 +102,7 @@ impl Function {
     pub(super) fn after_work(&mut self, id: ContainerId, out: &mut Output) {
         let single = self.deployed.spec.single_use_containers;
         let Some(container) = self.pool.get(id) else { return };
-        if !container.leases.is_empty() {
+        if !container.is_idle() {
             return;
         }
         match container.life {

@@ -17,7 +17,10 @@ use capstan_common::{
     refusal::{Code, Refusal},
     time::Time,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The pause after a worker refused a container.
 const REFUSED_PAUSE_MS: u64 = 100;
@@ -50,8 +53,11 @@ impl Function {
                 since: now,
                 leases: BTreeMap::new(),
                 groups: BTreeMap::new(),
+                requests: BTreeSet::new(),
+                port: 0,
                 run_us: None,
                 served: 0,
+                at_once: spec.groups_at_once(),
                 room: room(&spec, None),
             },
         );
@@ -67,12 +73,13 @@ impl Function {
         self.starts.not_before = self.starts.not_before.max(now.plus_ms(REFUSED_PAUSE_MS));
     }
 
-    pub(super) fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, out: &mut Output) {
+    pub(super) fn ready(&mut self, now: Time, id: ContainerId, (phases, port): (Vec<Phase>, u16), out: &mut Output) {
         let times = self.pool.change(id, |container| {
             if container.life == Life::Starting {
                 container.life = Life::Ready;
             }
             container.since = now;
+            container.port = port;
             (container.decided, container.placed)
         });
         let Some((decided, placed)) = times else { return };
@@ -91,7 +98,7 @@ impl Function {
     /// Takes no new work; stops now if it has none.
     pub(super) fn retire(&mut self, id: ContainerId, reason: &str, out: &mut Output) {
         let idle = self.pool.change(id, |container| {
-            let idle = container.leases.is_empty();
+            let idle = container.is_idle();
             if Self::takes_work(&container.life) && !idle {
                 container.life = Life::Draining;
             }
@@ -143,8 +150,9 @@ impl Function {
         out.effects.push(Effect::Release(id));
         let detail = ending.sentence();
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: detail.clone() }));
+        self.expel_from(id, &detail, out);
         let ordered = container.life == Life::Stopping || ending.ordered;
-        let useless = container.served == 0 && begun.is_empty();
+        let useless = container.served == 0 && begun.is_empty() && container.requests.is_empty();
         if !ordered && (container.life == Life::Starting || useless) && container.revision == self.deployed.revision {
             self.start_failed(now, id, &container, detail.clone(), out);
         }
@@ -172,6 +180,7 @@ impl Function {
             return;
         }
         let message = format!("no container would start in {} tries: {detail}", self.starts.failed);
+        self.expel_waiting(&Refusal::new(Code::FunctionFailed, message.clone()), out);
         let outcome = Outcome::Failed(Failure::new(FailureKind::Startup, "StartupFailed", message));
         let calls: Vec<CallId> = self.calls.keys().copied().chain(self.parked.ids()).collect();
         for call in calls {
@@ -192,6 +201,7 @@ impl Function {
         self.forget_counter(id);
         out.effects.push(Effect::Release(id));
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: why.into() }));
+        self.expel_from(id, why, out);
         for Lease { input, given, .. } in container.leases.into_values().rev() {
             let attempt = Attempt { container: id, given, run_us: now.since_us(given) };
             self.queue.release(input.call, 1);

@@ -1,6 +1,9 @@
 //! The shell around one function's core: it stamps events, makes records durable, and keeps promises afterwards.
 
 mod messages;
+mod web;
+
+pub use web::{Enter, Place};
 
 pub use messages::{Ask, Deploy, Deployed, Happen, Joined, Open, Pass, Reconfigured, Ring, Tell, Watch};
 
@@ -8,6 +11,7 @@ use super::{
     alarm::{AlarmActor, Set},
     autoscaler::{AutoscalerActor, Told},
     committer::{Committer, Group},
+    prometheus::Prometheus,
     registry::Registry,
     watch::{Update, Watchers},
 };
@@ -63,6 +67,8 @@ pub struct Env {
     pub telemetry: Arc<Telemetry>,
     /// The scale-to-zero configuration.
     pub zero: RwLock<Arc<ZeroConfig>>,
+    /// Who is asked for requests of models that pass Capstan by.
+    pub prometheus: Option<Prometheus>,
     /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.
     pub stopping: CancellationToken,
 }
@@ -120,6 +126,7 @@ pub struct FunctionActor {
     accepting: BTreeMap<CallId, Vec<oneshot::Sender<()>>>,
     watchers: Watchers,
     links: BTreeMap<WorkerId, mpsc::Sender<Order>>,
+    web: web::Doors,
     alarm_at: Option<Time>,
 }
 
@@ -143,6 +150,7 @@ impl FunctionActor {
             accepting: BTreeMap::new(),
             watchers: Watchers::default(),
             links: BTreeMap::new(),
+            web: web::Doors::default(),
             alarm_at: None,
         }
     }
@@ -197,6 +205,9 @@ impl FunctionActor {
             }
             Effect::Load { call, number } => self.load(call, number, ctx),
             Effect::Credit { call, count } => self.watchers.tell(call, &Update::Credit(count)),
+            Effect::Admit { request, container, worker, port } => self.admit(request, container, &worker, port),
+            Effect::Expel { request, why } => self.web.expel(request, *why),
+            Effect::AskRequests { within_ms } => self.ask_requests(within_ms, ctx),
             Effect::Started { container, decided, phases } => {
                 self.env.telemetry.started(&self.key, container, decided, &phases);
             }
@@ -278,6 +289,18 @@ impl FunctionActor {
             }
         });
         ctx.spawn(fetched);
+    }
+
+    fn ask_requests(&self, within_ms: u64, ctx: &mut Context<Self>) {
+        let spec = self.core.as_ref().map(|core| core.deployment().spec.clone());
+        let asked = spec.and_then(|spec| Some((spec.model_id.clone()?, spec.activity.clone()?)));
+        let (Some(prometheus), Some((model, activity))) = (self.env.prometheus.clone(), asked) else { return };
+        let key = self.key.clone();
+        let asking = async move { prometheus.requests(&key, &model, &activity.counter, within_ms).await };
+        let answered = asking.into_actor(self).map(|requests, actor: &mut Self, ctx| {
+            drop(actor.step(Event::Asked(requests), ctx));
+        });
+        ctx.spawn(answered);
     }
 
     /// Hands records to the committer, one group at a time: what comes meanwhile makes the next group.

@@ -45,6 +45,8 @@ pub struct Container {
     pub spawn_us: u64,
     /// Where it stands.
     pub life: Life,
+    /// Where its server listens, once it is ready; 0 if it is none.
+    pub port: u16,
     /// Groups that it may work on at once.
     pub at_once: u32,
     /// Groups that arrived and have not begun.
@@ -69,6 +71,7 @@ impl Container {
             ordered: now,
             spawn_us: 0,
             life: Life::Starting,
+            port: 0,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             unrecorded: BTreeMap::new(),

@@ -51,6 +51,15 @@ pub enum Event {
         container: ContainerId,
         /// The timed parts of its start, after the spawn.
         phases: Vec<Phase>,
+        /// Where its server listens; 0 if it is none.
+        port: u16,
+    },
+    /// A container's own counter of requests was read.
+    Counted {
+        /// Which.
+        container: ContainerId,
+        /// What it shows.
+        value: u64,
     },
     /// A group of inputs ended.
     Worked {
@@ -165,7 +174,8 @@ impl Node {
                     self.tell(Report::Spawned { container, pid, spawn_us }, out);
                 }
             }
-            Event::Ready { container, phases } => self.ready(now, container, phases, out),
+            Event::Ready { container, phases, port } => self.ready(now, container, phases, port, out),
+            Event::Counted { container, value } => self.tell(Report::Counted { container, value }, out),
             Event::Worked { container, group, results, run_us } => {
                 self.worked(now, container, group, results, run_us, out);
             }
@@ -235,6 +245,7 @@ impl Node {
                 revision: c.start.revision,
                 ready: c.life != Life::Starting,
                 gone: matches!(c.life, Life::Gone(..)),
+                port: c.port,
                 running: c.attempts(),
                 finished: c.unrecorded.values().cloned().collect(),
             })
@@ -282,14 +293,15 @@ impl Node {
         out.push(Effect::Launch(start));
     }
 
-    fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, out: &mut Vec<Effect>) {
+    fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, port: u16, out: &mut Vec<Effect>) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         if container.life == Life::Starting {
             container.life = Life::Ready;
         }
+        container.port = port;
         let mut all = vec![Phase { name: "spawn".into(), us: container.spawn_us }];
         all.extend(phases);
-        self.tell(Report::Ready { container: id, phases: all }, out);
+        self.tell(Report::Ready { container: id, phases: all, port }, out);
         self.begin_work(now, id, out);
     }
 

@@ -55,7 +55,7 @@ impl Bench {
 
     fn ready(&mut self, n: u64, extra: &str) {
         self.order(start(n, extra));
-        self.step(Event::Ready { container: ContainerId(n), phases: Vec::new() });
+        self.step(Event::Ready { container: ContainerId(n), phases: Vec::new(), port: 0 });
     }
 
     fn worked(&mut self, lease: u64, result: Result<Payload, Failure>) -> Vec<Effect> {

@@ -1,0 +1,5 @@
+//! Rules of one function in virtual time, step by step: containers come and go at once, and only the rule takes time.
+
+mod model;
+mod stage;
+mod web;

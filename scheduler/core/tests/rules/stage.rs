@@ -1,0 +1,146 @@
+//! A function on a stage: whatever it asks for happens at once, unless the test says otherwise.
+
+use capstan_common::{
+    container::Ending,
+    function::FunctionSpec,
+    id::{ContainerId, Epoch, FunctionKey, RequestId, Revision, WorkerId},
+    order::Order,
+    refusal::Refusal,
+    time::Time,
+};
+use capstan_scheduler_core::{
+    effect::{Effect, Output},
+    event::Event,
+    function::{Function, ZeroRule},
+    limits::Limits,
+};
+use serde_json::{Value, json};
+use std::{collections::VecDeque, sync::Arc};
+
+/// Where the containers' servers listen.
+pub const PORT: u16 = 4711;
+
+/// A function, its time, and what it asked of others.
+pub struct Stage {
+    /// The real core.
+    pub core: Function,
+    /// Virtual time.
+    pub now: Time,
+    /// Containers that were placed, in order.
+    pub placed: Vec<ContainerId>,
+    /// Containers that were told to stop, in order.
+    pub stopped: Vec<ContainerId>,
+    /// Questions for a Prometheus server: when, and for how many milliseconds.
+    pub asked: Vec<(Time, u64)>,
+    /// Web requests that have a place.
+    pub admitted: Vec<(RequestId, ContainerId)>,
+    /// Web requests that were turned away.
+    pub expelled: Vec<(RequestId, Refusal)>,
+    /// Whether containers become ready by themselves.
+    pub ready_at_once: bool,
+    granted: u32,
+}
+
+/// A spec of an `http` function with more in it.
+pub fn http(more: Value) -> FunctionSpec {
+    let mut spec = json!({"runtime": {"process": {"command": ["true"]}}, "protocol": "http"});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(spec).unwrap()
+}
+
+impl Stage {
+    /// Deploys.
+    pub fn new(spec: FunctionSpec) -> Self {
+        Self::limited(spec, Limits::default())
+    }
+
+    /// The same under other limits.
+    pub fn limited(spec: FunctionSpec, limits: Limits) -> Self {
+        let now = Time(1_000_000_000);
+        let mut out = Output::default();
+        let key = FunctionKey::new("prod", "f");
+        let spec = (Arc::new(spec), Revision(0));
+        let core = Function::deploy(key, Epoch(1), Arc::new(limits), now, spec, &mut out).unwrap();
+        let mut stage = Self {
+            core,
+            now,
+            placed: Vec::new(),
+            stopped: Vec::new(),
+            asked: Vec::new(),
+            admitted: Vec::new(),
+            expelled: Vec::new(),
+            ready_at_once: true,
+            granted: 0,
+        };
+        stage.perform(out);
+        stage
+    }
+
+    /// The scale-to-zero configuration's word on the model.
+    pub fn ruled(mut self, enabled: bool, retention_s: u64) -> Self {
+        let by: Arc<str> = "default".into();
+        let rule = ZeroRule { enabled, retention_ms: retention_s * 1000, flag_by: by.clone(), retention_by: by };
+        self.step(Event::Ruled(rule)).unwrap();
+        self
+    }
+
+    /// Something happens.
+    pub fn step(&mut self, event: Event) -> Result<(), Refusal> {
+        let mut out = Output::default();
+        let answer = self.core.step(self.now, event, &mut out);
+        self.core.check().unwrap();
+        self.perform(out);
+        answer.map(|_| ())
+    }
+
+    fn perform(&mut self, out: Output) {
+        let mut effects: VecDeque<Effect> = out.effects.into();
+        let mut follow = Vec::new();
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Demand(demand) => {
+                    let under_way = self.granted - demand.grants_seen as u32;
+                    for _ in under_way..demand.missing {
+                        self.granted += 1;
+                        let container = ContainerId(u64::from(self.granted));
+                        self.placed.push(container);
+                        follow.push(Event::Granted { container, worker: WorkerId("w".into()) });
+                        if self.ready_at_once {
+                            follow.push(Event::Ready { container, phases: Vec::new(), port: PORT });
+                        }
+                    }
+                }
+                Effect::Order(_, Order::Stop { container, .. }) => {
+                    self.stopped.push(container);
+                    let ending = Ending { exit_code: Some(0), ..Ending::default() };
+                    follow.push(Event::Ended { container, ending, begun: Vec::new() });
+                }
+                Effect::AskRequests { within_ms } => self.asked.push((self.now, within_ms)),
+                Effect::Admit { request, container, port, .. } => {
+                    assert_eq!(port, PORT);
+                    self.admitted.push((request, container));
+                }
+                Effect::Expel { request, why } => self.expelled.push((request, *why)),
+                _ => {}
+            }
+        }
+        for event in follow {
+            self.step(event).unwrap();
+        }
+    }
+
+    /// Time passes; alarms ring when they are due.
+    pub fn pass_s(&mut self, seconds: u64) {
+        let until = self.now.plus_ms(seconds * 1000);
+        while let Some(due) = self.core.next_alarm().filter(|due| *due <= until) {
+            self.now = self.now.max(due);
+            self.step(Event::Alarm).unwrap();
+        }
+        self.now = until;
+    }
+
+    /// Containers of all states.
+    pub fn containers(&self) -> usize {
+        self.core.containers().count()
+    }
+}

@@ -1,0 +1,109 @@
+//! Web requests: each is an input for the autoscaler and takes a slot while it lasts.
+
+use crate::stage::{Stage, http};
+use capstan_common::{
+    call::CallKind,
+    container::Ending,
+    id::{CallId, RequestId},
+    input::Payload,
+    refusal::Code,
+};
+use capstan_scheduler_core::{
+    event::{Event, FailFast, Inputs, Opening},
+    limits::Limits,
+};
+use serde_json::json;
+use std::sync::Arc;
+
+fn enter(stage: &mut Stage, requests: std::ops::Range<u64>) {
+    requests.for_each(|n| stage.step(Event::Enter { request: RequestId(n) }).unwrap());
+}
+
+fn spawn(stage: &mut Stage, calls: std::ops::Range<u128>) {
+    for n in calls {
+        let opening = Opening {
+            call: CallId(n),
+            kind: CallKind::Spawn,
+            inputs: Inputs::Here(vec![Payload::Inline("1".into())]),
+            traceparent: "".into(),
+            key: None,
+            fail_fast: FailFast::No,
+            discard_outputs: false,
+        };
+        stage.step(Event::Open(Box::new(opening))).unwrap();
+    }
+}
+
+#[test]
+fn each_request_is_an_input_for_the_autoscaler() {
+    // SPEC A03 A06: web requests count as inputs do
+    let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 4}, "autoscaler": {"scaledown_window": 10}})));
+    enter(&mut stage, 0..10);
+    assert_eq!((stage.containers(), stage.admitted.len()), (3, 10));
+    stage.pass_s(3_600);
+    assert_eq!(stage.containers(), 3, "busy containers are not stopped");
+    (0..10).for_each(|n| stage.step(Event::Leave { request: RequestId(n) }).unwrap());
+    stage.pass_s(10);
+    assert_eq!(stage.containers(), 0);
+}
+
+#[test]
+fn a_request_at_zero_waits_for_the_container() {
+    // SPEC W04
+    let mut stage = Stage::new(http(json!({})));
+    stage.ready_at_once = false;
+    enter(&mut stage, 0..1);
+    assert_eq!((stage.containers(), stage.admitted.len(), stage.core.stats().backlog), (1, 0, 1));
+    let container = stage.placed[0];
+    stage.step(Event::Ready { container, phases: Vec::new(), port: crate::stage::PORT }).unwrap();
+    assert_eq!(stage.admitted, [(RequestId(0), container)]);
+}
+
+#[test]
+fn requests_and_inputs_take_turns_and_share_the_slots() {
+    // SPEC I03
+    let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 2}, "autoscaler": {"max_containers": 1}})));
+    stage.ready_at_once = false;
+    spawn(&mut stage, 1..5);
+    enter(&mut stage, 0..4);
+    let container = stage.placed[0];
+    stage.step(Event::Ready { container, phases: Vec::new(), port: crate::stage::PORT }).unwrap();
+    assert_eq!((stage.admitted.len(), stage.core.stats().running, stage.core.stats().backlog), (1, 2, 6));
+    stage.step(Event::Leave { request: stage.admitted[0].0 }).unwrap();
+    assert_eq!(stage.core.stats().running, 2, "the slot is taken again, never more");
+}
+
+#[test]
+fn requests_whose_container_or_function_goes_are_told() {
+    let mut stage = Stage::new(http(json!({"autoscaler": {"max_containers": 1}})));
+    enter(&mut stage, 0..3);
+    let container = stage.placed[0];
+    let ending = Ending { signal: Some(9), ..Ending::default() };
+    stage.step(Event::Ended { container, ending, begun: Vec::new() }).unwrap();
+    assert_eq!((stage.expelled[0].0, stage.expelled[0].1.code), (RequestId(0), Code::FunctionFailed));
+    assert_eq!(stage.admitted.len(), 2, "the next has another container");
+    stage.step(Event::Remove).unwrap();
+    assert_eq!((stage.expelled.len(), stage.expelled[1].1.code), (2, Code::NotFound));
+    stage.step(Event::Leave { request: RequestId(1) }).unwrap();
+    assert!(stage.core.is_gone(), "what was in a container may end first");
+}
+
+#[test]
+fn what_cannot_be_reached_or_would_be_too_much_is_refused() {
+    // SPEC M01
+    for (spec, code) in [
+        (json!({"protocol": "exec"}), Code::Unsupported),
+        (json!({"batching": {"max_batch_size": 2, "wait_ms": 5}}), Code::Unsupported),
+    ] {
+        let mut stage = Stage::new(http(spec));
+        assert_eq!(stage.step(Event::Enter { request: RequestId(1) }).unwrap_err().code, code);
+    }
+    let limits = Limits { pending_interactive: 3, ..Limits::default() };
+    let mut stage = Stage::limited(http(json!({})), limits);
+    stage.ready_at_once = false;
+    enter(&mut stage, 0..3);
+    let refused = stage.step(Event::Enter { request: RequestId(9) }).unwrap_err();
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    stage.step(Event::Deploy(Arc::new(http(json!({"protocol": "exec"}))))).unwrap();
+    assert_eq!(stage.expelled.len(), 3, "a revision without a server serves none that wait");
+}

@@ -47,7 +47,12 @@ pub enum Command {
         files: Vec<PathBuf>,
     },
     /// List functions.
-    Functions,
+    #[command(after_help = "Example:\n  capstan functions\n  capstan functions --instances my-app.Model")]
+    Functions {
+        /// The instances of a function with parameters that are in use.
+        #[arg(long, value_name = "FUNCTION")]
+        instances: Option<String>,
+    },
     /// Remove a function; its pending inputs end as cancelled.
     Remove { function: String },
     /// Send one input and wait for its output.

@@ -3,6 +3,7 @@
 pub use crate::settings::{AutoscalerSettings, OLDER_NAMES, Overrides, OverridesPatch};
 
 use crate::{
+    parameter::Parameter,
     resource::{Amount, Cpu},
     schedule::{Profile, Schedule},
     time::Seconds,
@@ -61,6 +62,12 @@ pub struct FunctionSpec {
     /// How requests are counted that reach the function's containers past Capstan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity: Option<Activity>,
+    /// Values that an instance is made with: each set of them has containers of its own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, Parameter>,
+    /// Of an instance: the values that are not defaults. They come from its name, never from a deployment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bound: BTreeMap<String, serde_json::Value>,
     /// Free names and values.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -8,6 +8,7 @@ pub mod function;
 pub mod id;
 pub mod input;
 pub mod order;
+pub mod parameter;
 pub mod refusal;
 pub mod report;
 pub mod resource;

@@ -33,6 +33,13 @@ pub fn function_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal>
     Ok(FunctionKey::new(namespace, name))
 }
 
+/// Checks a namespace and the name of a function or of an instance of one.
+pub fn instance_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal> {
+    let base = name.split(crate::parameter::SEPARATOR).next().unwrap_or_default();
+    function_key(namespace, base)?;
+    Ok(FunctionKey::new(namespace, name))
+}
+
 /// Checks a whole spec (SPEC §2.1); all findings are told at once.
 pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     let mut findings = Findings(Vec::new());
@@ -43,6 +50,7 @@ pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     settings_into(&spec.autoscaler, "/autoscaler", &|_| "", &mut findings);
     times(spec, &mut findings);
     activity(spec, &mut findings);
+    findings.0.extend(crate::parameter::check(spec));
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 

@@ -116,6 +116,7 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     }
     serve_links(&functions, env.clone(), &config, loaded.workers, links).await?;
     let api = Arc::new(Api::new(env, config.clone(), blobs, functions.handle()));
+    api.follow_all().await;
     api.start_sweeping(&sweeper.handle());
     if let Some(listen) = config.keda_address().map_err(anyhow::Error::msg)? {
         let served = crate::keda::serve(api.clone(), listen).await;

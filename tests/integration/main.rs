@@ -5,6 +5,7 @@ mod cli;
 mod faults;
 mod functions;
 mod fuzz;
+mod instances;
 mod keda;
 mod kill;
 mod scaling;

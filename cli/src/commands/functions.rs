@@ -44,7 +44,24 @@ pub async fn deploy(client: &Client, files: &[PathBuf], as_json: bool) -> anyhow
 }
 
 /// Lists functions.
-pub async fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
+pub async fn list(client: &Client, of: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+    let (name, all) = match of {
+        Some(function) => ("instances", instances(client, function).await?),
+        None => ("functions", functions(client).await?),
+    };
+    if as_json {
+        return output::print_json(&json!({name: all}));
+    }
+    show(&all)
+}
+
+async fn instances(client: &Client, function: &str) -> anyhow::Result<Vec<Value>> {
+    let path = format!("/v1/namespaces/{}/functions/{}/instances", segment(&client.namespace), segment(function));
+    let mut answer = client.get(&path).await?;
+    Ok(answer["instances"].as_array_mut().map(std::mem::take).unwrap_or_default())
+}
+
+async fn functions(client: &Client) -> anyhow::Result<Vec<Value>> {
     let base = format!("/v1/namespaces/{}/functions?limit=1000", segment(&client.namespace));
     let mut path = base.clone();
     let mut all = Vec::new();
@@ -55,14 +72,14 @@ pub async fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
         }
         match page["next"].as_str() {
             Some(next) => path = format!("{base}&after={}", segment(next)),
-            None => break,
+            None => return Ok(all),
         }
     }
-    if as_json {
-        return output::print_json(&json!({"functions": all}));
-    }
+}
+
+fn show(all: &[Value]) -> anyhow::Result<()> {
     print_list(
-        &all,
+        all,
         &[
             ("function", "/name"),
             ("revision", "/revision"),

@@ -51,7 +51,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Top => top::top(&client()?).await?,
         Command::Deploy { files } => functions::deploy(&client()?, &files, json).await?,
-        Command::Functions => functions::list(&client()?, json).await?,
+        Command::Functions { instances } => functions::list(&client()?, instances.as_deref(), json).await?,
         Command::Remove { function } => functions::remove(&client()?, &function, json).await?,
         Command::Autoscaler { function, min, max, buffer, window, reset } => {
             functions::autoscaler(&client()?, &function, [min, max, buffer, window], &reset, json).await?;

@@ -34,6 +34,8 @@ pub enum Event {
     },
     /// A Prometheus server was asked how many requests the model had in its retention.
     Asked(Requests),
+    /// An instance is about to be used.
+    Touch,
     /// A client opens a call.
     Open(Box<Opening>),
     /// More inputs of an open map.

@@ -20,6 +20,10 @@ pub struct Limits {
     pub spawn_head: usize,
     /// Bytes of waiting inputs of a function that are kept in memory, about; what is behind them stays in the store.
     pub head_bytes: usize,
+    /// Instances of a function, with different values of its parameters, at one time.
+    pub instances: usize,
+    /// How long an instance without work and references is kept.
+    pub instance_idle_ms: u64,
     /// Containers of a function that sets no maximum itself.
     pub system_max_containers: u32,
     /// A pool whose surplus is more than so many times what is wanted is far too large.
@@ -60,6 +64,8 @@ impl Default for Limits {
             map_window: 4_000,
             spawn_head: 2_048,
             head_bytes: 16 << 20,
+            instances: 1_000,
+            instance_idle_ms: 60_000,
             system_max_containers: 1_000,
             overprovision_factor: 4,
             overprovision_ms: 30_000,

@@ -2,14 +2,14 @@
 
 use super::{Api, no_function, store_refusal};
 use crate::{
-    actor::function::{Deploy, Deployed, FunctionActor, Tell},
+    actor::function::{Deploy, Deployed, Tell},
     clock,
     store::layout::{self, StoredCall},
 };
-use actix::Actor;
 use capstan_common::{
     function::{ActivitySource, AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
     id::{CallId, FunctionKey},
+    parameter,
     refusal::{Code, Refusal},
     time::Time,
     validate,
@@ -102,16 +102,20 @@ impl Api {
             let detail = "is prometheus, and the scheduler knows of none; set its prometheus_url, or take `container`";
             return Err(Refusal::field("activity/source", detail));
         }
+        if !spec.bound.is_empty() {
+            return Err(Refusal::field(
+                "bound",
+                "comes from an instance's name, like FUNCTION;name=value; leave it out",
+            ));
+        }
         let spec = Arc::new(spec);
+        let _apart = self.locks.of(&key).await;
         // An actor that is just ending is replaced: its function is gone.
         for _ in 0..8 {
-            let (owner, env, on) = (key.clone(), self.env.clone(), self.functions.clone());
-            let actor = self.env.registry.function_or(&key, || {
-                FunctionActor::start_in_arbiter(&on, move |_| FunctionActor::new(owner, env, None))
-            });
             let deploy = Deploy { spec: spec.clone(), if_match };
-            match actor.send(deploy).await {
+            match self.actor_or_new(&key).send(deploy).await {
                 Ok(Ok(Deployed { deployment, new, stats })) => {
+                    self.follow(&key).await;
                     self.env.telemetry.events.tell("deployed", json!({"function": key.to_string()}));
                     return Ok((view_of(&key, &deployment, stats), new));
                 }
@@ -136,6 +140,7 @@ impl Api {
     ) -> (Vec<FunctionView>, Option<String>) {
         let mut views: Vec<FunctionView> = Vec::new();
         let keys = self.env.registry.functions().into_iter().map(|(key, _)| key);
+        let keys = keys.filter(|key| !parameter::is_instance(key));
         let page = keys.filter(|key| &*key.namespace == namespace && after.is_none_or(|after| &*key.name > after));
         for key in page {
             if views.len() == limit {
@@ -149,8 +154,10 @@ impl Api {
     /// Removes a function; pending inputs end as cancelled.
     pub async fn remove(&self, key: &FunctionKey) -> Result<(), Refusal> {
         self.ask(key, |_| ()).await?;
+        let _apart = self.locks.of(key).await;
         let told = self.actor(key)?.send(Tell(Event::Remove)).await;
         told.map_err(|_| no_function(key))??;
+        self.follow(key).await;
         self.env.telemetry.events.tell("removed", json!({"function": key.to_string()}));
         Ok(())
     }

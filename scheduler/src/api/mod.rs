@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod functions;
 pub mod govern;
+pub mod instances;
 pub mod models;
 pub mod results;
 pub mod submit;
@@ -49,6 +50,7 @@ pub struct Api {
     functions: ArbiterHandle,
     tables: Tables,
     requests: AtomicU64,
+    locks: instances::Locks,
 }
 
 /// A call as users see it.
@@ -75,7 +77,15 @@ pub struct CallView {
 impl Api {
     /// Over a scheduler's parts.
     pub fn new(env: Arc<Env>, config: SchedulerConfig, blobs: Blobs, functions: ArbiterHandle) -> Self {
-        Self { env, config, blobs, functions, tables: Tables::default(), requests: AtomicU64::default() }
+        Self {
+            env,
+            config,
+            blobs,
+            functions,
+            tables: Tables::default(),
+            requests: AtomicU64::default(),
+            locks: Default::default(),
+        }
     }
 
     /// The configuration in force.

@@ -2,7 +2,7 @@
 
 use super::{
     body::{self, Lines},
-    functions::{key_of, limit_of},
+    functions::{limit_of, used},
     problem::{Answer, Problem, query},
 };
 use crate::api::{Api, results::Cursor, submit::Terms};
@@ -45,7 +45,7 @@ pub fn terms(request: &HttpRequest) -> Result<Terms, Problem> {
 }
 
 pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = key_of(&path)?;
+    let key = used(&api, &path).await?;
     let terms = terms(&request)?;
     let input = body::json(payload, api.config().payload_max_bytes).await?;
     let invoked = api.invoke(&key, input, &terms).await?;
@@ -65,7 +65,7 @@ pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, paylo
 }
 
 pub async fn spawn(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = key_of(&path)?;
+    let key = used(&api, &path).await?;
     let terms = terms(&request)?;
     let input = body::json(payload, api.config().payload_max_bytes).await?;
     let call = api.spawn(&key, input, &terms).await?;
@@ -73,7 +73,7 @@ pub async fn spawn(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
 }
 
 pub async fn spawn_map(api: web::Data<Api>, request: HttpRequest, path: Path, mut payload: web::Payload) -> Answer {
-    let key = key_of(&path)?;
+    let key = used(&api, &path).await?;
     let mut upload = api.upload(&key, terms(&request)?).await?;
     let mut lines = Lines::new(api.config().payload_max_bytes);
     let mut inputs = Vec::new();

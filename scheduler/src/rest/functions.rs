@@ -26,6 +26,16 @@ pub fn key_of(path: &(String, String)) -> Result<FunctionKey, Problem> {
     validate::function_key(&path.0, &path.1).map_err(Problem::from)
 }
 
+/// The function or instance that a path names; an instance is made if it is not there.
+pub async fn used(api: &Api, path: &(String, String)) -> Result<FunctionKey, Problem> {
+    Ok(api.resolve(validate::instance_key(&path.0, &path.1)?).await?)
+}
+
+/// The function or instance that a path names, to look at it.
+pub async fn seen(api: &Api, path: &(String, String)) -> Result<FunctionKey, Problem> {
+    Ok(api.find(validate::instance_key(&path.0, &path.1)?).await?)
+}
+
 /// What a request asks of the live revision before it acts.
 enum Precondition {
     None,
@@ -90,7 +100,7 @@ fn warnings(bytes: &[u8]) -> Vec<String> {
 }
 
 pub async fn get(api: web::Data<Api>, path: Path) -> Answer {
-    let function = api.function(&key_of(&path)?).await?;
+    let function = api.function(&seen(&api, &path).await?).await?;
     let etag = (header::ETAG, format!("\"{}\"", function.revision));
     Ok(HttpResponse::Ok().insert_header(etag).json(function))
 }
@@ -119,7 +129,7 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
 }
 
 pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
-    let key = key_of(&path)?;
+    let key = seen(&api, &path).await?;
     api.function(&key).await?;
     check(&api, &key, &request).await?;
     api.remove(&key).await?;
@@ -127,11 +137,11 @@ pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> An
 }
 
 pub async fn settings(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.settings(&key_of(&path)?).await?))
+    Ok(HttpResponse::Ok().json(api.settings(&seen(&api, &path).await?).await?))
 }
 
 pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = key_of(&path)?;
+    let key = used(&api, &path).await?;
     api.function(&key).await?;
     check(&api, &key, &request).await?;
     let bytes = body::whole(payload, SPEC_BYTES).await?;
@@ -142,12 +152,12 @@ pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
 }
 
 pub async fn stats(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.stats(&key_of(&path)?).await?))
+    Ok(HttpResponse::Ok().json(api.stats(&seen(&api, &path).await?).await?))
 }
 
 /// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first.
 pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
-    let key = key_of(&path)?;
+    let key = seen(&api, &path).await?;
     api.function(&key).await?;
     let stream = async_stream::stream! {
         let mut after = None;
@@ -171,6 +181,11 @@ pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().content_type(super::calls::NDJSON).streaming(Box::pin(stream)))
 }
 
+pub async fn instances(api: web::Data<Api>, path: Path) -> Answer {
+    let instances = api.instances(&key_of(&path)?).await?;
+    Ok(HttpResponse::Ok().json(json!({"instances": instances})))
+}
+
 pub async fn explain(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.explain(&key_of(&path)?).await?))
+    Ok(HttpResponse::Ok().json(api.explain(&seen(&api, &path).await?).await?))
 }

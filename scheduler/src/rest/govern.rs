@@ -2,7 +2,7 @@
 
 use super::{
     body,
-    functions::key_of,
+    functions::{self, key_of},
     problem::{Answer, Problem, parse, query},
 };
 use crate::api::{
@@ -93,7 +93,7 @@ pub async fn promql(api: web::Data<Api>, request: HttpRequest) -> Answer {
 }
 
 pub async fn scaling(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.scaling(&key_of(&path)?).await?))
+    Ok(HttpResponse::Ok().json(api.scaling(&functions::seen(&api, &path).await?).await?))
 }
 
 pub async fn namespaces(api: web::Data<Api>) -> HttpResponse {

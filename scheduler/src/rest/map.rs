@@ -3,7 +3,7 @@
 use super::{
     body::{self, Lines},
     calls::{NDJSON, terms},
-    functions::key_of,
+    functions::used,
     problem::{Answer, Problem, query},
 };
 use crate::{
@@ -79,7 +79,7 @@ pub async fn map(
     path: web::Path<(String, String)>,
     body: web::Payload,
 ) -> Answer {
-    let key = key_of(&path)?;
+    let key = used(&api, &path).await?;
     let asked: MapQuery = query(&request)?;
     let raise = asked.on_error != Some(OnError::Collect);
     let ordered = asked.ordered.unwrap_or(true);

@@ -73,6 +73,7 @@ pub fn routes(app: &mut route::ServiceConfig) {
                         .service(route::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
                         .service(route::resource("/{fn}/stats").get(functions::stats))
                         .service(route::resource("/{fn}/explain").get(functions::explain))
+                        .service(route::resource("/{fn}/instances").get(functions::instances))
                         .service(route::resource("/{fn}/trace").get(functions::trace))
                         .service(route::resource("/{fn}/scaling").get(govern::scaling))
                         .service(route::resource("/{fn}/schedule").get(govern::schedule))

@@ -1,6 +1,6 @@
 //! The reverse proxy to functions' servers: bodies stream both ways as they come, and WebSockets pass through.
 
-use super::{calls, functions::key_of, problem::Problem};
+use super::{calls, functions::used, problem::Problem};
 use crate::{
     actor::function::Place,
     api::{Api, web::Visit},
@@ -38,6 +38,8 @@ use tokio::{
 const AHEAD: usize = 8;
 /// How often a request looks for another container when one is gone before it could be reached.
 const TRIES: u32 = 3;
+/// How long a broken connection waits for its container's end.
+const END: Duration = Duration::from_millis(200);
 /// How long an idle connection to a container is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// Headers that concern one connection only (RFC 9110, section 7.6.1), or that are set anew.
@@ -223,7 +225,7 @@ pub async fn web(
         return Err(Problem::new(Code::MethodNotAllowed, detail));
     }
     let part = |name| request.match_info().get(name).unwrap_or_default().to_owned();
-    let key = key_of(&(part("ns"), part("fn")))?;
+    let key = used(&api, &(part("ns"), part("fn"))).await?;
     if request.version() < Version::HTTP_11 && is_websocket(request.headers()) {
         return Err(Problem::new(Code::Malformed, "a WebSocket needs HTTP/1.1"));
     }
@@ -241,10 +243,14 @@ pub async fn web(
         };
         match sent {
             Ok(response) => return Ok(answer(response, asked.upload, visit, place, deadline)),
-            // Nothing was sent: its container has just gone, another takes the request.
-            Err(error) if error.is_connect() && tried < TRIES => drop(visit),
             Err(error) => {
-                let why = Refusal::new(Code::FunctionFailed, told(&error));
+                // Its container's end, which is heard of a moment later, says more, and frees the way for another one.
+                let ended = tokio::time::timeout(END, &mut place.expelled).await.ok().and_then(Result::ok);
+                // Nothing was sent: another container takes the request.
+                if error.is_connect() && tried < TRIES {
+                    continue;
+                }
+                let why = ended.unwrap_or_else(|| Refusal::new(Code::FunctionFailed, told(&error)));
                 visit.broke(&why);
                 return Err(failed(why));
             }

@@ -10,9 +10,10 @@ use capstan_blob::Blobs;
 use capstan_clock::now;
 use capstan_common::{
     container::Ending,
-    function::Runtime,
+    function::{FunctionSpec, Process, Runtime},
     id::{ContainerId, Epoch},
     order::{Order, Start},
+    parameter,
     report::{Hello, Report},
     time::Time,
     wire::PROTOCOL,
@@ -176,7 +177,7 @@ impl NodeActor {
         }
         let setting = Setting {
             container: id,
-            process: process.clone(),
+            process: with_parameters(process, &start.spec),
             scratch,
             instance: self.instance.clone(),
             cgroup: self.cgroups.create(&id.to_string(), resources.memory_mib, resources.cpu.milli),
@@ -200,6 +201,13 @@ impl NodeActor {
             let _ = node.send(Happen(Event::Alarm)).await;
         });
     }
+}
+
+/// The program, told the values of its function's parameters.
+fn with_parameters(process: &Process, spec: &FunctionSpec) -> Process {
+    let mut process = process.clone();
+    process.env.extend(parameter::environment(spec));
+    process
 }
 
 impl Actor for NodeActor {

@@ -8,6 +8,7 @@ mod call;
 mod delayed;
 mod dispatch;
 mod explain;
+mod instance;
 mod invariant;
 mod model;
 mod open;
@@ -122,6 +123,8 @@ pub struct Function {
     keys: BTreeMap<String, UsedKey>,
     key_ages: VecDeque<(Time, String)>,
     late_outcomes: u64,
+    /// Of an instance: since when it has had nothing to do.
+    unused_since: Option<Time>,
 }
 
 impl Function {
@@ -184,6 +187,7 @@ impl Function {
             keys: BTreeMap::new(),
             key_ages: VecDeque::new(),
             late_outcomes: 0,
+            unused_since: None,
         }
     }
 
@@ -211,6 +215,7 @@ impl Function {
         self.ask_requests(now, out);
         self.grant_credit(out);
         self.rescale(now, out);
+        self.go_if_unused(now, out);
     }
 
     fn apply(&mut self, now: Time, event: Event, out: &mut Output) -> Result<Option<CallId>, Refusal> {
@@ -222,6 +227,7 @@ impl Function {
             Event::Ruled(rule) => self.set_rule(rule),
             Event::Counted { container, value } => self.counted(now, container, value),
             Event::Asked(requests) => self.asked(now, requests),
+            Event::Touch => self.touch(now)?,
             Event::Open(opening) => return self.open(now, *opening, out).map(Some),
             Event::Arrive { call, payloads } => self.arrive(now, call, payloads)?,
             Event::Close { call } => self.close(call),
@@ -407,7 +413,7 @@ impl Function {
     /// The next time that the function wants an `Alarm`, if any.
     pub fn next_alarm(&self) -> Option<Time> {
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
-        let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.over_due()];
+        let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.over_due(), self.unused_due()];
         let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.ask_due(), self.decisions_due];
         [self.delayed.next_due(), key].into_iter().chain(pool).chain(times).flatten().min()
     }

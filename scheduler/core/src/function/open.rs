@@ -14,6 +14,7 @@ use capstan_common::{
     call::CallKind,
     id::CallId,
     input::Payload,
+    parameter,
     refusal::{Code, Refusal},
     time::Time,
 };
@@ -28,6 +29,7 @@ const CREDIT_PORTION: u64 = 64;
 impl Function {
     pub(super) fn open(&mut self, now: Time, opening: Opening, out: &mut Output) -> Result<CallId, Refusal> {
         self.must_exist()?;
+        parameter::missing(&self.deployed.spec)?;
         if let Some(call) = self.known_key(&opening)? {
             out.promises.push(Promise::Accepted { call });
             return Ok(call);

@@ -7,6 +7,7 @@ use capstan_common::{
     call::CallKind,
     function::Protocol,
     id::{ContainerId, RequestId},
+    parameter,
     refusal::{Code, Refusal},
     time::Time,
 };
@@ -49,6 +50,7 @@ impl Function {
     /// A request comes. It is refused where the function cannot take any, and past the limits of an invoke.
     pub(super) fn enter(&mut self, request: RequestId) -> Result<(), Refusal> {
         self.must_exist()?;
+        parameter::missing(&self.deployed.spec)?;
         self.must_serve()?;
         self.within_limits(CallKind::Invoke, 1)?;
         self.web.waiting.push_back(request);

@@ -56,9 +56,14 @@ impl Stage {
 
     /// The same under other limits.
     pub fn limited(spec: FunctionSpec, limits: Limits) -> Self {
+        Self::named("f", spec, limits)
+    }
+
+    /// The same under a name.
+    pub fn named(name: &str, spec: FunctionSpec, limits: Limits) -> Self {
         let now = Time(1_000_000_000);
         let mut out = Output::default();
-        let key = FunctionKey::new("prod", "f");
+        let key = FunctionKey::new("prod", name);
         let spec = (Arc::new(spec), Revision(0));
         let core = Function::deploy(key, Epoch(1), Arc::new(limits), now, spec, &mut out).unwrap();
         let mut stage = Self {

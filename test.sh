@@ -17,6 +17,8 @@ install() { # command package
 install cc gcc
 install python3 python3
 install mount mount
+install prometheus prometheus
+install npm npm
 
 pure=(-p capstan-common -p capstan-scheduler-core -p capstan-worker-core)
 run() {
@@ -33,6 +35,8 @@ fi
 cargo clippy --workspace --all-targets --all-features -- -D warnings
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 cargo deny check bans licenses sources
+npm install --prefix tests/kubernetes --no-package-lock --no-audit --no-fund --silent
+node tests/kubernetes/check.mjs deploy/kubernetes/*.yaml
 cargo build --workspace
 run --workspace
 # The checker is checked: every planted fault must be found.

@@ -33,6 +33,9 @@ pub struct SchedulerConfig {
     pub prometheus_url: String,
     /// Whether models' gauges are told under their newer names (`wva_…`) too.
     pub wva_metrics: bool,
+    /// Whether models' requests through Capstan are told under vLLM's name (`vllm:request_success_total`) too, for queries
+    /// that ask for it; turn it off where the model servers' own counters have the same labels.
+    pub vllm_metrics: bool,
     /// Threads that serve REST.
     pub rest_threads: usize,
     /// A worker that is silent for so long is unreachable.
@@ -58,6 +61,7 @@ impl Default for SchedulerConfig {
             keda_open: false,
             prometheus_url: String::new(),
             wva_metrics: true,
+            vllm_metrics: true,
             rest_threads: 2,
             unreachable_after_ms: 3_000,
             lost_after_ms: 10_000,

@@ -8,6 +8,7 @@ mod fuzz;
 mod instances;
 mod keda;
 mod kill;
+mod prometheus;
 mod scaling;
 mod telemetry;
 mod web;

@@ -10,7 +10,13 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde::Deserialize;
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 1 << 20;
@@ -22,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Prometheus {
     client: Client<HttpConnector, Empty<Bytes>>,
     query: Uri,
+    /// Whether it was told that it does not answer.
+    failing: Arc<AtomicBool>,
 }
 
 /// What it answers to a query.
@@ -65,7 +73,7 @@ fn read(body: &[u8]) -> Result<Requests, String> {
 impl Prometheus {
     /// A server that answers queries there.
     pub fn new(query: Uri) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), query }
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), query, failing: Arc::default() }
     }
 
     /// Requests of a model within a time. That nothing is known is logged, and keeps containers.
@@ -76,11 +84,14 @@ impl Prometheus {
         let requests = answered.and_then(|body| read(&body));
         match requests {
             Ok(requests) => {
+                self.failing.store(false, Ordering::Relaxed);
                 tracing::debug!(%function, query = "model_request_count", ?requests, "scale to zero: the model's requests");
                 requests
             }
             Err(error) => {
-                tracing::warn!(%function, server = %self.query, error, "scale to zero: Prometheus does not know; the container stays");
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%function, server = %self.query, error, "scale to zero: Prometheus does not answer; containers stay until it does");
+                }
                 Requests::Unknown
             }
         }

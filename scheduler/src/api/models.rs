@@ -76,10 +76,16 @@ impl Api {
     pub async fn model_metrics(&self) -> String {
         let mut text = String::new();
         let mut last = "";
-        for Series { name, labels, value } in self.model_series().await {
+        let mut series = self.model_series().await;
+        if self.config.vllm_metrics {
+            let counted: Vec<_> = series.iter().filter(|s| s.name == REQUESTS[1]).cloned().collect();
+            series.extend(counted.into_iter().map(|counted| Series { name: REQUESTS[0], ..counted }));
+        }
+        for Series { name, labels, value } in series {
             let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
             if name != last {
-                text.push_str(&format!("# TYPE {} {kind}\n", name.trim_end_matches("_total")));
+                let family = name.trim_end_matches("_total");
+                text.push_str(&format!("# HELP {family} {}\n# TYPE {family} {kind}\n", help(name)));
                 last = name;
             }
             let escape = |v: &str| v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -146,6 +152,15 @@ impl Api {
             }
             other => Err(unsupported(&format!("`{other}`"))),
         }
+    }
+}
+
+fn help(name: &str) -> &'static str {
+    match name.split_once('_').map_or(name, |(_, rest)| rest) {
+        "desired_replicas" => "Containers that the model's function wants",
+        "current_replicas" => "Containers that it has",
+        "desired_ratio" => "Wanted containers against those that there are",
+        _ => "Requests of the model that succeeded, through Capstan",
     }
 }
 

@@ -18,7 +18,7 @@ use actix::Addr;
 use capstan_blob::Blobs;
 use capstan_common::{
     container::{Ending, Phase},
-    function::Protocol,
+    function::{Activity, ActivitySource, Protocol},
     id::{ContainerId, LeaseId},
     input::{Failure, FailureKind},
     order::{Assignment, Start},
@@ -388,7 +388,8 @@ impl HttpLife {
 
     /// Reads the server's own counter of requests, if it is to be read, until the answer is dropped.
     fn count_requests(&self) -> Option<AbortOnDrop> {
-        let activity = self.start.spec.activity.clone()?;
+        let by_itself = |activity: &Activity| activity.source == ActivitySource::Container;
+        let activity = self.start.spec.activity.clone().filter(by_itself)?;
         let (server, tell) = (self.server.clone(), self.tell.clone());
         let task = actix::spawn(activity::watch(server, activity, async move |value| {
             tell.tell(Event::Counted { container: tell.container, value }).await;

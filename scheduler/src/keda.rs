@@ -12,8 +12,8 @@ use proto::{
 };
 use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
-use tokio_stream::{Stream, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 /// KEDA's messages.
 #[allow(missing_docs, clippy::all)]
@@ -34,7 +34,8 @@ pub async fn serve(api: Arc<Api>, listen: SocketAddr) -> anyhow::Result<SocketAd
     let stopping = api.stopping().clone();
     tokio::spawn(async move {
         let service = ExternalScalerServer::new(Scaler { api });
-        let incoming = TcpListenerStream::new(listener);
+        // News are short: they must not wait for more to go with them.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server = tonic::transport::Server::builder().add_service(service);
         if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopping.cancelled()).await {
             tracing::error!(error = &error as &dyn std::error::Error, "KEDA is not served any more");

@@ -14,7 +14,7 @@ use crate::{
     config::SchedulerConfig,
     link::LinkServer,
     rest,
-    store::{Store, embedded::Embedded, layout::StoredFunction, load, outcomes::Outcomes},
+    store::{Store, embedded::Embedded, load, outcomes::Outcomes},
     telemetry::{Telemetry, trace::Tracer},
 };
 use actix::{Actor, Arbiter};
@@ -73,8 +73,7 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
         models: Default::default(),
         tracer: Tracer::from_env(),
     });
-    let stored: BTreeMap<_, _> =
-        loaded.functions.iter().map(|f| (f.key.clone(), StoredFunction::new(&f.deployed, &f.overrides))).collect();
+    let stored: BTreeMap<_, _> = loaded.functions.iter().map(|f| (f.key.clone(), f.deployed.clone())).collect();
     let recovered = loaded.functions.iter().flat_map(|f| &f.calls);
     let outcomes = Outcomes::after(recovered.clone().map(|call| (call.record.id, call.outcome_records)));
     if let Some(tracer) = &telemetry.tracer {

@@ -3,15 +3,11 @@
 
 use crate::{
     clock,
-    store::{
-        Change, Store, StoreError,
-        layout::{self, StoredFunction},
-        outcomes::Outcomes,
-    },
+    store::{Change, Store, StoreError, layout, outcomes::Outcomes},
     telemetry::Metrics,
 };
 use capstan_common::id::FunctionKey;
-use capstan_scheduler_core::record::Record;
+use capstan_scheduler_core::record::{Deployment, Record};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -58,7 +54,7 @@ impl Committer {
     /// Starts the committer's thread.
     pub fn start(
         store: Arc<dyn Store>,
-        (functions, outcomes): (BTreeMap<FunctionKey, StoredFunction>, Outcomes),
+        (functions, outcomes): (BTreeMap<FunctionKey, Deployment>, Outcomes),
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (requests, waiting) = flume::bounded(WAITING);
@@ -111,7 +107,7 @@ impl Committer {
 
 struct Thread {
     store: Arc<dyn Store>,
-    functions: BTreeMap<FunctionKey, StoredFunction>,
+    functions: BTreeMap<FunctionKey, Deployment>,
     outcomes: Outcomes,
     metrics: Arc<Metrics>,
     full: Arc<AtomicBool>,
@@ -182,14 +178,14 @@ impl Thread {
     }
 
     fn add_records(&mut self, owner: FunctionKey, records: Vec<Record>) {
-        let mut stored = self.functions.remove(&owner);
+        let mut live = self.functions.remove(&owner);
         let before = self.batch.len();
         for record in records {
-            layout::changes(&owner, record, &mut stored, &mut self.outcomes, &mut self.batch);
+            layout::changes(&owner, record, &mut live, &mut self.outcomes, &mut self.batch);
         }
         self.bytes += self.batch[before..].iter().map(size).sum::<usize>();
-        if let Some(stored) = stored {
-            self.functions.insert(owner, stored);
+        if let Some(live) = live {
+            self.functions.insert(owner, live);
         }
     }
 

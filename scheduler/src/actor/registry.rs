@@ -5,6 +5,7 @@ use actix::Addr;
 use capstan_common::{
     id::{ContainerId, FunctionKey, WorkerId},
     order::Order,
+    parameter,
     resource::Amount,
     time::Time,
     worker::WorkerState,
@@ -82,6 +83,15 @@ impl Registry {
     /// All functions, by name.
     pub fn functions(&self) -> Vec<(FunctionKey, Addr<FunctionActor>)> {
         self.read().functions.iter().map(|(k, a)| (k.clone(), a.clone())).collect()
+    }
+
+    /// The instances of a function, by name.
+    pub fn instances(&self, function: &FunctionKey) -> Vec<(FunctionKey, Addr<FunctionActor>)> {
+        let prefix = format!("{}{}", function.name, parameter::SEPARATOR);
+        let first = FunctionKey::new(&function.namespace, &prefix);
+        let tables = self.read();
+        let ours = |key: &FunctionKey| key.namespace == function.namespace && key.name.starts_with(&prefix);
+        tables.functions.range(first..).take_while(|(k, _)| ours(k)).map(|(k, a)| (k.clone(), a.clone())).collect()
     }
 
     /// A function is gone.

@@ -214,6 +214,13 @@ impl Api {
         Ok((lines, more.and_then(|key| layout::call_of(key))))
     }
 
+    /// How long the latest starts of a function's containers took, as lines of recorded traffic.
+    pub async fn recorded_starts(&self, key: &FunctionKey) -> Result<String, Refusal> {
+        let line =
+            |(at, us): (Time, u64)| format!("{}\n", json!({"at": at.0 as f64 / 1e6, "start_ms": us as f64 / 1e3}));
+        self.ask(key, move |core| core.starts().map(line).collect()).await
+    }
+
     /// A function's latest decisions.
     pub async fn explain(&self, key: &FunctionKey) -> Result<ExplainView, Refusal> {
         self.ask(key, |core| ExplainView {

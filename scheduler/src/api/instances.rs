@@ -91,7 +91,7 @@ impl Api {
 
     async fn make(&self, key: &FunctionKey, spec: FunctionSpec) -> Result<(), Refusal> {
         let base = parameter::base(key);
-        let (most, has) = (self.config.limits.instances, self.instance_actors(&base).len());
+        let (most, has) = (self.config.limits.instances, self.env.registry.instances(&base).len());
         if has >= most {
             let detail =
                 format!("function `{base}` has {has} instances and takes at most {most}; idle ones go after a while");
@@ -112,15 +112,10 @@ impl Api {
             .function_or(key, || FunctionActor::start_in_arbiter(&on, move |_| FunctionActor::new(owner, env, None)))
     }
 
-    fn instance_actors(&self, base: &FunctionKey) -> Vec<(FunctionKey, Addr<FunctionActor>)> {
-        let all = self.env.registry.functions().into_iter();
-        all.filter(|(key, _)| parameter::is_instance(key) && parameter::base(key) == *base).collect()
-    }
-
     /// Instances follow their function: they get its new spec, or go with it.
     pub(super) async fn follow(&self, base: &FunctionKey) {
         let spec = self.ask(base, |core| core.deployment().spec.clone()).await.ok();
-        for (key, actor) in self.instance_actors(base) {
+        for (key, actor) in self.env.registry.instances(base) {
             let bound =
                 spec.as_ref().and_then(|spec| parameter::bind(&key, spec).ok()).filter(|(name, _)| *name == key);
             // One that has just gone follows nobody.
@@ -151,7 +146,7 @@ impl Api {
     pub async fn instances(&self, key: &FunctionKey) -> Result<Vec<FunctionView>, Refusal> {
         self.ask(key, |_| ()).await.map_err(|_| no_function(key))?;
         let mut views = Vec::new();
-        for (key, _) in self.instance_actors(key) {
+        for (key, _) in self.env.registry.instances(key) {
             views.extend(self.function(&key).await);
         }
         Ok(views)

@@ -155,10 +155,10 @@ pub async fn stats(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().json(api.stats(&seen(&api, &path).await?).await?))
 }
 
-/// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first.
+/// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first; then the latest starts.
 pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
     let key = seen(&api, &path).await?;
-    api.function(&key).await?;
+    let starts = api.recorded_starts(&key).await?;
     let stream = async_stream::stream! {
         let mut after = None;
         loop {
@@ -168,7 +168,7 @@ pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
                     yield Ok::<_, Problem>(bytes::Bytes::from(lines));
                 }
                 Ok((lines, None)) => {
-                    yield Ok(bytes::Bytes::from(lines));
+                    yield Ok(bytes::Bytes::from(lines + &starts));
                     return;
                 }
                 Err(refusal) => {

@@ -234,39 +234,33 @@ pub fn worker(name: &str) -> Box<[u8]> {
 pub fn orphan_ended(stored: StoredCall, gaps: Vec<Entry>, sequence: u64) -> Vec<Change> {
     let id = stored.record.id;
     let value = ended_value(&stored.function, stored.record, None);
-    let mut out = vec![Change::Delete(live(id)), Change::Put(ended(id), value)];
+    let mut out = vec![Change::Delete(self::live(id)), Change::Put(ended(id), value)];
     if !gaps.is_empty() {
         out.push(Change::Put(outcomes(id, sequence), encode(&gaps)));
     }
     out
 }
 
-/// What a record changes. `stored` is the function's value, which `Overridden` changes in part; `open` are the outcomes that
-/// are still being packed.
+/// What a record changes. `live` is the function's deployment, which `Overridden` stores anew with other settings; `open` are
+/// the outcomes that are still being packed.
 pub fn changes(
     owner: &FunctionKey,
     record: Record,
-    stored: &mut Option<StoredFunction>,
+    live: &mut Option<Deployment>,
     open: &mut Outcomes,
     out: &mut Vec<Change>,
 ) {
+    let put = |deployed: &Deployment, overrides: &Overrides| {
+        Change::Put(function(owner), encode(&StoredFunction::new(deployed, overrides)))
+    };
     match record {
         Record::Deployed(deployed) => {
-            let value = stored.insert(StoredFunction::new(&deployed, &Overrides::default()));
-            out.push(Change::Put(function(owner), encode(value)));
+            out.push(put(&deployed, &Overrides::default()));
+            *live = Some(deployed);
         }
-        Record::Overridden(overrides) => {
-            let Some(value) = stored else { return };
-            value.overrides = [
-                overrides.min_containers,
-                overrides.max_containers,
-                overrides.buffer_containers,
-                overrides.scaledown_window,
-            ];
-            out.push(Change::Put(function(owner), encode(value)));
-        }
+        Record::Overridden(overrides) => out.extend(live.as_ref().map(|deployed| put(deployed, &overrides))),
         Record::Removed(last) => {
-            *stored = None;
+            *live = None;
             out.push(Change::Delete(function(owner)));
             out.push(Change::Delete(decisions(owner)));
             out.push(Change::Delete(schedule(owner)));
@@ -275,12 +269,12 @@ pub fn changes(
         Record::CallOpened(record, here) => {
             let here = if record.segments.is_empty() { here } else { Vec::new() };
             let value = StoredCall { function: owner.clone(), record: *record, here };
-            out.push(Change::Put(live(value.record.id), encode(&value)));
+            out.push(Change::Put(self::live(value.record.id), encode(&value)));
         }
         Record::CallEnded(record) => {
             let id = record.id;
             let outcomes = open.end(id, out);
-            out.push(Change::Delete(live(id)));
+            out.push(Change::Delete(self::live(id)));
             out.push(Change::Put(ended(id), ended_value(owner, *record, outcomes)));
         }
         Record::Scheduled(state) => out.push(Change::Put(schedule(owner), encode(&state))),

@@ -1,6 +1,7 @@
 //! Benchmarks against the real binary: one function each, one line of JSON each.
 
 mod load;
+mod pools;
 mod scale;
 mod through;
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 18] = [
     "spawn_map",
     "spawn",
     "invoke",
@@ -22,6 +23,12 @@ const NAMES: [&str; 12] = [
     "pending",
     "growth",
     "idle",
+    "functions",
+    "decision",
+    "keda",
+    "share",
+    "whatif",
+    "day",
 ];
 
 /// Runs the named benchmarks, or all.
@@ -41,6 +48,12 @@ pub async fn run(names: &[String]) -> Result<()> {
             "pending" => scale::pending().await?,
             "growth" => through::growth().await?,
             "idle" => scale::idle().await?,
+            "functions" => pools::functions().await?,
+            "decision" => pools::decision()?,
+            "keda" => pools::keda().await?,
+            "share" => pools::share().await?,
+            "whatif" => pools::whatif().await?,
+            "day" => pools::day()?,
             other => bail!("there is no benchmark `{other}`; there are {}", NAMES.join(", ")),
         };
         println!("{}", serde_json::json!({"bench": name, "figures": figures}));

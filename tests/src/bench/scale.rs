@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// Resident memory of a process and its children, in MiB.
-fn memory_mib(pid: u32) -> Result<f64> {
+pub fn memory_mib(pid: u32) -> Result<f64> {
     let of = |pid: u32| -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -23,7 +23,7 @@ fn memory_mib(pid: u32) -> Result<f64> {
 }
 
 /// CPU seconds that a process has used.
-fn cpu_s(pid: u32) -> Result<f64> {
+pub fn cpu_s(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
     let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;

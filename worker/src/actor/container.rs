@@ -6,6 +6,7 @@ use crate::{
         self, Results, activity, all_failed,
         exec::{self, Ended, Shared, Work},
         http::Server,
+        slots::Slots,
     },
     runtime::{
         output::Output,
@@ -20,7 +21,7 @@ use capstan_common::{
     container::{Ending, Phase},
     function::{Activity, ActivitySource, Protocol},
     id::{ContainerId, LeaseId},
-    input::{Failure, FailureKind},
+    input::{Failure, FailureKind, Payload},
     order::{Assignment, Start},
 };
 use capstan_worker_core::node::{CONNECTION_BROKEN, Event};
@@ -55,15 +56,8 @@ pub struct Running {
 }
 
 enum Kind {
-    Exec { shared: Arc<Shared>, work: flume::Sender<Work>, slots: Rc<RefCell<Slots>>, blobs: Blobs, tell: Tell },
+    Exec { shared: Arc<Shared>, slots: Slots, blobs: Blobs, tell: Tell },
     Http { server: Server, groups: Groups, over: watch::Receiver<bool>, tell: Tell },
-}
-
-/// Threads of an exec container.
-struct Slots {
-    most: u32,
-    made: u32,
-    receiver: flume::Receiver<Work>,
 }
 
 type Groups = Rc<RefCell<BTreeMap<LeaseId, tokio::task::AbortHandle>>>;
@@ -120,10 +114,9 @@ impl Running {
                 let (ended, ends) = flume::unbounded();
                 actix::spawn(exec_ends(ends, blobs.clone(), tell.clone()));
                 let shared = exec_shared(setting, timeout_ms, output_max, &tell, ended);
-                let (work, receiver) = flume::unbounded();
-                let slots = Slots { most: start.spec.groups_at_once(), made: 0, receiver };
+                let slots = Slots::new(start.spec.groups_at_once());
                 actix::spawn(exec_life(shared.clone(), stopped, tell.clone()));
-                Kind::Exec { shared, work, slots: Rc::new(RefCell::new(slots)), blobs, tell }
+                Kind::Exec { shared, slots, blobs, tell }
             }
             Protocol::Http => {
                 let port = ports.take();
@@ -147,18 +140,16 @@ impl Running {
     /// Works on a group.
     pub fn work(&self, group: LeaseId, assignments: Vec<Assignment>, batch: bool) {
         match &self.kind {
-            Kind::Exec { shared, work, slots, blobs, tell } => {
-                slots.borrow_mut().make_if_needed(shared);
+            Kind::Exec { shared, slots, blobs, tell } => {
                 for assignment in assignments {
-                    let (work, blobs, tell) = (work.clone(), blobs.clone(), tell.clone());
-                    if let capstan_common::input::Payload::Inline(input) = assignment.payload.clone() {
-                        // The slots live as long as their sender.
-                        let _ = work.send(Work { assignment, input });
+                    if let Payload::Inline(input) = assignment.payload.clone() {
+                        slots.send(shared, Work { assignment, input });
                         continue;
                     }
+                    let (shared, slots, blobs, tell) = (shared.clone(), slots.clone(), blobs.clone(), tell.clone());
                     actix::spawn(async move {
                         match protocol::input(&blobs, &assignment).await {
-                            Ok(input) => drop(work.send(Work { assignment, input })),
+                            Ok(input) => slots.send(&shared, Work { assignment, input }),
                             Err(failure) => {
                                 let results = vec![(assignment.lease, Err(failure))];
                                 let (container, group) = (tell.container, assignment.lease);
@@ -210,23 +201,6 @@ impl Running {
     }
 }
 
-impl Slots {
-    fn make_if_needed(&mut self, shared: &Arc<Shared>) {
-        if self.made >= self.most {
-            return;
-        }
-        let (shared, receiver) = (shared.clone(), self.receiver.clone());
-        let spawned = std::thread::Builder::new()
-            .name("exec-slot".into())
-            .stack_size(256 << 10)
-            .spawn(move || exec::slot(&shared, &receiver));
-        match spawned {
-            Ok(_) => self.made += 1,
-            Err(error) => tracing::error!(%error, "a thread for a container cannot be made"),
-        }
-    }
-}
-
 fn exec_shared(
     setting: Setting,
     timeout_ms: u64,
@@ -252,27 +226,36 @@ fn exec_shared(
 
 /// Tells the node what the slots finish; large outputs are kept first.
 async fn exec_ends(ended: flume::Receiver<Ended>, blobs: Blobs, tell: Tell) {
-    while let Ok(Ended { assignment, result, run }) = ended.recv_async().await {
-        let group = assignment.lease;
-        let result = match result {
-            Ok(bytes) => protocol::keep(&blobs, assignment.call, assignment.index, group, bytes).await,
-            Err(failure) => Err(failure),
-        };
-        let (container, run_us) = (tell.container, run.as_micros() as u64);
-        tell.tell(Event::Worked { container, group, results: vec![(group, result)], run_us }).await;
+    while let Ok(end) = ended.recv_async().await {
+        // Boxed, here and below: thousands of idle containers wait in these two, and need no room for what comes after.
+        Box::pin(exec_end(end, &blobs, &tell)).await;
     }
+}
+
+async fn exec_end(Ended { assignment, result, run }: Ended, blobs: &Blobs, tell: &Tell) {
+    let group = assignment.lease;
+    let result = match result {
+        Ok(bytes) => protocol::keep(blobs, assignment.call, assignment.index, group, bytes).await,
+        Err(failure) => Err(failure),
+    };
+    let (container, run_us) = (tell.container, run.as_micros() as u64);
+    tell.tell(Event::Worked { container, group, results: vec![(group, result)], run_us }).await;
 }
 
 /// An exec container is ready at once; it ends when it is told to.
 async fn exec_life(shared: Arc<Shared>, mut stopped: watch::Receiver<Stop>, tell: Tell) {
     let container = tell.container;
     if let Some(reason) = shared.setting.obstacle() {
-        tell.exited(Ending { reason, ..Ending::default() }).await;
+        Box::pin(tell.exited(Ending { reason, ..Ending::default() })).await;
         return;
     }
-    tell.tell(Event::Ready { container, phases: Vec::new(), port: 0 }).await;
+    Box::pin(tell.tell(Event::Ready { container, phases: Vec::new(), port: 0 })).await;
     let asked = stopped.wait_for(|stop| stop.asked.is_some()).await.ok().and_then(|stop| stop.asked.clone());
     let (grace, reason) = asked.unwrap_or_default();
+    Box::pin(exec_stop(shared, grace, reason, tell)).await;
+}
+
+async fn exec_stop(shared: Arc<Shared>, grace: Duration, reason: String, tell: Tell) {
     // Scaling stops only idle containers; an operator's stop interrupts what runs.
     shared.running.interrupt_all(grace).await;
     let setting = shared.clone();

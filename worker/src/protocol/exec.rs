@@ -1,7 +1,4 @@
 //! The `exec` protocol: one process an input; JSON on standard input, the output on standard output.
-//!
-//! Each slot of a container is a thread: starting a process blocks, and a thread can enter a cgroup so that its children
-//! are born inside.
 
 use super::{end_of, one_line, timed_out, too_large};
 use crate::runtime::{
@@ -31,7 +28,7 @@ use std::{
     },
     process::{Child, ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -176,23 +173,7 @@ impl Shared {
     }
 }
 
-/// A slot: takes work until there is no more.
-pub fn slot(shared: &Arc<Shared>, work: &flume::Receiver<Work>) {
-    if let Some(cgroup) = &shared.setting.cgroup {
-        cgroup.enter_thread();
-    }
-    for Work { assignment, input } in work {
-        let begun = Instant::now();
-        let result = run(shared, &assignment, &input);
-        // Whoever listens lives as long as the container.
-        let _ = shared.ended.send(Ended { assignment, result, run: begun.elapsed() });
-    }
-    if let Some(cgroup) = &shared.setting.cgroup {
-        cgroup.leave_thread();
-    }
-}
-
-fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, Failure> {
+pub(super) fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, Failure> {
     let Assignment { lease, call, index, attempt, .. } = *assignment;
     // Another worker on this machine counts its leases from one too.
     let mark = format!("{}-{}", shared.setting.instance, lease.0);

@@ -3,6 +3,7 @@
 pub mod activity;
 pub mod exec;
 pub mod http;
+pub mod slots;
 
 use bytes::Bytes;
 use capstan_blob::Blobs;

@@ -34,8 +34,11 @@ impl Setting {
     /// The command with its environment: nothing of ours leaks into it.
     pub fn command(&self, more: &BTreeMap<&str, String>) -> Command {
         let process = &self.process;
-        let mut command = Command::new(process.command.first().map_or("", String::as_str));
+        let name = process.command.first().map_or("", String::as_str);
+        // By its path: a name that is looked up in an environment of its own costs a fork of the whole worker.
+        let mut command = Command::new(self.program(name).unwrap_or_else(|| name.into()));
         command
+            .arg0(name)
             .args(process.command.iter().skip(1))
             .env_clear()
             .env("PATH", PATH)
@@ -60,13 +63,23 @@ impl Setting {
             return Some(format!("working_dir `{}` is not a folder on this worker", self.folder().display()));
         }
         let program = self.process.command.first()?;
-        let path = self.process.env.get("PATH").map_or(PATH, String::as_str);
-        let found = if program.contains('/') {
-            is_program(&self.folder().join(program))
+        let path = self.path();
+        let missing = || format!("`{program}` is not a program on this worker (looked in {path})");
+        self.program(program).is_none().then(missing)
+    }
+
+    fn path(&self) -> &str {
+        self.process.env.get("PATH").map_or(PATH, String::as_str)
+    }
+
+    /// Where a program lies: a path is taken from the working folder, a name is looked up.
+    fn program(&self, name: &str) -> Option<PathBuf> {
+        let candidates: Vec<PathBuf> = if name.contains('/') {
+            vec![self.folder().join(name)]
         } else {
-            path.split(':').any(|folder| is_program(&Path::new(folder).join(program)))
+            self.path().split(':').map(|folder| self.folder().join(folder).join(name)).collect()
         };
-        (!found).then(|| format!("`{program}` is not a program on this worker (looked in {path})"))
+        candidates.into_iter().find(|candidate| is_program(candidate))
     }
 
     /// Starts a process; it is born inside the cgroup where the calling thread has entered it.

@@ -99,6 +99,11 @@ impl Function {
         self.decisions.iter().rev()
     }
 
+    /// When the revision's latest containers became ready, and how long each took from its place to there, in microseconds.
+    pub fn starts(&self) -> impl Iterator<Item = (Time, u64)> {
+        self.starts.took.iter().copied()
+    }
+
     /// Deployed, overriding and effective settings.
     pub fn settings(&self) -> (&AutoscalerSettings, &Overrides, &AutoscalerSettings) {
         (&self.deployed.spec.autoscaler, &self.overrides, &self.effective)

@@ -433,6 +433,11 @@ impl Function {
         self.removed && self.pool.is_empty() && self.calls.is_empty()
     }
 
+    /// Whether no input waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.inactive_since().is_some()
+    }
+
     /// Whether it was removed.
     pub fn is_removed(&self) -> bool {
         self.removed

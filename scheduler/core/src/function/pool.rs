@@ -10,7 +10,7 @@ use capstan_common::{
     report::HeldAttempt,
     time::Time,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Containers whose inputs run longer than this on average are not fed ahead.
 const SHORT_RUN_US: u64 = 20_000;
@@ -93,6 +93,14 @@ impl Container {
         self.leases.is_empty() && self.requests.is_empty()
     }
 
+    /// A map that has become empty keeps its memory: ten thousand idle containers would keep much.
+    fn forget_empty(&mut self) {
+        if self.leases.is_empty() {
+            self.leases = BTreeMap::new();
+            self.groups = BTreeMap::new();
+        }
+    }
+
     /// Groups and requests that it holds.
     fn held(&self) -> u32 {
         (self.groups.len() + self.requests.len()) as u32
@@ -125,7 +133,12 @@ pub struct Starts {
     pub wave: Time,
     /// How the last one failed.
     pub last: String,
+    /// When the latest containers became ready, and how long after their places were given, in microseconds.
+    pub took: VecDeque<(Time, u64)>,
 }
+
+/// Starts that are remembered for what-if.
+const KEPT_STARTS: usize = 128;
 
 impl Starts {
     /// A container died before it was ready. Containers of one wave count once.
@@ -141,15 +154,21 @@ impl Starts {
     }
 
     /// A container became ready.
-    pub fn succeeded(&mut self) {
-        *self = Self::default();
+    pub fn succeeded(&mut self, now: Time, placed: Time) {
+        let mut took = std::mem::take(&mut self.took);
+        if took.len() == KEPT_STARTS {
+            took.pop_front();
+        }
+        took.push_back((now, now.since_us(placed)));
+        *self = Self { took, ..Self::default() };
     }
 }
 
 /// All containers of a function.
 #[derive(Debug, Clone, Default)]
 pub struct Pool {
-    containers: BTreeMap<ContainerId, Container>,
+    /// Boxed: a map's node has room for eleven, and most functions have few containers.
+    containers: BTreeMap<ContainerId, Box<Container>>,
     /// Ready containers of the current revision with room: fewest groups first, then the last used, so that the others can age.
     free: BTreeSet<(u32, u64, ContainerId)>,
     /// Ready containers without work, the longest idle first.
@@ -161,12 +180,12 @@ pub struct Pool {
 impl Pool {
     /// Looks at one.
     pub fn get(&self, id: ContainerId) -> Option<&Container> {
-        self.containers.get(&id)
+        self.containers.get(&id).map(|container| &**container)
     }
 
     /// All, by id.
     pub fn iter(&self) -> impl Iterator<Item = (ContainerId, &Container)> {
-        self.containers.iter().map(|(id, c)| (*id, c))
+        self.containers.iter().map(|(id, c)| (*id, &**c))
     }
 
     /// Every container, whatever its revision and state.
@@ -244,14 +263,14 @@ impl Pool {
     /// Adds a container.
     pub fn add(&mut self, id: ContainerId, container: Container) {
         self.index(id, &container, true);
-        self.containers.insert(id, container);
+        self.containers.insert(id, Box::new(container));
     }
 
     /// Takes a container out.
     pub fn remove(&mut self, id: ContainerId) -> Option<Container> {
         let container = self.containers.remove(&id)?;
         self.index(id, &container, false);
-        Some(container)
+        Some(*container)
     }
 
     /// Changes a container, and keeps the indexes true.
@@ -259,6 +278,7 @@ impl Pool {
         let mut container = self.containers.remove(&id)?;
         self.index(id, &container, false);
         let result = change(&mut container);
+        container.forget_empty();
         self.index(id, &container, true);
         self.containers.insert(id, container);
         Some(result)
@@ -295,7 +315,7 @@ impl Pool {
     pub fn check(&self) -> Result<(), String> {
         let mut rebuilt = Self::default();
         for (id, container) in &self.containers {
-            rebuilt.add(*id, container.clone());
+            rebuilt.add(*id, (**container).clone());
             let open: u32 = container.groups.values().sum();
             if open as usize != container.leases.len() {
                 return Err(format!("{id}: groups count {open}, leases {}", container.leases.len()));
@@ -351,8 +371,7 @@ mod tests {
             pauses.push(starts.not_before.since_ms(now));
         }
         assert_eq!(pauses, [2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]);
-        starts.succeeded();
-        assert_eq!(starts.not_before, Time(0));
-        let _ = now;
+        starts.succeeded(now.plus_ms(30), now);
+        assert_eq!((starts.not_before, &starts.took), (Time(0), &VecDeque::from([(now.plus_ms(30), 30_000)])));
     }
 }

@@ -19,7 +19,7 @@ use capstan_common::{
     report::Done,
     time::Time,
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// How an attempt ended, besides its outcome.
 #[derive(Debug, Clone, Copy)]
@@ -439,6 +439,10 @@ impl Function {
         }
         for id in ended {
             self.run_ended(id);
+        }
+        if self.calls.is_empty() {
+            // An empty map keeps its memory.
+            self.calls = BTreeMap::new();
         }
     }
 }

@@ -89,7 +89,7 @@ impl Function {
         let order = Phase { name: "order".into(), us: now.since_us(placed).saturating_sub(there) };
         let phases = [place, order].into_iter().chain(phases).collect();
         if self.pool.get(id).is_some_and(|c| c.revision == self.deployed.revision) {
-            self.starts.succeeded();
+            self.starts.succeeded(now, placed);
         }
         out.effects.push(Effect::Started { container: id, decided, phases });
         self.after_work(id, out);

@@ -436,6 +436,10 @@ impl Node {
         for lease in leases {
             container.unrecorded.remove(lease);
         }
+        if container.unrecorded.is_empty() {
+            // An empty map keeps its memory.
+            container.unrecorded = BTreeMap::new();
+        }
         if matches!(container.life, Life::Gone(..)) && container.unrecorded.is_empty() {
             self.containers.remove(&id);
         }

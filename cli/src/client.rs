@@ -2,9 +2,14 @@
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use reqwest::{Client as Http, Method, RequestBuilder, Response};
+use reqwest::{Client as Http, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
-use std::path::Path;
+use std::{path::Path, time::Duration};
+
+/// How often a request that met a limit is sent again.
+const TRIES_AT_LIMIT: u32 = 3;
+/// A limit that asks for more patience is told at once.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why a command failed, for its exit code.
 #[derive(Debug)]
@@ -106,11 +111,21 @@ impl Client {
         }
     }
 
-    async fn answer(&self, request: RequestBuilder) -> Result<Response, Failed> {
-        let response = request.send().await.map_err(|error| {
-            let url = &self.url;
-            Failed::NoConnection(format!("no connection to {url}: {}; is `capstan up` running there?", root(&error)))
-        })?;
+    /// Sends a request; one that meets a limit is sent again when the answer says so, a few times (SPEC M13).
+    async fn answer(&self, mut request: RequestBuilder) -> Result<Response, Failed> {
+        let mut left = TRIES_AT_LIMIT;
+        let response = loop {
+            let again = request.try_clone();
+            let response = request.send().await.map_err(|error| {
+                let url = &self.url;
+                let why = root(&error);
+                Failed::NoConnection(format!("no connection to {url}: {why}; is `capstan up` running there?"))
+            })?;
+            let Some((next, pause)) = again.zip(pause(&response)).filter(|_| left > 0) else { break response };
+            left -= 1;
+            tokio::time::sleep(pause).await;
+            request = next;
+        };
         if response.status().is_success() {
             return Ok(response);
         }
@@ -160,6 +175,13 @@ impl Client {
     pub async fn follow(&self, path: &str) -> Result<Response, Failed> {
         self.answer(self.request(Method::GET, path)).await
     }
+}
+
+/// How long to wait before a request that met a limit is sent again.
+fn pause(response: &Response) -> Option<Duration> {
+    let limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds)).filter(|pause| limited && *pause <= LONGEST_PAUSE)
 }
 
 fn root(error: &dyn std::error::Error) -> String {

@@ -297,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guides_combine_is_accepted() {
+        // SPEC B19 B20 I04 J09
+        for together in [
+            r#"{"autoscaler":{"min_containers":2,"max_containers":100,"buffer_containers":5,"scaledown_window":300}}"#,
+            r#"{"autoscaler":{"min_containers":2,"max_containers":100,"buffer_containers":5,"scaledown_window":300},"parameters":{"v":{}}}"#,
+            r#"{"concurrency":{"max_inputs":10},"resources":{"gpu":["L40S"]}}"#,
+            r#"{"concurrency":{"max_inputs":20},"protocol":"http"}"#,
+            r#"{"concurrency":{"max_inputs":100},"protocol":"http"}"#,
+            r#"{"batching":{"max_batch_size":32,"wait_ms":100},"resources":{"gpu":["H100"]}}"#,
+            r#"{"batching":{"max_batch_size":32,"wait_ms":100},"resources":{"gpu":["L40S"]}}"#,
+        ] {
+            assert!(pointers(together).is_empty(), "{together}: {:?}", pointers(together));
+        }
+    }
+
+    #[test]
     fn names_are_checked_at_both_ends() {
         assert!(function_key("default", &"a".repeat(128)).is_ok());
         for bad in ["", ".", "..", "a b", "a/b", "ü", &"a".repeat(129)] {

@@ -143,3 +143,16 @@ fn the_demo_runs_anywhere_and_succeeds() {
         assert!(told.contains(part), "{part} is not in\n{told}");
     }
 }
+
+#[tokio::test]
+async fn a_request_that_meets_a_limit_is_sent_again() {
+    // SPEC M13
+    let token = "0123456789abcdef";
+    let limits =
+        [format!("scheduler.tokens={token}"), "scheduler.rate_per_s=2".into(), "scheduler.rate_burst=2".into()];
+    let (_folder, up) = fresh(&["--set", &limits[0], "--set", &limits[1], "--set", &limits[2]]);
+    for _ in 0..8 {
+        let listed = capstan(&up.url, &["--token", token, "functions"], "");
+        assert_eq!(code(&listed), 0, "{}", String::from_utf8_lossy(&listed.stderr));
+    }
+}

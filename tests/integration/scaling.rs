@@ -317,3 +317,24 @@ async fn a_namespace_stays_within_its_quota_and_equal_ones_share_a_full_machine(
         assert_eq!(view["inputs"]["failed"], 0, "{view}");
     }
 }
+
+#[tokio::test]
+async fn what_an_idle_model_gave_back_is_placed_again_and_costs_nothing() {
+    // SPEC P07 P08
+    let (_folder, up) = fresh(&["--set", "worker.cpu=1"]);
+    let config = json!({"default": {"enable_scale_to_zero": true, "retention_period": "3s"}});
+    assert_eq!(up.http.put(up.at("/v1/scale-to-zero")).json(&config).send().await.unwrap().status().as_u16(), 200);
+    let whole = json!({"cpu": 1, "cpu_limit": null});
+    let model = json!({"model_id": "m", "resources": whole, "autoscaler": {"scaledown_window": 1}});
+    up.deploy("model", echo("", model).unwrap()).await.unwrap();
+    assert_eq!(up.invoke("model", json!(1)).await.unwrap().0, 200);
+    // The retention is the model's minimum: it does not give way before.
+    up.deploy("other", echo("", json!({"resources": whole})).unwrap()).await.unwrap();
+    let (status, spawned) = up.post(&up.function("other", "/spawn"), "2").await.unwrap();
+    assert_eq!(status, 202);
+    until(&up, "/v1/namespaces/default/functions/other/explain", |a| a["waiting"]["code"] == "no_capacity").await;
+    assert_eq!(live(&up.get("/v1/namespaces/default/functions/model/stats").await.unwrap()), 1);
+    let results = up.results(spawned["call_id"].as_str().unwrap()).await.unwrap();
+    assert_eq!(results[0]["output"], 2);
+    assert_eq!(live(&up.get("/v1/namespaces/default/functions/model/stats").await.unwrap()), 0);
+}

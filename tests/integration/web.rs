@@ -209,3 +209,45 @@ async fn address_of(up: &Up, function: &str) -> String {
     let listed = up.get(&format!("/v1/containers?function={function}")).await.unwrap();
     listed["containers"][0]["address"].as_str().expect("an address").to_owned()
 }
+
+#[tokio::test]
+async fn one_event_loop_serves_many_requests_at_once() {
+    // SPEC I05 I06
+    let (_folder, up) = fresh(&[]);
+    let settings = json!({"concurrency": {"max_inputs": 50}, "autoscaler": {"max_containers": 1}});
+    up.deploy("site", server(settings)).await.unwrap();
+    let address = at(&up, "/ws").replace("http://", "ws://");
+    let mut sockets = Vec::new();
+    for _ in 0..50 {
+        sockets.push(tokio_tungstenite::connect_async(address.clone()).await.unwrap().0);
+    }
+    let stats = up.get("/v1/namespaces/default/functions/site/stats").await.unwrap();
+    assert_eq!((&stats["running"], &stats["containers"]["busy"]), (&json!(50), &json!(1)));
+    for socket in &mut sockets {
+        socket.send(Message::text("still there")).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("still there"));
+    }
+}
+
+#[tokio::test]
+async fn a_token_may_send_so_many_web_requests_a_second() {
+    // SPEC M08 D4
+    let limits = ["scheduler.tokens=0123456789abcdef", "scheduler.rate_per_s=3", "scheduler.rate_burst=3"];
+    let (_folder, up) = fresh(&["--set", limits[0], "--set", limits[1], "--set", limits[2]]);
+    let key = "Bearer 0123456789abcdef";
+    let deployed = up.http.put(up.function("site", "")).header("authorization", key).json(&server(json!({})));
+    assert_eq!(deployed.send().await.unwrap().status().as_u16(), 201);
+    let mut refused = 0;
+    for _ in 0..12 {
+        let response = up.http.get(at(&up, "/status/200")).header("authorization", key).send().await.unwrap();
+        match response.status().as_u16() {
+            200 => {}
+            429 => {
+                assert!(response.headers().contains_key("retry-after"));
+                refused += 1;
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert!(refused > 0);
+}

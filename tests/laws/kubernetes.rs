@@ -28,6 +28,28 @@ fn the_hpa_scales_a_deployment_by_the_metric_down_to_zero() {
 }
 
 #[test]
+fn the_guide_names_the_steps_the_gate_and_the_retentions() {
+    // SPEC T01 T02 V08 W01 W02 W03 W07
+    let guide = std::fs::read_to_string(super::root().join("docs/kubernetes.md")).expect("the guide");
+    for said in [
+        "feature gate `HPAScaleToZero`",
+        "minReplicas: 0",
+        "capstan scale-to-zero apply",
+        "kube-apiserver.yaml",
+        "kube-controller-manager",
+        "grep -i scaletozero",
+        "| development and tests | 2–5 minutes |",
+        "| production, bursty | 15–30 minutes |",
+        "| scheduled work | 5–10 minutes |",
+        "one container is always kept",
+        "15 minutes in production",
+        "capstan_cold_start_phase_seconds",
+    ] {
+        assert!(guide.contains(said), "{said}");
+    }
+}
+
+#[test]
 fn the_scaled_object_asks_by_both_labels() {
     // SPEC U01 U02 U03
     let object = manifest("scaledobject-prometheus.yaml");

@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn each_field_is_taken_from_the_most_specific_entry_that_has_it() {
-        // SPEC R01 R02 R07 R08 R09 R10 R11 R12 S01 S02 S07 S08 S09
+        // SPEC P04 R01 R02 R07 R08 R09 R10 R11 R12 S01 S02 S07 S08 S09
         let data = json!({
             "default": {"enable_scale_to_zero": true, "retention_period": "15m"},
             "fast-scaling-model": {"model_id": "meta/llama-3.1-8b", "retention_period": "5m"},

@@ -107,3 +107,28 @@ fn what_cannot_be_reached_or_would_be_too_much_is_refused() {
     stage.step(Event::Deploy(Arc::new(http(json!({"protocol": "exec"}))))).unwrap();
     assert_eq!(stage.expelled.len(), 3, "a revision without a server serves none that wait");
 }
+
+#[test]
+fn the_decision_falls_with_the_event_and_not_later() {
+    // SPEC A08
+    let mut stage = Stage::new(http(json!({})));
+    stage.pass_s(77);
+    let at = stage.now;
+    enter(&mut stage, 0..50);
+    assert_eq!(stage.containers(), 50);
+    assert!(stage.core.decisions().all(|decision| decision.at == at));
+}
+
+#[test]
+fn a_function_takes_25_000_inputs_and_requests_in_all() {
+    // SPEC M01 M02
+    let mut stage =
+        Stage::new(http(json!({"concurrency": {"max_inputs": 10000}, "autoscaler": {"max_containers": 3}})));
+    enter(&mut stage, 0..25_000);
+    assert_eq!((stage.core.stats().running, stage.core.stats().backlog), (25_000, 0));
+    let refused = stage.step(Event::Enter { request: RequestId(25_000) }).unwrap_err();
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    assert!(refused.detail.contains("at most 25000"), "{}", refused.detail);
+    stage.step(Event::Leave { request: RequestId(7) }).unwrap();
+    enter(&mut stage, 25_000..25_001);
+}

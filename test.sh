@@ -16,6 +16,7 @@ install() { # command package
 }
 install cc gcc
 install python3 python3
+install curl curl
 install mount mount
 install prometheus prometheus
 install npm npm

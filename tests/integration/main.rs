@@ -2,6 +2,7 @@
 
 mod calls;
 mod cli;
+mod examples;
 mod faults;
 mod functions;
 mod fuzz;

@@ -79,5 +79,6 @@ mod planted {
         a_cancel_that_leaves_inputs_waiting_is_found = CANCEL_LEAVES_WAITING;
         unwanted_inputs_that_run_again_are_found = UNWANTED_RUNS_AGAIN;
         a_fetched_call_that_is_dropped_is_found = FETCHED_DROPPED;
+        a_web_request_that_keeps_its_slot_is_found = REQUEST_KEEPS_SLOT;
     }
 }

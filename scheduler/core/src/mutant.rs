@@ -43,4 +43,6 @@ planted! {
     UNWANTED_RUNS_AGAIN = 17;
     /// A single call that is read back from the store is dropped.
     FETCHED_DROPPED = 18;
+    /// A web request that is over keeps its slot.
+    REQUEST_KEEPS_SLOT = 19;
 }

@@ -93,6 +93,9 @@ impl Function {
             self.interactive.pending -= 1;
             return;
         }
+        if mutated!(self.limits.mutant, REQUEST_KEEPS_SLOT) {
+            return;
+        }
         let Some(id) = self.web.inside.remove(&request) else { return };
         self.interactive.running -= 1;
         self.pool.change(id, |container| {

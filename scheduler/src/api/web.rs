@@ -2,7 +2,7 @@
 
 use super::{Api, mint_call, no_function};
 use crate::{
-    actor::function::{Enter, FunctionActor, Pass, Place},
+    actor::function::{Enter, FunctionActor, Leave, Place},
     clock,
     telemetry::Telemetry,
 };
@@ -15,7 +15,7 @@ use capstan_common::{
     time::Time,
     trace,
 };
-use capstan_scheduler_core::{event::Event, record::Entry};
+use capstan_scheduler_core::record::Entry;
 use std::sync::{Arc, atomic::Ordering};
 use tokio::sync::oneshot;
 
@@ -76,7 +76,9 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let (actor, request) = (self.actor.clone(), self.request);
         // The function may be gone: then nothing of the request is left there either.
-        actix::spawn(async move { drop(actor.send(Pass(Event::Leave { request })).await) });
+        actix::spawn(async move {
+            let _ = actor.send(Leave(request)).await;
+        });
         let Some(inside) = self.inside.take() else { return };
         let now = clock::now();
         let entry = Entry {

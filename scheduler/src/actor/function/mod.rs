@@ -3,7 +3,7 @@
 mod messages;
 mod web;
 
-pub use web::{Enter, Place};
+pub use web::{Enter, Leave, Place};
 
 pub use messages::{Ask, Deploy, Deployed, Happen, Joined, Open, Pass, Reconfigured, Ring, Tell, Watch};
 

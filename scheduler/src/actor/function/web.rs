@@ -25,7 +25,7 @@ pub struct Place {
     pub expelled: oneshot::Receiver<Refusal>,
 }
 
-/// A request comes. `place` is told where it may go, or why it may not; afterwards the core must hear `Leave`.
+/// A request comes. `place` is told where it may go, or why it may not; whatever comes of it, `Leave` must follow.
 #[derive(Message)]
 #[rtype(result = "Result<(), Refusal>")]
 pub struct Enter {
@@ -34,6 +34,11 @@ pub struct Enter {
     /// Is told its place.
     pub place: oneshot::Sender<Result<Place, Refusal>>,
 }
+
+/// A request is over, or its client has gone.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Leave(pub RequestId);
 
 enum Door {
     Waiting(oneshot::Sender<Result<Place, Refusal>>),
@@ -54,8 +59,7 @@ impl Doors {
         }
     }
 
-    /// A request is over.
-    pub fn forget(&mut self, request: RequestId) {
+    fn forget(&mut self, request: RequestId) {
         self.0.remove(&request);
     }
 }
@@ -80,6 +84,16 @@ impl FunctionActor {
         if place.send(Ok(given)).is_ok() {
             self.web.0.insert(request, Door::Inside(tell));
         }
+    }
+}
+
+impl Handler<Leave> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, Leave(request): Leave, ctx: &mut Context<Self>) {
+        self.web.forget(request);
+        // Leaving is never refused.
+        let _ = self.step(Event::Leave { request }, ctx);
+        self.end_if_gone(ctx);
     }
 }
 

@@ -1,0 +1,143 @@
+//! A container's answer on its way back: streamed as it comes, broken off when its container or its time is gone.
+
+use super::{OWN, asked::Upload};
+use crate::{actor::function::Place, api::web::Visit};
+use actix_web::{
+    HttpResponse, HttpResponseBuilder,
+    http::header::{self, HeaderName},
+};
+use bytes::Bytes;
+use capstan_common::refusal::{Code, Refusal};
+use futures_util::{Stream, StreamExt};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use std::{
+    io,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::oneshot,
+};
+
+/// Comes back when the container is gone or the request's time is over.
+pub(super) async fn broken(expelled: &mut oneshot::Receiver<Refusal>, deadline: Instant, timeout: Duration) -> Refusal {
+    let late = tokio::time::sleep_until(deadline.into());
+    tokio::select! {
+        why = expelled => why.unwrap_or_else(|_| Refusal::new(Code::Unavailable, "the scheduler is stopping")),
+        () = late => {
+            let detail = format!("the request lasted longer than timeout_s ({} s)", timeout.as_secs_f64());
+            Refusal::new(Code::FunctionTimeout, detail)
+        }
+    }
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>;
+
+/// A container's answer, streamed as it comes; the visit lasts as long.
+pub(super) fn answer(
+    response: hyper::Response<Incoming>,
+    upload: Option<Upload>,
+    mut visit: Visit,
+    place: Place,
+    deadline: Instant,
+) -> HttpResponse {
+    let status = response.status();
+    visit.answered(status.as_u16());
+    let mut builder = HttpResponse::build(
+        actix_web::http::StatusCode::from_u16(status.as_u16()).unwrap_or(actix_web::http::StatusCode::BAD_GATEWAY),
+    );
+    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|v| v.to_str().ok()?.parse().ok());
+    copy_headers(response.headers(), &mut builder);
+    builder.insert_header(("capstan-container", place.container.to_string()));
+    if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
+        builder.upgrade("websocket");
+        let pieces: Pieces = Box::pin(tunnel(response, upload));
+        return builder.streaming(guarded(pieces, visit, place, deadline));
+    }
+    if let Some(length) = length {
+        builder.no_chunking(length);
+    }
+    let pieces: Pieces = Box::pin(response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other)));
+    builder.streaming(guarded(pieces, visit, place, deadline))
+}
+
+fn copy_headers(headers: &hyper::HeaderMap, to: &mut HttpResponseBuilder) {
+    for (name, value) in headers {
+        let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
+        if OWN.contains(&name) || name == header::CONTENT_LENGTH {
+            continue;
+        }
+        if let Ok(value) = header::HeaderValue::from_bytes(value.as_bytes()) {
+            to.append_header((name, value));
+        }
+    }
+}
+
+/// An answer's pieces for as long as its container and its time last; with them the visit ends.
+fn guarded(
+    mut pieces: Pieces,
+    mut visit: Visit,
+    mut place: Place,
+    deadline: Instant,
+) -> Pin<Box<dyn Stream<Item = io::Result<Bytes>>>> {
+    Box::pin(async_stream::stream! {
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = pieces.next() => next,
+                why = broken(&mut place.expelled, deadline, place.timeout) => {
+                    visit.broke(&why);
+                    // The answer has begun: breaking it off is the only way to say so.
+                    yield Err(io::Error::other(why.detail));
+                    return;
+                }
+            };
+            let Some(piece) = next else { return };
+            if let Err(error) = &piece {
+                visit.broke(&Refusal::new(Code::FunctionFailed, error.to_string()));
+            }
+            yield piece;
+        }
+    })
+}
+
+/// What a container sends over an upgraded connection; what the client sends goes the other way meanwhile.
+fn tunnel(response: hyper::Response<Incoming>, upload: Option<Upload>) -> impl Stream<Item = io::Result<Bytes>> {
+    async_stream::try_stream! {
+        let upgraded = hyper::upgrade::on(response).await.map_err(io::Error::other)?;
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+        let up = async move {
+            let Some(upload) = upload else { return };
+            let mut pieces = Box::pin(upload.pieces());
+            while let Some(Ok(piece)) = pieces.next().await {
+                if write.write_all(&piece).await.is_err() {
+                    return;
+                }
+            }
+            // The client has closed its side; the container may still answer.
+            let _ = write.shutdown().await;
+        };
+        let up = AbortOnDrop(tokio::spawn(up));
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let count = read.read(&mut buffer).await?;
+            if count == 0 {
+                break;
+            }
+            yield Bytes::copy_from_slice(&buffer[..count]);
+        }
+        drop(up);
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

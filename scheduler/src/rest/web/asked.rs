@@ -1,0 +1,169 @@
+//! A client's request as it goes on to a container: its body as a stream, its path as it was written, its headers without
+//! those of its connection.
+
+use super::{Body, OWN, Problem, TOKEN_HEADER};
+use crate::{actor::function::Place, api::web::Visit};
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap, HeaderName},
+    web,
+};
+use bytes::Bytes;
+use capstan_common::refusal::Code;
+use futures_util::{Stream, StreamExt};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+};
+use tokio::sync::mpsc;
+
+/// Pieces of a request's body that are read ahead of its container.
+const AHEAD: usize = 8;
+
+/// A request's body on its way: read from the client when the container reads it, and whole until then.
+#[derive(Clone)]
+pub(super) struct Upload(Arc<Mutex<mpsc::Receiver<io::Result<Bytes>>>>);
+
+impl Upload {
+    /// Reads the client's body as it is taken. Ends when the last handle on it is gone.
+    fn of(mut payload: web::Payload) -> Self {
+        let (pieces, upload) = mpsc::channel(AHEAD);
+        actix_web::rt::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = payload.next() => next,
+                    () = pieces.closed() => return,
+                };
+                let Some(next) = next else { return };
+                if pieces.send(next.map_err(io::Error::other)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self(Arc::new(Mutex::new(upload)))
+    }
+
+    pub(super) fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        futures_util::stream::poll_fn(move |context| -> Poll<Option<io::Result<Bytes>>> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_recv(context)
+        })
+    }
+
+    fn body(self) -> Body {
+        BodyExt::boxed_unsync(StreamBody::new(self.pieces().map(|piece| piece.map(Frame::data))))
+    }
+}
+
+/// What a client asked for, as it is sent to a container.
+pub(super) struct Asked {
+    method: hyper::Method,
+    path: String,
+    headers: hyper::HeaderMap,
+    /// Its body, if it has one.
+    pub(super) upload: Option<Upload>,
+    upgrades: bool,
+}
+
+impl Asked {
+    pub(super) fn of(request: &HttpRequest, payload: web::Payload, open: bool) -> Result<Self, Problem> {
+        let upgrades = is_websocket(request.headers());
+        if request.headers().contains_key(header::UPGRADE) && !upgrades {
+            // A server may pass over an upgrade that it does not know (RFC 9110, section 7.8).
+            tracing::debug!("only WebSockets are passed through; the request goes on without its upgrade");
+        }
+        let given = |name| request.headers().contains_key(name);
+        let has_body = given(header::CONTENT_LENGTH) || given(header::TRANSFER_ENCODING);
+        Ok(Self {
+            method: hyper::Method::from_bytes(request.method().as_str().as_bytes())
+                .map_err(|_| Problem::new(Code::Malformed, "the method cannot be read"))?,
+            path: target(request),
+            headers: headers_for(request, upgrades, open),
+            upload: (has_body || upgrades).then(|| Upload::of(payload)),
+            upgrades,
+        })
+    }
+
+    pub(super) fn request(&self, place: &Place, visit: &Visit) -> Result<hyper::Request<Body>, Problem> {
+        let body = match &self.upload {
+            // What follows an upgrade is no body.
+            Some(upload) if !self.upgrades => upload.clone().body(),
+            _ => BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {})),
+        };
+        let uri = format!("http://{}{}", place.address, self.path);
+        let mut request =
+            hyper::Request::builder().method(self.method.clone()).uri(uri).body(body).map_err(unreadable)?;
+        *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert("traceparent", visit.traceparent().parse().map_err(unreadable)?);
+        let deadline = chrono::Utc::now() + place.timeout;
+        let deadline = deadline.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        request.headers_mut().insert("capstan-deadline", deadline.parse().map_err(unreadable)?);
+        Ok(request)
+    }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Problem {
+    Problem::new(Code::Malformed, format!("the request cannot be passed on: {error}"))
+}
+
+pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok());
+    value.is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
+}
+
+/// The path behind the function's name as it was written, and the query.
+fn target(request: &HttpRequest) -> String {
+    let rest = request.uri().path().splitn(5, '/').nth(4).unwrap_or_default();
+    match request.uri().query() {
+        Some(query) => format!("/{rest}?{query}"),
+        None => format!("/{rest}"),
+    }
+}
+
+/// The client's headers without those of its connection, and with what proxies add.
+fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::HeaderMap {
+    let named = request.headers().get_all(header::CONNECTION).filter_map(|v| v.to_str().ok());
+    let named: Vec<String> = named.flat_map(|v| v.split(',')).map(|v| v.trim().to_ascii_lowercase()).collect();
+    // A token opens Capstan, and is none of the container's business.
+    let spent = |name: &HeaderName| {
+        let is_token = *name == header::AUTHORIZATION && !request.headers().contains_key(TOKEN_HEADER);
+        name.as_str() == TOKEN_HEADER || (is_token && !open)
+    };
+    // Of a chunked body the length is not known, whatever the client says besides.
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let mut out = hyper::HeaderMap::new();
+    for (name, value) in request.headers() {
+        let untrue = chunked && *name == header::CONTENT_LENGTH;
+        if OWN.contains(name) || untrue || spent(name) || named.iter().any(|n| n == name.as_str()) {
+            continue;
+        }
+        if let (Ok(name), Ok(value)) = (
+            hyper::header::HeaderName::from_bytes(name.as_str().as_bytes()),
+            hyper::header::HeaderValue::from_bytes(value.as_bytes()),
+        ) {
+            out.append(name, value);
+        }
+    }
+    let mut set = |name: &'static str, value: &str| {
+        if let Ok(value) = hyper::header::HeaderValue::from_str(value) {
+            out.insert(name, value);
+        }
+    };
+    if upgrades {
+        set("connection", "upgrade");
+        set("upgrade", "websocket");
+    }
+    let connection = request.connection_info().clone();
+    if let Some(peer) = connection.peer_addr() {
+        let before = request.headers().get("x-forwarded-for").and_then(|v| v.to_str().ok());
+        let chain = before.map_or_else(|| peer.to_owned(), |before| format!("{before}, {peer}"));
+        set("x-forwarded-for", &chain);
+    }
+    set("x-forwarded-host", connection.host());
+    set("x-forwarded-proto", connection.scheme());
+    let prefix: Vec<&str> = request.uri().path().splitn(5, '/').take(4).collect();
+    set("x-forwarded-prefix", &prefix.join("/"));
+    out
+}

@@ -1,0 +1,131 @@
+//! The reverse proxy to functions' servers: bodies stream both ways as they come, and WebSockets pass through.
+
+mod answer;
+mod asked;
+
+use super::{calls, functions::used, problem::Problem};
+use crate::api::Api;
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{
+        Method, Version,
+        header::{self, HeaderName},
+    },
+    web,
+};
+use asked::{Asked, is_websocket};
+use bytes::Bytes;
+use capstan_common::refusal::{Code, Refusal};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper_util::{
+    client::legacy::{Client, Error, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+/// How often a request looks for another container when one is gone before it could be reached.
+const TRIES: u32 = 3;
+/// How long a broken connection waits for its container's end.
+const END: Duration = Duration::from_millis(200);
+/// How long an idle connection to a container is kept.
+const IDLE: Duration = Duration::from_secs(30);
+/// Headers that concern one connection only (RFC 9110, section 7.6.1), or that are set anew.
+const OWN: [HeaderName; 10] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+];
+/// Carries a token where `Authorization` is meant for the container.
+pub const TOKEN_HEADER: &str = "capstan-token";
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Connections to containers, of one thread of the server.
+#[derive(Clone)]
+pub struct Proxy(Client<HttpConnector, Body>);
+
+impl Default for Proxy {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        Self(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector))
+    }
+}
+
+/// Passes a request on to a container of its function, and the answer back.
+pub async fn web(
+    api: web::Data<Api>,
+    proxy: web::Data<Proxy>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
+        let detail = format!("{} is not passed on", request.method());
+        return Err(Problem::new(Code::MethodNotAllowed, detail));
+    }
+    let part = |name| request.match_info().get(name).unwrap_or_default().to_owned();
+    let key = used(&api, &(part("ns"), part("fn"))).await?;
+    if request.version() < Version::HTTP_11 && is_websocket(request.headers()) {
+        return Err(Problem::new(Code::Malformed, "a WebSocket needs HTTP/1.1"));
+    }
+    let asked = Asked::of(&request, payload, api.config().tokens.is_empty())?;
+    let traceparent = calls::terms(&request).ok().and_then(|terms| terms.traceparent);
+    for tried in 1.. {
+        let (mut visit, mut place) = api.visit(&key, traceparent.clone()).await?;
+        let deadline = Instant::now() + place.timeout;
+        let sent = tokio::select! {
+            sent = proxy.0.request(asked.request(&place, &visit)?) => sent,
+            why = answer::broken(&mut place.expelled, deadline, place.timeout) => {
+                visit.broke(&why);
+                return Err(failed(why));
+            }
+        };
+        match sent {
+            Ok(response) => return Ok(answer::answer(response, asked.upload, visit, place, deadline)),
+            Err(error) => {
+                // Its container's end, which is heard of a moment later, says more, and frees the way for another one.
+                let ended = tokio::time::timeout(END, &mut place.expelled).await.ok().and_then(Result::ok);
+                // Nothing was sent: another container takes the request.
+                if error.is_connect() && tried < TRIES {
+                    continue;
+                }
+                let why = ended.unwrap_or_else(|| Refusal::new(Code::FunctionFailed, told(&error)));
+                visit.broke(&why);
+                return Err(failed(why));
+            }
+        }
+    }
+    Err(Problem::new(Code::Unavailable, "no container could be reached"))
+}
+
+/// The whole chain of an error's reasons.
+fn told(error: &Error) -> String {
+    let mut text = format!("the function's server did not answer: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(reason) = source {
+        text.push_str(&format!(": {reason}"));
+        source = reason.source();
+    }
+    text
+}
+
+/// The answer of a request that has none of its container's, in the form of a failed invoke.
+fn failed(why: Refusal) -> Problem {
+    let kind = match why.code {
+        Code::FunctionTimeout => "FunctionTimeout",
+        Code::FunctionFailed => "WebRequest",
+        _ => return why.into(),
+    };
+    let error = serde_json::json!({"type": kind, "message": why.detail, "traceback": ""});
+    Problem::with(why, "error", error)
+}

@@ -1,6 +1,9 @@
 //! A container's answer on its way back: streamed as it comes, broken off when its container or its time is gone.
 
-use super::{OWN, asked::Upload};
+use super::{
+    OWN,
+    asked::{Asked, Reached, Upload},
+};
 use crate::{actor::function::Place, api::web::Visit};
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
@@ -39,7 +42,7 @@ type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>;
 /// A container's answer, streamed as it comes; the visit lasts as long.
 pub(super) fn answer(
     response: hyper::Response<Incoming>,
-    upload: Option<Upload>,
+    asked: Asked,
     mut visit: Visit,
     place: Place,
     deadline: Instant,
@@ -51,11 +54,11 @@ pub(super) fn answer(
     );
     let length = response.headers().get(hyper::header::CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|v| v.to_str().ok()?.parse().ok());
-    copy_headers(response.headers(), &mut builder);
+    copy_headers(response.headers(), &asked.reached, &mut builder);
     builder.insert_header(("capstan-container", place.container.to_string()));
     if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
         builder.upgrade("websocket");
-        let pieces: Pieces = Box::pin(tunnel(response, upload));
+        let pieces: Pieces = Box::pin(tunnel(response, asked.upload));
         return builder.streaming(guarded(pieces, visit, place, deadline));
     }
     if let Some(length) = length {
@@ -65,10 +68,16 @@ pub(super) fn answer(
     builder.streaming(guarded(pieces, visit, place, deadline))
 }
 
-fn copy_headers(headers: &hyper::HeaderMap, to: &mut HttpResponseBuilder) {
+fn copy_headers(headers: &hyper::HeaderMap, reached: &Reached, to: &mut HttpResponseBuilder) {
     for (name, value) in headers {
         let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
         if OWN.contains(&name) || name == header::CONTENT_LENGTH {
+            continue;
+        }
+        if matches!(name, header::LOCATION | header::CONTENT_LOCATION)
+            && let Ok(location) = value.to_str()
+        {
+            to.append_header((name, reached.place(location)));
             continue;
         }
         if let Ok(value) = header::HeaderValue::from_bytes(value.as_bytes()) {

@@ -62,6 +62,8 @@ pub(super) struct Asked {
     method: hyper::Method,
     path: String,
     headers: hyper::HeaderMap,
+    /// Under which path the function is reached, and by which host.
+    pub(super) reached: Reached,
     /// Its body, if it has one.
     pub(super) upload: Option<Upload>,
     upgrades: bool,
@@ -80,6 +82,7 @@ impl Asked {
             method: hyper::Method::from_bytes(request.method().as_str().as_bytes())
                 .map_err(|_| Problem::new(Code::Malformed, "the method cannot be read"))?,
             path: target(request),
+            reached: Reached::of(request),
             headers: headers_for(request, upgrades, open),
             upload: (has_body || upgrades).then(|| Upload::of(payload)),
             upgrades,
@@ -111,6 +114,32 @@ fn unreadable(error: impl std::fmt::Display) -> Problem {
 pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
     let value = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok());
     value.is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
+}
+
+/// Where clients reach the function.
+pub(super) struct Reached {
+    /// The path up to the function's name.
+    prefix: String,
+    /// Scheme and host of the request.
+    origin: String,
+}
+
+impl Reached {
+    fn of(request: &HttpRequest) -> Self {
+        let prefix: Vec<&str> = request.uri().path().splitn(5, '/').take(4).collect();
+        let connection = request.connection_info();
+        Self { prefix: prefix.join("/"), origin: format!("{}://{}", connection.scheme(), connection.host()) }
+    }
+
+    /// A server that does not know its prefix sends clients to paths of its own: the same place as clients reach it.
+    pub(super) fn place(&self, location: &str) -> String {
+        let path = location.strip_prefix(&self.origin).unwrap_or(location);
+        let own = path.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']));
+        if !path.starts_with('/') || path.starts_with("//") || own {
+            return location.to_owned();
+        }
+        format!("{}{path}", self.prefix)
+    }
 }
 
 /// The path behind the function's name as it was written, and the query.
@@ -163,7 +192,28 @@ fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::Head
     }
     set("x-forwarded-host", connection.host());
     set("x-forwarded-proto", connection.scheme());
-    let prefix: Vec<&str> = request.uri().path().splitn(5, '/').take(4).collect();
-    set("x-forwarded-prefix", &prefix.join("/"));
+    set("x-forwarded-prefix", &Reached::of(request).prefix);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reached;
+
+    #[test]
+    fn a_servers_own_paths_lead_to_where_clients_reach_it() {
+        let reached = Reached { prefix: "/web/default/site".into(), origin: "http://127.0.0.1:7070".into() };
+        for (told, led) in [
+            ("/a/?b=1", "/web/default/site/a/?b=1"),
+            ("/", "/web/default/site/"),
+            ("http://127.0.0.1:7070/a", "/web/default/site/a"),
+            ("/web/default/site/a", "/web/default/site/a"),
+            ("/web/default/sites", "/web/default/site/web/default/sites"),
+            ("relative/path", "relative/path"),
+            ("//elsewhere/a", "//elsewhere/a"),
+            ("https://example.com/a", "https://example.com/a"),
+        ] {
+            assert_eq!(reached.place(told), led, "{told}");
+        }
+    }
 }

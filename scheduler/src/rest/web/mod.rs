@@ -91,7 +91,7 @@ pub async fn web(
             }
         };
         match sent {
-            Ok(response) => return Ok(answer::answer(response, asked.upload, visit, place, deadline)),
+            Ok(response) => return Ok(answer::answer(response, asked, visit, place, deadline)),
             Err(error) => {
                 // Its container's end, which is heard of a moment later, says more, and frees the way for another one.
                 let ended = tokio::time::timeout(END, &mut place.expelled).await.ok().and_then(Result::ok);

@@ -90,7 +90,20 @@ pub fn check(spec: &FunctionSpec) -> Vec<FieldError> {
     if spec.parameters.len() > MOST {
         tell("/parameters".into(), format!("must be at most {MOST}, are {}", spec.parameters.len()));
     }
+    if spec.schedule.is_some() && missing(spec).is_err() {
+        tell("/schedule".into(), "a scheduled function needs a default for each of its parameters".into());
+    }
+    let mut upper = std::collections::BTreeSet::new();
     for (name, parameter) in &spec.parameters {
+        if !upper.insert(name.to_uppercase()) {
+            tell(format!("/parameters/{name}"), "another parameter has the same name but for its case".into());
+        }
+        if let Some(text) = parameter.default.as_ref().and_then(Value::as_str)
+            && (text.contains('\0') || text.len() > VALUES_CHARS)
+        {
+            let detail = format!("must have at most {VALUES_CHARS} bytes and no NUL character");
+            tell(format!("/parameters/{name}/default"), detail);
+        }
         let clean = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if !(1..=64).contains(&name.len()) || !name.chars().all(clean) {
             let detail = "a parameter's name must match [a-zA-Z0-9_]{1,64}".to_owned();

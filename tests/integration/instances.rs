@@ -122,3 +122,26 @@ async fn instances_follow_their_function_survive_a_crash_and_go_when_nobody_need
     assert_eq!(removed.status().as_u16(), 204);
     assert_eq!(up.invoke(kept, json!(1)).await.unwrap().0, 404);
 }
+
+#[tokio::test]
+async fn what_an_instance_has_accepted_is_done_whatever_becomes_of_its_name() {
+    // SPEC D11
+    let (_folder, up) = fresh(&["--set", "worker.cpu=1"]);
+    let defaults = |version: &str| {
+        json!({"resources": {"cpu": 1, "cpu_limit": null}, "autoscaler": {"scaledown_window": 1},
+            "parameters": {"fast": {"type": "boolean", "default": false}, "model_version": {"default": version}}})
+    };
+    up.deploy("my-app.Model", model(defaults("1"))).await.unwrap();
+    let (short, long) = ("my-app.Model;fast=true", "my-app.Model;fast=true;model_version=3.5");
+    assert_eq!(up.invoke(short, json!(1)).await.unwrap().0, 200);
+    let (status, spawned) = up.post(&up.function(long, "/spawn_map"), "1\n".repeat(40)).await.unwrap();
+    assert_eq!(status, 202);
+    // One instance goes, and not those whose names begin like its own.
+    let removed = up.http.delete(up.function(short, "")).send().await.unwrap();
+    assert_eq!(removed.status().as_u16(), 204);
+    // Its value becomes the default: the name leads elsewhere now, and what waits is done all the same.
+    up.deploy("my-app.Model", model(defaults("3.5"))).await.unwrap();
+    let results = up.results(spawned["call_id"].as_str().unwrap()).await.unwrap();
+    assert_eq!(results.len(), 40);
+    assert!(results.iter().all(|line| line["output"]["model_version"] == "3.5"), "{results:?}");
+}

@@ -136,7 +136,13 @@ async fn what_goes_wrong_is_told_in_the_contracts_words() {
         let (status, body) = text(&up, path).await;
         (status, serde_json::from_str::<Value>(&body).unwrap_or_else(|_| panic!("{body}")))
     };
+    let container = async || {
+        let response = up.http.get(at(&up, "/status/200")).send().await.unwrap();
+        response.headers()["capstan-container"].to_str().unwrap().to_owned()
+    };
+    let first = container().await;
     let (status, late) = problem("/hang").await;
+    assert_ne!(container().await, first, "a server that does not end a request in time takes no other");
     assert_eq!(
         (status, &late["code"], &late["error"]["type"]),
         (504, &json!("function_timeout"), &json!("FunctionTimeout"))
@@ -250,4 +256,45 @@ async fn a_token_may_send_so_many_web_requests_a_second() {
         }
     }
     assert!(refused > 0);
+}
+
+/// Sends raw bytes and reads until the server closes.
+async fn raw(up: &Up, text: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(up.url.trim_start_matches("http://")).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn answers_are_framed_as_they_must_be_and_nothing_is_made_up() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("site", server(json!({"timeout_s": 5, "concurrency": {"max_inputs": 10}}))).await.unwrap();
+    let get = |path: &str, more: &str| format!("GET /web/default/site{path} HTTP/1.1\r\nhost: localhost\r\n{more}\r\n");
+    // What has no body leaves nothing behind on its connection.
+    for bare in ["/status/204", "/status/304"] {
+        let last = get("/status/200", "connection: close\r\n");
+        let answer = raw(&up, &(get(bare, "") + &last)).await;
+        let (first, second) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(first.starts_with(&format!("HTTP/1.1 {}", &bare[8..])), "{answer}");
+        assert!(second.starts_with("HTTP/1.1 200 OK\r\n") && second.ends_with("status 200"), "{answer}");
+        assert!(!answer.to_lowercase().contains("content-type"), "{answer}");
+    }
+    // A GET may have a body, and a chunked one too.
+    let chunked = "transfer-encoding: chunked\r\nconnection: close\r\n";
+    let answer = raw(&up, &(get("/count", chunked) + "5\r\nhello\r\n0\r\n\r\n")).await;
+    assert!(answer.ends_with('5') || answer.contains("\r\n5\r\n"), "{answer}");
+    // A handshake that is refused is answered whole; one with a body is none.
+    let socket = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let refused = raw(&up, &get("/status/403", socket)).await;
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.ends_with("status 403"), "{refused}");
+    let smuggled = raw(&up, &get("/ws", &format!("{socket}content-length: 30\r\n"))).await;
+    assert!(smuggled.starts_with("HTTP/1.1 400"), "{smuggled}");
+    // Nobody else makes up headers that mark inputs.
+    let marked = up.http.get(at(&up, "/show")).header("capstan-call-id", "ca-1").header("x-forwarded-for", "10.0.0.1");
+    let seen: Value = marked.send().await.unwrap().json().await.unwrap();
+    assert_eq!(seen["headers"]["capstan-call-id"], Value::Null);
+    assert_eq!(seen["headers"]["x-forwarded-for"], "10.0.0.1, 127.0.0.1");
 }

@@ -96,6 +96,8 @@ pub enum Event {
     Leave {
         /// Which.
         request: RequestId,
+        /// Whether it ran past its time-out: its server may still work on it.
+        spoilt: bool,
     },
     /// The autoscaler gives a place for a container.
     Granted {

@@ -112,21 +112,26 @@ impl Api {
             .function_or(key, || FunctionActor::start_in_arbiter(&on, move |_| FunctionActor::new(owner, env, None)))
     }
 
-    /// Instances follow their function: they get its new spec, or go with it.
+    /// Instances follow their function: they get its new spec, or go with it. One that its values do not lead to any more
+    /// (a default was changed, a parameter is gone) finishes what it has accepted, and goes.
     pub(super) async fn follow(&self, base: &FunctionKey) {
+        if parameter::is_instance(base) {
+            return;
+        }
         let spec = self.ask(base, |core| core.deployment().spec.clone()).await.ok();
         for (key, actor) in self.env.registry.instances(base) {
-            let bound =
-                spec.as_ref().and_then(|spec| parameter::bind(&key, spec).ok()).filter(|(name, _)| *name == key);
             // One that has just gone follows nobody.
-            let Some((_, bound)) = bound else {
+            let Ok(own) = self.ask(&key, |core| core.deployment().spec.clone()).await else { continue };
+            let Some(spec) = &spec else {
                 drop(actor.send(Tell(Event::Remove)).await);
                 continue;
             };
-            let spec = Arc::new(bound);
-            let wanted = spec.clone();
-            if self.ask(&key, move |core| core.deployment().spec == wanted).await == Ok(false) {
-                drop(actor.send(Deploy { spec, if_match: None }).await);
+            let wanted = match parameter::bind(&key, spec) {
+                Ok((name, bound)) if name == key => bound,
+                _ => leaving(&own),
+            };
+            if *own != wanted {
+                drop(actor.send(Deploy { spec: Arc::new(wanted), if_match: None }).await);
             }
         }
     }
@@ -151,4 +156,11 @@ impl Api {
         }
         Ok(views)
     }
+}
+
+/// The spec of an instance that is to go when it has finished: nothing keeps it.
+fn leaving(own: &FunctionSpec) -> FunctionSpec {
+    let mut spec = FunctionSpec { profiles: Vec::new(), model_id: None, activity: None, ..own.clone() };
+    spec.autoscaler.min_containers = 0;
+    spec
 }

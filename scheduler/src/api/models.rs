@@ -3,6 +3,7 @@
 use super::Api;
 use crate::clock;
 use capstan_common::{
+    function::ActivitySource,
     id::FunctionKey,
     refusal::{Code, Refusal},
 };
@@ -12,7 +13,7 @@ use promql_parser::{
     parser::{self, Expr},
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One series: its name, its labels, and its value of now.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,13 +73,33 @@ impl Api {
         all
     }
 
+    /// Models whose requests a Prometheus server is asked for: a zero of Capstan's under the name that it is asked for would be
+    /// taken for what the servers themselves have counted.
+    async fn asked_elsewhere(&self) -> BTreeSet<(String, String)> {
+        let mut found = BTreeSet::new();
+        if self.env.prometheus.is_none() {
+            return found;
+        }
+        for (key, _) in self.env.registry.functions() {
+            let Ok(spec) = self.ask(&key, |core| core.deployment().spec.clone()).await else { continue };
+            let asked = spec.activity.as_ref().is_some_and(|a| a.source == ActivitySource::Prometheus);
+            found.extend(spec.model_id.clone().filter(|_| asked).map(|model| (key.namespace.to_string(), model)));
+        }
+        found
+    }
+
     /// The gauges as Prometheus reads them.
     pub async fn model_metrics(&self) -> String {
         let mut text = String::new();
         let mut last = "";
         let mut series = self.model_series().await;
         if self.config.vllm_metrics {
-            let counted: Vec<_> = series.iter().filter(|s| s.name == REQUESTS[1]).cloned().collect();
+            let elsewhere = self.asked_elsewhere().await;
+            let here = |s: &&Series| {
+                let of = |label| s.labels.get(label).cloned().unwrap_or_default();
+                s.name == REQUESTS[1] && !elsewhere.contains(&(of("namespace"), of("model_name")))
+            };
+            let counted: Vec<_> = series.iter().filter(here).cloned().collect();
             series.extend(counted.into_iter().map(|counted| Series { name: REQUESTS[0], ..counted }));
         }
         for Series { name, labels, value } in series {

@@ -61,6 +61,11 @@ impl Visit {
         self.ended(failed(kind, &why.detail));
     }
 
+    /// It was not sent after all, and is tried elsewhere: nothing is told of it.
+    pub fn retract(&mut self) {
+        self.inside = None;
+    }
+
     fn ended(&mut self, outcome: Outcome) {
         if let Some(inside) = &mut self.inside {
             inside.outcome = outcome;
@@ -74,10 +79,13 @@ fn failed(kind: FailureKind, what: &str) -> Outcome {
 
 impl Drop for Visit {
     fn drop(&mut self) {
+        let spoilt = self.inside.as_ref().is_some_and(
+            |inside| matches!(&inside.outcome, Outcome::Failed(failure) if failure.kind == FailureKind::Timeout),
+        );
         let (actor, request) = (self.actor.clone(), self.request);
         // The function may be gone: then nothing of the request is left there either.
         actix::spawn(async move {
-            let _ = actor.send(Leave(request)).await;
+            let _ = actor.send(Leave { request, spoilt }).await;
         });
         let Some(inside) = self.inside.take() else { return };
         let now = clock::now();

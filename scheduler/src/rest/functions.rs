@@ -36,6 +36,12 @@ pub async fn seen(api: &Api, path: &(String, String)) -> Result<FunctionKey, Pro
     Ok(api.find(validate::instance_key(&path.0, &path.1)?).await?)
 }
 
+/// Does what must not stop halfway when the client goes: instances follow their function one by one.
+async fn to_its_end<T: 'static>(work: impl Future<Output = Result<T, Refusal>> + 'static) -> Result<T, Refusal> {
+    let stopping = |_| Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back");
+    actix_web::rt::spawn(work).await.map_err(stopping)?
+}
+
 /// What a request asks of the live revision before it acts.
 enum Precondition {
     None,
@@ -82,7 +88,11 @@ pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, paylo
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let spec = parse(&bytes)?;
     let expected = check(&api, &key, &request).await?;
-    let (mut function, new) = api.deploy(key, spec, expected).await?;
+    let deploying = {
+        let api = api.clone();
+        async move { api.deploy(key, spec, expected).await }
+    };
+    let (mut function, new) = to_its_end(deploying).await?;
     function.warnings = warnings(&bytes);
     let mut response = if new { HttpResponse::Created() } else { HttpResponse::Ok() };
     response.insert_header((header::ETAG, format!("\"{}\"", function.revision)));
@@ -132,7 +142,7 @@ pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> An
     let key = seen(&api, &path).await?;
     api.function(&key).await?;
     check(&api, &key, &request).await?;
-    api.remove(&key).await?;
+    to_its_end(async move { api.remove(&key).await }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 

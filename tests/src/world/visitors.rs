@@ -54,7 +54,7 @@ impl World {
 
     pub(super) fn depart(&mut self, f: usize, request: RequestId) -> Result<(), String> {
         match self.functions[f].visitors.remove(&request) {
-            Some(_) => self.step_function(f, Event::Leave { request }),
+            Some(_) => self.step_function(f, Event::Leave { request, spoilt: false }),
             None => Ok(()),
         }
     }

@@ -32,21 +32,23 @@ pub async fn watch(server: Server, activity: Activity, tell: impl AsyncFn(u64)) 
 /// Read by hand: of the crates for this text form none that may be linked here takes the colon in `vllm:…`.
 fn counter(page: &[u8], name: &str) -> io::Result<u64> {
     let text = String::from_utf8_lossy(page);
-    let values: Vec<f64> = text.lines().filter_map(|line| value(line, name)).filter(|v| v.is_finite()).collect();
-    match values.as_slice() {
-        [] => Err(io::Error::other(format!("there is no `{name}` in it"))),
-        values => Ok(values.iter().sum::<f64>().max(0.0) as u64),
+    let values: Option<Vec<f64>> = text.lines().filter_map(|line| value(line, name)).collect();
+    match values.as_deref() {
+        None => Err(io::Error::other(format!("a series of `{name}` cannot be read"))),
+        Some([]) => Err(io::Error::other(format!("there is no `{name}` in it"))),
+        Some(values) => Ok(values.iter().sum::<f64>().max(0.0) as u64),
     }
 }
 
-/// The value of a line `name{labels} value timestamp`, if it is one of this name.
-fn value(line: &str, name: &str) -> Option<f64> {
+/// The value of a line `name{labels} value timestamp`, if it is one of this name; `Some(None)` where it cannot be read.
+fn value(line: &str, name: &str) -> Option<Option<f64>> {
     let rest = line.trim_start().strip_prefix(name)?;
     let rest = match rest.strip_prefix('{') {
-        Some(labels) => &labels[end_of_labels(labels)?..],
-        None => rest.strip_prefix([' ', '\t'])?,
+        Some(labels) => end_of_labels(labels).map(|end| &labels[end..]),
+        None => Some(rest.strip_prefix([' ', '\t'])?),
     };
-    rest.split_ascii_whitespace().next()?.parse().ok()
+    let number = rest.and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<f64>().ok());
+    Some(number.filter(|number| number.is_finite()))
 }
 
 /// Where the labels end: a brace inside of quotes is a part of a label's value.
@@ -83,13 +85,15 @@ vllm:num_requests_waiting{model_name="m"} 3.0
 "#;
         assert_eq!(counter(page, VLLM).unwrap(), 42);
         assert_eq!(counter(b"vllm:request_success_total 0\n", VLLM).unwrap(), 0);
-        for unknown in [
+        let bad = [
             &b""[..],
             b"vllm:request_success 3\n",
             b"<html>not found</html>",
             b"\xff\xfe",
             b"vllm:request_success_total{a=\"} 1\n",
-        ] {
+            b"vllm:request_success_total{a=\"1\"} 1\nvllm:request_success_total{a=\"2\"} NaN\n",
+        ];
+        for unknown in bad {
             assert!(counter(unknown, VLLM).is_err());
         }
     }

@@ -2,6 +2,7 @@
 //! children are born inside.
 
 use super::exec::{self, Ended, Shared, Work};
+use capstan_common::input::{Failure, FailureKind};
 use std::{
     sync::{
         Arc,
@@ -38,11 +39,19 @@ impl Slots {
         if self.made.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_err() {
             return;
         }
+        let owner = shared;
         let (shared, made, work) = (shared.clone(), self.made.clone(), self.receiver.clone());
         let thread = std::thread::Builder::new().name("exec-slot".into()).stack_size(256 << 10);
         if let Err(error) = thread.spawn(move || slot(&shared, &work, &made)) {
-            self.made.fetch_sub(1, Ordering::SeqCst);
             tracing::error!(%error, "a thread for a container cannot be made");
+            // Another thread of the container takes it later; without one nobody would.
+            if self.made.fetch_sub(1, Ordering::SeqCst) == 1
+                && let Ok(Work { assignment, .. }) = self.receiver.try_recv()
+            {
+                let what = format!("a thread for the program cannot be made: {error}");
+                let result = Err(Failure::new(FailureKind::Function, "StartFailed", what));
+                let _ = owner.ended.send(Ended { assignment, result, run: Duration::ZERO });
+            }
         }
     }
 }

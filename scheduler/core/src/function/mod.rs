@@ -238,7 +238,7 @@ impl Function {
             Event::Unreadable { call, number, why } => self.unreadable(now, call, number, &why),
             Event::Fetched(calls) => self.fetched(now, calls),
             Event::Enter { request } => self.enter(request)?,
-            Event::Leave { request } => self.leave(now, request, out),
+            Event::Leave { request, spoilt } => self.leave(now, request, spoilt, out),
             Event::Granted { container, worker } => self.granted(now, container, worker, out),
             Event::Unplaced(why) => self.unplaced = Some(why),
             Event::GiveWay { worker, count, busy } => self.give_way(&worker, count, busy, out),

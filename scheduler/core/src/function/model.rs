@@ -116,7 +116,9 @@ impl Function {
     fn held_by_activity(&self) -> Option<&'static str> {
         let activity = self.activity()?;
         let stale_ms = activity.interval_s.ms * STALE_INTERVALS;
-        let fresh = |at: Time| at.plus_ms(stale_ms) > self.now;
+        let over = self.model.active_at.plus_ms(self.rule()?.retention_ms);
+        // What was read before the retention was over does not prove that nothing came until then.
+        let fresh = |at: Time| at >= over && at.plus_ms(stale_ms) > self.now;
         match activity.source {
             ActivitySource::Container => {
                 let read = |id: &ContainerId| self.model.counters.get(id).is_some_and(|(_, at)| fresh(*at));

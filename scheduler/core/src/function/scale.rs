@@ -6,7 +6,7 @@ use crate::{
     effect::{Demand, Effect, Notice, Output},
     record::Record,
 };
-use capstan_common::time::Time;
+use capstan_common::{parameter, time::Time};
 
 /// Decisions kept for `explain`.
 const KEPT_DECISIONS: usize = 128;
@@ -23,12 +23,14 @@ impl Function {
         let running = self.interactive.running + self.background.running;
         let active = pending + running > 0;
         let system = self.limits.system_max_containers;
+        // A function whose parameters have no value takes no work, and keeps no containers for it.
+        let without = self.removed || parameter::missing(&self.deployed.spec).is_err();
         Facts {
             pending,
             running,
             slots: self.deployed.spec.slots(),
-            min: if self.removed { 0 } else { self.effective.min_containers.max(floor) },
-            max: if self.removed { 0 } else { self.effective.max_containers.unwrap_or(system).min(system) },
+            min: if without { 0 } else { self.effective.min_containers.max(floor) },
+            max: if without { 0 } else { self.effective.max_containers.unwrap_or(system).min(system) },
             buffer: if active { self.effective.buffer_containers } else { 0 },
             starting: self.pool.starting(),
             live: self.pool.live(),

@@ -86,8 +86,8 @@ impl Function {
         out.effects.push(Effect::Admit { request, container: id, worker, port });
     }
 
-    /// A request is over, or its client has gone.
-    pub(super) fn leave(&mut self, now: Time, request: RequestId, out: &mut Output) {
+    /// A request is over, or its client has gone. A server that did not end it in time takes nothing new, as after an input.
+    pub(super) fn leave(&mut self, now: Time, request: RequestId, spoilt: bool, out: &mut Output) {
         if let Some(position) = self.web.waiting.iter().position(|waiting| *waiting == request) {
             self.web.waiting.remove(position);
             self.interactive.pending -= 1;
@@ -103,6 +103,9 @@ impl Function {
             container.served += 1;
             container.since = now;
         });
+        if spoilt {
+            self.retire(id, "a web request ran past its time-out", out);
+        }
         self.after_work(id, out);
     }
 

@@ -31,7 +31,7 @@ fn an_instance_goes_when_it_has_been_idle_and_unreferenced_for_a_while() {
     stage.step(Event::Enter { request: RequestId(1) }).unwrap();
     stage.pass_s(3_600);
     assert!(!stage.core.is_removed(), "it works");
-    stage.step(Event::Leave { request: RequestId(1) }).unwrap();
+    stage.step(Event::Leave { request: RequestId(1), spoilt: false }).unwrap();
     stage.pass_s(5 + 59);
     assert!(!stage.core.is_removed());
     stage.step(Event::Touch).unwrap();

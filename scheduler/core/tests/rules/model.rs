@@ -11,7 +11,7 @@ fn model(activity: serde_json::Value) -> Stage {
     let mut stage = Stage::new(http(spec)).ruled(true, 600);
     let request = RequestId(1);
     stage.step(Event::Enter { request }).unwrap();
-    stage.step(Event::Leave { request }).unwrap();
+    stage.step(Event::Leave { request, spoilt: false }).unwrap();
     assert_eq!(stage.containers(), 1);
     stage
 }

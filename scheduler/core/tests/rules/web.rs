@@ -42,7 +42,7 @@ fn each_request_is_an_input_for_the_autoscaler() {
     assert_eq!((stage.containers(), stage.admitted.len()), (3, 10));
     stage.pass_s(3_600);
     assert_eq!(stage.containers(), 3, "busy containers are not stopped");
-    (0..10).for_each(|n| stage.step(Event::Leave { request: RequestId(n) }).unwrap());
+    (0..10).for_each(|n| stage.step(Event::Leave { request: RequestId(n), spoilt: false }).unwrap());
     stage.pass_s(10);
     assert_eq!(stage.containers(), 0);
 }
@@ -69,7 +69,7 @@ fn requests_and_inputs_take_turns_and_share_the_slots() {
     let container = stage.placed[0];
     stage.step(Event::Ready { container, phases: Vec::new(), port: crate::stage::PORT }).unwrap();
     assert_eq!((stage.admitted.len(), stage.core.stats().running, stage.core.stats().backlog), (1, 2, 6));
-    stage.step(Event::Leave { request: stage.admitted[0].0 }).unwrap();
+    stage.step(Event::Leave { request: stage.admitted[0].0, spoilt: false }).unwrap();
     assert_eq!(stage.core.stats().running, 2, "the slot is taken again, never more");
 }
 
@@ -84,7 +84,7 @@ fn requests_whose_container_or_function_goes_are_told() {
     assert_eq!(stage.admitted.len(), 2, "the next has another container");
     stage.step(Event::Remove).unwrap();
     assert_eq!((stage.expelled.len(), stage.expelled[1].1.code), (2, Code::NotFound));
-    stage.step(Event::Leave { request: RequestId(1) }).unwrap();
+    stage.step(Event::Leave { request: RequestId(1), spoilt: false }).unwrap();
     assert!(stage.core.is_gone(), "what was in a container may end first");
 }
 
@@ -129,6 +129,6 @@ fn a_function_takes_25_000_inputs_and_requests_in_all() {
     let refused = stage.step(Event::Enter { request: RequestId(25_000) }).unwrap_err();
     assert_eq!(refused.code, Code::ResourceExhausted);
     assert!(refused.detail.contains("at most 25000"), "{}", refused.detail);
-    stage.step(Event::Leave { request: RequestId(7) }).unwrap();
+    stage.step(Event::Leave { request: RequestId(7), spoilt: false }).unwrap();
     enter(&mut stage, 25_000..25_001);
 }

@@ -38,7 +38,12 @@ pub struct Enter {
 /// A request is over, or its client has gone.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Leave(pub RequestId);
+pub struct Leave {
+    /// Which.
+    pub request: RequestId,
+    /// Whether it ran past its time-out: its server may still work on it.
+    pub spoilt: bool,
+}
 
 enum Door {
     Waiting(oneshot::Sender<Result<Place, Refusal>>),
@@ -89,10 +94,10 @@ impl FunctionActor {
 
 impl Handler<Leave> for FunctionActor {
     type Result = ();
-    fn handle(&mut self, Leave(request): Leave, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Leave { request, spoilt }: Leave, ctx: &mut Context<Self>) {
         self.web.forget(request);
         // Leaving is never refused.
-        let _ = self.step(Event::Leave { request }, ctx);
+        let _ = self.step(Event::Leave { request, spoilt }, ctx);
         self.end_if_gone(ctx);
     }
 }

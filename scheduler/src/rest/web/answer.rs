@@ -7,12 +7,13 @@ use super::{
 use crate::{actor::function::Place, api::web::Visit};
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
+    body::{self, BodyStream, SizedStream},
     http::header::{self, HeaderName},
 };
 use bytes::Bytes;
 use capstan_common::refusal::{Code, Refusal};
 use futures_util::{Stream, StreamExt};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::{
@@ -24,6 +25,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::oneshot,
 };
+
+/// The longest answer to a handshake that is refused.
+const REFUSAL_MAX: usize = 1 << 20;
 
 /// Comes back when the container is gone or the request's time is over.
 pub(super) async fn broken(expelled: &mut oneshot::Receiver<Refusal>, deadline: Instant, timeout: Duration) -> Refusal {
@@ -40,13 +44,13 @@ pub(super) async fn broken(expelled: &mut oneshot::Receiver<Refusal>, deadline: 
 type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>;
 
 /// A container's answer, streamed as it comes; the visit lasts as long.
-pub(super) fn answer(
+pub(super) async fn answer(
     response: hyper::Response<Incoming>,
     asked: Asked,
     mut visit: Visit,
-    place: Place,
+    mut place: Place,
     deadline: Instant,
-) -> HttpResponse {
+) -> Result<HttpResponse, Refusal> {
     let status = response.status();
     visit.answered(status.as_u16());
     let mut builder = HttpResponse::build(
@@ -59,19 +63,37 @@ pub(super) fn answer(
     if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
         builder.upgrade("websocket");
         let pieces: Pieces = Box::pin(tunnel(response, asked.upload));
-        return builder.streaming(guarded(pieces, visit, place, deadline));
+        return Ok(builder.body(BodyStream::new(guarded(pieces, visit, place, deadline))));
     }
-    if let Some(length) = length {
-        builder.no_chunking(length);
+    if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+        return Ok(builder.body(body::None::new()));
+    }
+    if asked.upgrades {
+        // A refused handshake is answered on a connection that expected raw bytes: whole, and as its last.
+        let whole = Limited::new(response.into_body(), REFUSAL_MAX).collect();
+        let whole = tokio::select! {
+            whole = whole => whole,
+            why = broken(&mut place.expelled, deadline, place.timeout) => return Err(why),
+        };
+        let whole =
+            whole.map_err(|error| Refusal::new(Code::FunctionFailed, format!("its answer broke off: {error}")))?;
+        return Ok(builder.force_close().body(whole.to_bytes()));
     }
     let pieces: Pieces = Box::pin(response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other)));
-    builder.streaming(guarded(pieces, visit, place, deadline))
+    let pieces = guarded(pieces, visit, place, deadline);
+    // Not as `streaming`, which makes up a content type.
+    Ok(match length {
+        Some(length) => builder.body(SizedStream::new(length, pieces)),
+        None => builder.body(BodyStream::new(pieces)),
+    })
 }
 
 fn copy_headers(headers: &hyper::HeaderMap, reached: &Reached, to: &mut HttpResponseBuilder) {
     for (name, value) in headers {
         let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
-        if OWN.contains(&name) || name == header::CONTENT_LENGTH {
+        // A function's page must not put itself in charge of others' paths.
+        let too_far = name.as_str() == "service-worker-allowed";
+        if OWN.contains(&name) || name == header::CONTENT_LENGTH || too_far {
             continue;
         }
         if matches!(name, header::LOCATION | header::CONTENT_LOCATION)

@@ -5,7 +5,10 @@ use super::{Body, OWN, Problem, TOKEN_HEADER};
 use crate::{actor::function::Place, api::web::Visit};
 use actix_web::{
     HttpRequest,
-    http::header::{self, HeaderMap, HeaderName},
+    http::{
+        Method, Version,
+        header::{self, HeaderMap, HeaderName},
+    },
     web,
 };
 use bytes::Bytes;
@@ -66,18 +69,20 @@ pub(super) struct Asked {
     pub(super) reached: Reached,
     /// Its body, if it has one.
     pub(super) upload: Option<Upload>,
-    upgrades: bool,
+    /// Whether it asks for a WebSocket.
+    pub(super) upgrades: bool,
 }
 
 impl Asked {
     pub(super) fn of(request: &HttpRequest, payload: web::Payload, open: bool) -> Result<Self, Problem> {
+        // An upgrade that is not known is passed over (RFC 9110, section 7.8): only WebSockets are passed through.
         let upgrades = is_websocket(request.headers());
-        if request.headers().contains_key(header::UPGRADE) && !upgrades {
-            // A server may pass over an upgrade that it does not know (RFC 9110, section 7.8).
-            tracing::debug!("only WebSockets are passed through; the request goes on without its upgrade");
-        }
         let given = |name| request.headers().contains_key(name);
         let has_body = given(header::CONTENT_LENGTH) || given(header::TRANSFER_ENCODING);
+        if upgrades && (has_body || *request.method() != Method::GET || request.version() < Version::HTTP_11) {
+            // What follows would be taken for the socket's first bytes by one, and for a body by the other.
+            return Err(Problem::new(Code::Malformed, "a WebSocket begins with a GET of HTTP/1.1 that has no body"));
+        }
         Ok(Self {
             method: hyper::Method::from_bytes(request.method().as_str().as_bytes())
                 .map_err(|_| Problem::new(Code::Malformed, "the method cannot be read"))?,
@@ -111,7 +116,7 @@ fn unreadable(error: impl std::fmt::Display) -> Problem {
     Problem::new(Code::Malformed, format!("the request cannot be passed on: {error}"))
 }
 
-pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
+fn is_websocket(headers: &HeaderMap) -> bool {
     let value = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok());
     value.is_some_and(|v| v.eq_ignore_ascii_case("websocket"))
 }
@@ -134,8 +139,8 @@ impl Reached {
     /// A server that does not know its prefix sends clients to paths of its own: the same place as clients reach it.
     pub(super) fn place(&self, location: &str) -> String {
         let path = location.strip_prefix(&self.origin).unwrap_or(location);
-        let own = path.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']));
-        if !path.starts_with('/') || path.starts_with("//") || own {
+        // One that knows its prefix, or leads to another function, says where clients reach it.
+        if !path.starts_with('/') || path.starts_with("//") || path.starts_with("/web/") {
             return location.to_owned();
         }
         format!("{}{path}", self.prefix)
@@ -158,7 +163,8 @@ fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::Head
     // A token opens Capstan, and is none of the container's business.
     let spent = |name: &HeaderName| {
         let is_token = *name == header::AUTHORIZATION && !request.headers().contains_key(TOKEN_HEADER);
-        name.as_str() == TOKEN_HEADER || (is_token && !open)
+        // Headers of Capstan's own mark inputs; nobody else makes them up.
+        name.as_str().starts_with("capstan-") || (is_token && !open)
     };
     // Of a chunked body the length is not known, whatever the client says besides.
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
@@ -180,15 +186,19 @@ fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::Head
             out.insert(name, value);
         }
     };
+    if chunked {
+        // Else a GET would lose its body.
+        set("transfer-encoding", "chunked");
+    }
     if upgrades {
         set("connection", "upgrade");
         set("upgrade", "websocket");
     }
     let connection = request.connection_info().clone();
     if let Some(peer) = connection.peer_addr() {
-        let before = request.headers().get("x-forwarded-for").and_then(|v| v.to_str().ok());
-        let chain = before.map_or_else(|| peer.to_owned(), |before| format!("{before}, {peer}"));
-        set("x-forwarded-for", &chain);
+        let before = request.headers().get_all("x-forwarded-for").filter_map(|v| v.to_str().ok());
+        let chain: Vec<&str> = before.chain([peer]).collect();
+        set("x-forwarded-for", &chain.join(", "));
     }
     set("x-forwarded-host", connection.host());
     set("x-forwarded-proto", connection.scheme());
@@ -208,7 +218,7 @@ mod tests {
             ("/", "/web/default/site/"),
             ("http://127.0.0.1:7070/a", "/web/default/site/a"),
             ("/web/default/site/a", "/web/default/site/a"),
-            ("/web/default/sites", "/web/default/site/web/default/sites"),
+            ("/web/default/other", "/web/default/other"),
             ("relative/path", "relative/path"),
             ("//elsewhere/a", "//elsewhere/a"),
             ("https://example.com/a", "https://example.com/a"),

@@ -8,12 +8,12 @@ use crate::api::Api;
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{
-        Method, Version,
+        Method,
         header::{self, HeaderName},
     },
     web,
 };
-use asked::{Asked, is_websocket};
+use asked::Asked;
 use bytes::Bytes;
 use capstan_common::refusal::{Code, Refusal};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -21,6 +21,7 @@ use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use percent_encoding::percent_decode_str;
 use std::{
     io,
     time::{Duration, Instant},
@@ -73,11 +74,12 @@ pub async fn web(
         let detail = format!("{} is not passed on", request.method());
         return Err(Problem::new(Code::MethodNotAllowed, detail));
     }
-    let part = |name| request.match_info().get(name).unwrap_or_default().to_owned();
+    // As the extractor of the other routes does it: here a part may be missing.
+    let part = |name| {
+        let written = request.match_info().get(name).unwrap_or_default();
+        percent_decode_str(written).decode_utf8_lossy().into_owned()
+    };
     let key = used(&api, &(part("ns"), part("fn"))).await?;
-    if request.version() < Version::HTTP_11 && is_websocket(request.headers()) {
-        return Err(Problem::new(Code::Malformed, "a WebSocket needs HTTP/1.1"));
-    }
     let asked = Asked::of(&request, payload, api.config().tokens.is_empty())?;
     let traceparent = calls::terms(&request).ok().and_then(|terms| terms.traceparent);
     for tried in 1.. {
@@ -91,12 +93,13 @@ pub async fn web(
             }
         };
         match sent {
-            Ok(response) => return Ok(answer::answer(response, asked, visit, place, deadline)),
+            Ok(response) => return answer::answer(response, asked, visit, place, deadline).await.map_err(failed),
             Err(error) => {
                 // Its container's end, which is heard of a moment later, says more, and frees the way for another one.
                 let ended = tokio::time::timeout(END, &mut place.expelled).await.ok().and_then(Result::ok);
                 // Nothing was sent: another container takes the request.
                 if error.is_connect() && tried < TRIES {
+                    visit.retract();
                     continue;
                 }
                 let why = ended.unwrap_or_else(|| Refusal::new(Code::FunctionFailed, told(&error)));

@@ -111,11 +111,9 @@ async fn instances_follow_their_function_survive_a_crash_and_go_when_nobody_need
     up.deploy("my-app.Model", model(json!({"timeout_s": 33, "autoscaler": {"scaledown_window": 1}}))).await.unwrap();
     let seen = up.get(&format!("/v1/namespaces/default/functions/{kept}")).await.unwrap();
     assert_eq!((&seen["spec"]["timeout_s"], &seen["spec"]["bound"]), (&json!(33), &json!({"model_version": "3.5"})));
-    let begun = std::time::Instant::now();
-    while !names(&up).await.is_empty() {
-        assert!(begun.elapsed() < SOON, "it has nothing to do and no settings of its own");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    // It has nothing to do and no settings of its own.
+    let listed = "/v1/namespaces/default/functions/my-app.Model/instances";
+    up.until_at(listed, SOON, |answer| answer["instances"] == json!([])).await.unwrap();
     // It is there again when it is called; with the function it goes.
     assert_eq!(up.invoke(kept, json!(1)).await.unwrap().0, 200);
     let removed = up.http.delete(up.function("my-app.Model", "")).send().await.unwrap();

@@ -11,19 +11,6 @@ fn live(stats: &Value) -> u64 {
     ["starting", "idle", "busy"].iter().filter_map(|state| stats["containers"][state].as_u64()).sum()
 }
 
-/// Waits until `asked` holds of what a path answers, by looking again.
-async fn until(up: &Up, path: &str, asked: impl Fn(&Value) -> bool) -> Value {
-    let begun = tokio::time::Instant::now();
-    loop {
-        let answer = up.get(path).await.unwrap();
-        if asked(&answer) {
-            return answer;
-        }
-        assert!(begun.elapsed() < SOON, "{path}: {answer}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 fn calls(answer: &Value) -> BTreeSet<String> {
     let listed = answer["calls"].as_array().cloned().unwrap_or_default();
     listed.iter().filter_map(|c| c["id"].as_str().map(str::to_owned)).collect()
@@ -39,11 +26,11 @@ async fn a_schedule_runs_once_at_each_due_time_also_across_a_kill() {
     up.deploy("f", spec(&["cat"], "exec", schedule)).await.unwrap();
     let listed = "/v1/calls?function=f";
     let done = "/v1/calls?function=f&state=succeeded";
-    until(&up, done, |c| calls(c).len() >= 2).await;
+    up.until_at(done, SOON, |c| calls(c).len() >= 2).await.unwrap();
     let before = calls(&up.get(listed).await.unwrap());
     up.kill().unwrap();
     up = Up::start(&data, &[]).unwrap();
-    let after = until(&up, done, |c| calls(c).len() >= before.len() + 2).await;
+    let after = up.until_at(done, SOON, |c| calls(c).len() >= before.len() + 2).await.unwrap();
     assert!(calls(&after).is_superset(&before));
     let runs = calls(&up.get(listed).await.unwrap());
     let seconds: BTreeSet<_> = runs.iter().map(|id| id[3..15].to_owned()).collect();
@@ -226,7 +213,7 @@ async fn a_model_leaves_after_its_retention_and_only_where_it_may() {
         let decisions = answer["decisions"].as_array().cloned().unwrap_or_default();
         decisions.iter().filter_map(|d| d["reason"].as_str().map(str::to_owned)).collect()
     };
-    until(&up, explained, |a| reasons(a).first().is_some_and(|r| r == "no_inputs")).await;
+    up.until_at(explained, SOON, |a| reasons(a).first().is_some_and(|r| r == "no_inputs")).await.unwrap();
     up.until("cheap", SOON, |s| live(s) == 0).await.unwrap();
     let told = up.get(explained).await.unwrap();
     assert_eq!(told["scale_to_zero"]["retention_s"], 2.0);
@@ -299,18 +286,19 @@ async fn a_namespace_stays_within_its_quota_and_equal_ones_share_a_full_machine(
         up.http.put(at(ns, "")).json(&body).send().await.unwrap().error_for_status().unwrap();
     }
     up.post(&at("small", "/spawn_map"), "1\n".repeat(200)).await.unwrap();
-    let waits = until(&up, "/v1/namespaces/small/functions/f/explain", |a| !a["waiting"].is_null()).await;
+    let waits =
+        up.until_at("/v1/namespaces/small/functions/f/explain", SOON, |a| !a["waiting"].is_null()).await.unwrap();
     assert_eq!(waits["waiting"]["code"], "tenant_limit", "{waits}");
     up.http.delete(at("small", "")).send().await.unwrap();
     // One of two is there first and fills the machine; the other gets its half without any work being cut off.
     let (_, first) = up.post(&at("a", "/spawn_map"), "1\n".repeat(2_000)).await.unwrap();
-    until(&up, "/v1/namespaces/a/functions/f/stats", |s| live(s) >= 7).await;
+    up.until_at("/v1/namespaces/a/functions/f/stats", SOON, |s| live(s) >= 7).await.unwrap();
     let (_, second) = up.post(&at("b", "/spawn_map"), "1\n".repeat(2_000)).await.unwrap();
     let used = |answer: &Value, name: &str| {
         let spaces = answer["namespaces"].as_array().cloned().unwrap_or_default();
         spaces.iter().find(|s| s["name"] == name).and_then(|s| s["used"]["containers"].as_u64()).unwrap_or(0)
     };
-    until(&up, "/v1/namespaces", |a| used(a, "a") == 4 && used(a, "b") == 4).await;
+    up.until_at("/v1/namespaces", SOON, |a| used(a, "a") == 4 && used(a, "b") == 4).await.unwrap();
     for call in [first, second] {
         let id = call["call_id"].as_str().unwrap();
         let (_, view) = up.post(&up.at(&format!("/v1/calls/{id}/cancel")), "").await.unwrap();
@@ -332,7 +320,9 @@ async fn what_an_idle_model_gave_back_is_placed_again_and_costs_nothing() {
     up.deploy("other", echo("", json!({"resources": whole})).unwrap()).await.unwrap();
     let (status, spawned) = up.post(&up.function("other", "/spawn"), "2").await.unwrap();
     assert_eq!(status, 202);
-    until(&up, "/v1/namespaces/default/functions/other/explain", |a| a["waiting"]["code"] == "no_capacity").await;
+    up.until_at("/v1/namespaces/default/functions/other/explain", SOON, |a| a["waiting"]["code"] == "no_capacity")
+        .await
+        .unwrap();
     assert_eq!(live(&up.get("/v1/namespaces/default/functions/model/stats").await.unwrap()), 1);
     let results = up.results(spawned["call_id"].as_str().unwrap()).await.unwrap();
     assert_eq!(results[0]["output"], 2);

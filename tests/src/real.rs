@@ -148,14 +148,19 @@ impl Up {
 
     /// Waits until the function's stats are as asked, by looking again and again for at most `most`.
     pub async fn until(&self, name: &str, most: Duration, asked: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.until_at(&format!("/v1/namespaces/default/functions/{name}/stats"), most, asked).await
+    }
+
+    /// The same of what a path answers.
+    pub async fn until_at(&self, path: &str, most: Duration, asked: impl Fn(&Value) -> bool) -> Result<Value> {
         let begun = tokio::time::Instant::now();
         loop {
-            let stats = self.get(&format!("/v1/namespaces/default/functions/{name}/stats")).await?;
-            if asked(&stats) {
-                return Ok(stats);
+            let answer = self.get(path).await?;
+            if asked(&answer) {
+                return Ok(answer);
             }
             if begun.elapsed() > most {
-                bail!("{name} did not come to the asked state: {stats}");
+                bail!("{path} did not come to the asked state: {answer}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

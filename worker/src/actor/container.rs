@@ -39,6 +39,7 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long a broken connection waits for its container's end, which says more.
 const END_MS: u64 = 100;
@@ -288,15 +289,6 @@ async fn http_group(
     }
 }
 
-/// A task that ends with whoever holds this.
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 struct HttpLife {
     start: Start,
     setting: Arc<Setting>,
@@ -370,14 +362,14 @@ impl HttpLife {
     }
 
     /// Reads the server's own counter of requests, if it is to be read, until the answer is dropped.
-    fn count_requests(&self) -> Option<AbortOnDrop> {
+    fn count_requests(&self) -> Option<AbortOnDropHandle<()>> {
         let by_itself = |activity: &Activity| activity.source == ActivitySource::Container;
         let activity = self.start.spec.activity.clone().filter(by_itself)?;
         let (server, tell) = (self.server.clone(), self.tell.clone());
         let task = actix::spawn(activity::watch(server, activity, async move |value| {
             tell.tell(Event::Counted { container: tell.container, value }).await;
         }));
-        Some(AbortOnDrop(task))
+        Some(AbortOnDropHandle::new(task))
     }
 
     async fn end(&self, mut child: Child, pid: Pid, reason: String, outputs: [JoinHandle<()>; 2]) -> Ending {

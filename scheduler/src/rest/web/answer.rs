@@ -25,6 +25,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::oneshot,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// The longest answer to a handshake that is refused.
 const REFUSAL_MAX: usize = 1 << 20;
@@ -152,7 +153,7 @@ fn tunnel(response: hyper::Response<Incoming>, upload: Option<Upload>) -> impl S
             // The client has closed its side; the container may still answer.
             let _ = write.shutdown().await;
         };
-        let up = AbortOnDrop(tokio::spawn(up));
+        let up = AbortOnDropHandle::new(tokio::spawn(up));
         let mut buffer = vec![0; 16 << 10];
         loop {
             let count = read.read(&mut buffer).await?;
@@ -162,13 +163,5 @@ fn tunnel(response: hyper::Response<Incoming>, upload: Option<Upload>) -> impl S
             yield Bytes::copy_from_slice(&buffer[..count]);
         }
         drop(up);
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

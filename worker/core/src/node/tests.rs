@@ -1,5 +1,9 @@
 use super::*;
-use capstan_common::id::{CallId, FunctionKey, Revision};
+use bytes::Bytes;
+use capstan_common::{
+    id::{CallId, FunctionKey, Revision},
+    order::Assignment,
+};
 
 fn start(n: u64, extra: &str) -> Order {
     let json = format!(r#"{{"runtime":{{"process":{{"command":["true"]}}}},"resources":{{"cpu":1}}{extra}}}"#);

@@ -106,6 +106,26 @@ async fn a_websocket_lasts_as_one_input_and_keeps_its_container() {
 }
 
 #[tokio::test]
+async fn a_cancelled_input_does_not_take_the_web_requests_beside_it_along() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("site", server(json!({"concurrency": {"max_inputs": 2}}))).await.unwrap();
+    let address = at(&up, "/ws").replace("http://", "ws://");
+    let (mut socket, _) = tokio_tungstenite::connect_async(address).await.unwrap();
+    let (_, spawned) = up.post(&up.function("site", "/spawn"), r#""hang""#).await.unwrap();
+    let call = spawned["call_id"].as_str().unwrap();
+    up.until("site", SOON, |s| s["running"] == 2).await.unwrap();
+    let cancel = up.at(&format!("/v1/calls/{call}/cancel"));
+    assert_eq!(up.http.post(cancel).send().await.unwrap().status(), 200);
+    // The server may still work on the input: it takes nothing new, and stays as long as the socket does.
+    up.until("site", SOON, |s| s["containers"]["draining"] == 1 && s["running"] == 1).await.unwrap();
+    socket.send(Message::text("still there")).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("still there"));
+    socket.close(None).await.unwrap();
+    while socket.next().await.is_some() {}
+    up.until("site", SOON, |s| s["containers"]["draining"] == 0).await.unwrap();
+}
+
+#[tokio::test]
 async fn requests_beyond_the_slots_wait_and_clients_that_go_leave_no_trace() {
     // SPEC A06 M01
     let (_folder, up) = fresh(&["--set", "scheduler.limits.pending_interactive=2"]);

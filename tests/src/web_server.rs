@@ -1,7 +1,8 @@
 //! A web server as people run one, for tests of the reverse proxy.
 //!
 //! `/show` answers the request as JSON; `/count` the length of its body; `/events` an event for each piece of the body as it
-//! comes; `/ws` speaks WebSocket and sends back each message; `/status/N` answers N; `/hang` never answers; `/drip` begins an
+//! comes; `/ws` speaks WebSocket and sends back each message; `/status/N` answers N; `/hang` never answers, nor does an input
+//! `"hang"`; `/drip` begins an
 //! answer and never ends it; `/die` ends the program; `/metrics` counts the requests to `/hit`, and those before by argument.
 
 use bytes::Bytes;
@@ -62,6 +63,13 @@ async fn answer(request: Request<Incoming>, hits: Arc<AtomicU64>) -> Result<Resp
         "/drip" => {
             let begun = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"begun\n")))]);
             Response::new(BodyExt::boxed(StreamBody::new(begun.chain(futures_util::stream::pending()))))
+        }
+        "/" if request.method() == hyper::Method::POST => {
+            let input = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            if &input[..] == br#""hang""# {
+                std::future::pending::<()>().await;
+            }
+            whole(input)
         }
         "/die" => std::process::exit(9),
         "/hit" => whole(hits.fetch_add(1, Ordering::Relaxed).to_string()),

@@ -45,6 +45,8 @@ pub struct Container {
     pub spawn_us: u64,
     /// Where it stands.
     pub life: Life,
+    /// Whether an input of it was cut off, which it may still work on.
+    pub spoilt: bool,
     /// Where its server listens, once it is ready; 0 if it is none.
     pub port: u16,
     /// Groups that it may work on at once.
@@ -71,6 +73,7 @@ impl Container {
             ordered: now,
             spawn_us: 0,
             life: Life::Starting,
+            spoilt: false,
             port: 0,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),

@@ -92,17 +92,29 @@ impl Node {
         let all: Vec<_> = self.containers.keys().copied().collect();
         for id in all {
             let Some(container) = self.containers.get_mut(&id) else { continue };
-            if container.life == Life::Ready && !container.running.is_empty() {
-                container.life = Life::Draining;
-                let leases = container.take_waiting();
-                if !leases.is_empty() {
-                    let reason = "the worker ends".into();
-                    self.tell(Report::Returned { container: id, leases, reason, closed: true }, out);
-                }
+            let serves = self.connected && !container.is_exec();
+            if container.life == Life::Ready && (serves || !container.running.is_empty()) {
+                self.close(id, "the worker ends", out);
             } else if container.life != Life::Draining {
                 self.stop(id, 1000, "the worker ends", out);
             }
         }
+    }
+
+    /// The container takes nothing new, and its owner hears of it.
+    fn close(&mut self, id: ContainerId, why: &str, out: &mut Vec<Effect>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        if container.life == Life::Ready {
+            container.life = Life::Draining;
+        }
+        let leases = container.take_waiting();
+        self.tell(Report::Returned { container: id, leases, reason: why.into(), closed: true }, out);
+    }
+
+    /// Whether the container may have web requests in it, which only its owner knows of: then it is the owner who stops it.
+    fn is_shared(&self, id: ContainerId) -> bool {
+        let may_serve = |c: &Container| !c.is_exec() && (c.at_once > 1 || self.shutting);
+        self.connected && self.containers.get(&id).is_some_and(may_serve)
     }
 
     fn tell(&self, report: Report, out: &mut Vec<Effect>) {
@@ -120,9 +132,17 @@ impl Node {
         self.epoch = epoch;
         self.connected = true;
         for (id, container) in &self.containers {
-            if let Life::Gone(ending, begun) = &container.life {
-                let report = Report::Ended { container: *id, ending: ending.clone(), begun: begun.clone() };
-                out.push(Effect::Tell(report));
+            match &container.life {
+                Life::Gone(ending, begun) => {
+                    let report = Report::Ended { container: *id, ending: ending.clone(), begun: begun.clone() };
+                    out.push(Effect::Tell(report));
+                }
+                Life::Draining => {
+                    let reason = "it takes nothing new".into();
+                    let report = Report::Returned { container: *id, leases: Vec::new(), reason, closed: true };
+                    out.push(Effect::Tell(report));
+                }
+                Life::Starting | Life::Ready | Life::Stopping => {}
             }
         }
     }
@@ -268,19 +288,13 @@ impl Node {
 
     /// A server whose input was cut off may still work on it: alone, it is stopped at once; with others, when they are done.
     fn spoilt(&mut self, id: ContainerId, why: &str, out: &mut Vec<Effect>) {
-        let Some(container) = self.containers.get_mut(&id).filter(|c| !c.is_exec()) else {
+        if self.containers.get(&id).is_none_or(Container::is_exec) {
             return;
-        };
-        let leases = container.take_waiting();
-        container.life = match container.life {
-            Life::Ready => Life::Draining,
-            ref other => other.clone(),
-        };
-        let empty = container.running.is_empty();
-        if !leases.is_empty() {
-            self.tell(Report::Returned { container: id, leases, reason: why.into(), closed: true }, out);
         }
-        if empty {
+        self.close(id, why, out);
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.spoilt = true;
+        if container.running.is_empty() && !self.is_shared(id) {
             out.push(Effect::Terminate { container: id, grace_ms: SPOILT_GRACE_MS, reason: why.into() });
         }
     }
@@ -315,6 +329,7 @@ impl Node {
         if matches!(container.life, Life::Gone(..)) {
             return;
         }
+        let grace_ms = if container.spoilt { grace_ms.min(SPOILT_GRACE_MS) } else { grace_ms };
         let leases = container.take_waiting();
         container.life = Life::Stopping;
         if !leases.is_empty() {

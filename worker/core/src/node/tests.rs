@@ -148,6 +148,49 @@ fn a_server_whose_input_timed_out_is_stopped_and_gives_back_the_rest() {
     assert!(matches!(&bench.order(feed(1, [3]))[..], [Effect::Tell(Report::Returned { .. })]));
 }
 
+const TWO_SLOTS: &str = r#","protocol":"http","concurrency":{"max_inputs":2}"#;
+
+fn closed(effects: &[Effect]) -> bool {
+    effects.iter().any(|e| matches!(e, Effect::Tell(Report::Returned { closed: true, .. })))
+}
+
+fn grace(effects: &[Effect]) -> Option<u32> {
+    effects.iter().find_map(|e| match e {
+        Effect::Terminate { grace_ms, .. } => Some(*grace_ms),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_server_with_several_slots_is_left_to_its_owner_who_knows_of_web_requests() {
+    let mut bench = Bench::new();
+    bench.ready(1, TWO_SLOTS);
+    bench.order(feed(1, 1..=2));
+    let told = bench.worked(1, Err(Failure::new(FailureKind::Timeout, "Timeout", "")));
+    assert!(closed(&told) && grace(&told).is_none());
+    assert!(grace(&bench.worked(2, output())).is_none(), "a web request may be in it");
+    // Who joins anew hears of it again.
+    bench.step(Event::Disconnected);
+    assert!(closed(&bench.step(Event::Connected { epoch: Epoch(2) })));
+    let stop = Order::Stop { container: ContainerId(1), grace_ms: 5_000, reason: "drained".into() };
+    assert_eq!(grace(&bench.order(stop)), Some(SPOILT_GRACE_MS));
+}
+
+#[test]
+fn a_worker_that_ends_lets_owners_stop_servers_and_stops_them_itself_when_it_is_alone() {
+    let mut bench = Bench::new();
+    bench.ready(1, TWO_SLOTS);
+    bench.ready(2, r#","protocol":"exec""#);
+    let told = bench.step(Event::Drain);
+    let stopped: Vec<_> = told.iter().filter(|e| matches!(e, Effect::Terminate { .. })).collect();
+    assert!(closed(&told));
+    assert!(matches!(stopped[..], [Effect::Terminate { container: ContainerId(2), .. }]));
+    let mut alone = Bench::new();
+    alone.ready(1, TWO_SLOTS);
+    alone.step(Event::Disconnected);
+    assert_eq!(grace(&alone.step(Event::Drain)), Some(1000));
+}
+
 #[test]
 fn an_exec_container_survives_a_cancelled_input() {
     // RELIABILITY I9

@@ -20,6 +20,11 @@ install curl curl
 install mount mount
 install prometheus prometheus
 install npm npm
+install pip3 python3-pip
+install etcd etcd-server
+install etcdctl etcd-client
+install protoc protobuf-compiler
+[ -e /usr/include/google/protobuf/descriptor.proto ] || install descriptor.proto libprotobuf-dev
 
 pure=(-p capstan-common -p capstan-scheduler-core -p capstan-worker-core)
 run() {
@@ -37,7 +42,10 @@ cargo clippy --workspace --all-targets --all-features -- -D warnings
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 cargo deny check bans licenses sources
 npm install --prefix tests/kubernetes --no-package-lock --no-audit --no-fund --silent
-node tests/kubernetes/check.mjs deploy/kubernetes/*.yaml
+tests/kubernetes/helm.sh
+target/helm/helm lint --quiet --strict deploy/kubernetes/chart --set auth.secret=tokens
+target/helm/helm template capstan deploy/kubernetes/chart --set auth.secret=tokens --set scheduler.keda.enabled=true >target/helm/rendered.yaml
+node tests/kubernetes/check.mjs deploy/kubernetes/*.yaml target/helm/rendered.yaml
 cargo build --workspace
 run --workspace
 # The checker is checked: every planted fault must be found.

@@ -9,6 +9,7 @@ mod fuzz;
 mod instances;
 mod keda;
 mod kill;
+mod kubernetes;
 mod prometheus;
 mod scaling;
 mod telemetry;

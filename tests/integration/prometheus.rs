@@ -93,7 +93,7 @@ async fn enable(up: &Up, retention: &str) {
 
 #[tokio::test]
 async fn a_real_prometheus_answers_the_guides_queries_from_what_it_scraped() {
-    // SPEC P05 U03 V04 V05 W09 D12 D13
+    // SPEC P05 T07 U03 V04 V05 W09 D12 D13
     let (folder, up) = fresh(&[]);
     enable(&up, "3s").await;
     let model = json!({"model_id": "meta/llama-3.1-8b", "autoscaler": {"scaledown_window": 1}});
@@ -114,11 +114,23 @@ async fn a_real_prometheus_answers_the_guides_queries_from_what_it_scraped() {
         r#"sum(increase(vllm:request_success_total{namespace="default",model_name="meta/llama-3.1-8b"}[10m]))"#;
     let answer = prometheus.until(increase, |a| a.len() == 1 && a[0].1 >= 41.0).await;
     assert!(answer[0].1 < 60.0, "Prometheus extrapolates, but not as far as that: {answer:?}");
-    // After its retention the metric is zero again, and an HPA with its gate on would follow.
-    prometheus.until(trigger, |a| a.len() == 1 && a[0].1 == 0.0).await;
+    // After its retention the metric is zero again, and an HPA with its gate on follows.
+    let zero = prometheus.until(trigger, |a| a.len() == 1 && a[0].1 == 0.0).await;
+    assert_eq!(replicas(1.0), 1);
+    assert_eq!(replicas(zero[0].1), 0);
     for shown in ["wva_desired_replicas", "capstan_cold_starts_total", "capstan_desired_containers"] {
         assert!(!prometheus.query(shown).await.is_empty(), "{shown}");
     }
+}
+
+/// What Kubernetes' documented rule for a metric with an average value makes of the guide's manifest.
+fn replicas(metric: f64) -> u64 {
+    let manifest = include_str!("../../deploy/kubernetes/hpa.yaml");
+    let number = |name: &str| -> f64 {
+        let (_, after) = manifest.split_once(&format!("{name}: ")).expect("the manifest's field");
+        after.lines().next().unwrap().trim_matches('"').parse().unwrap()
+    };
+    (metric / number("averageValue")).ceil().clamp(number("minReplicas"), number("maxReplicas")) as u64
 }
 
 #[tokio::test]

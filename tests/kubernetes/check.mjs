@@ -3,11 +3,15 @@ import { readFileSync } from "node:fs";
 import * as yaml from "js-yaml";
 import { ScaledObject } from "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObject";
 import { HorizontalPodAutoscaler } from "kubernetes-models/autoscaling/v2/HorizontalPodAutoscaler";
+import { StatefulSet } from "kubernetes-models/apps/v1/StatefulSet";
+import { Service } from "kubernetes-models/v1/Service";
 
-const kinds = { ScaledObject, HorizontalPodAutoscaler };
+const kinds = { ScaledObject, HorizontalPodAutoscaler, StatefulSet, Service };
 const broken = {
   ScaledObject: (manifest) => (manifest.spec.pollingInterval = "soon"),
   HorizontalPodAutoscaler: (manifest) => (manifest.spec.minReplicas = "none"),
+  StatefulSet: (manifest) => (manifest.spec.template.spec.containers[0].ports[0].containerPort = "rest"),
+  Service: (manifest) => (manifest.spec.ports[0].port = "rest"),
 };
 
 function fits(manifest) {

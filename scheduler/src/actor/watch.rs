@@ -40,6 +40,10 @@ impl Watchers {
         watchers.retain(|watcher| watcher.try_send(update.clone()).is_ok());
         if watchers.is_empty() || matches!(update, Update::Closed(_)) {
             self.0.remove(&call);
+            if self.0.is_empty() {
+                // An empty map keeps its memory.
+                self.0 = BTreeMap::new();
+            }
         }
     }
 }

@@ -207,7 +207,7 @@ fn exec_shared(
     timeout_ms: u64,
     output_max: usize,
     tell: &Tell,
-    ended: flume::Sender<Ended>,
+    ended: flume::Sender<Box<Ended>>,
 ) -> Arc<Shared> {
     let tell = tell.clone();
     Arc::new(Shared {
@@ -226,10 +226,10 @@ fn exec_shared(
 }
 
 /// Tells the node what the slots finish; large outputs are kept first.
-async fn exec_ends(ended: flume::Receiver<Ended>, blobs: Blobs, tell: Tell) {
+async fn exec_ends(ended: flume::Receiver<Box<Ended>>, blobs: Blobs, tell: Tell) {
     while let Ok(end) = ended.recv_async().await {
         // Boxed, here and below: thousands of idle containers wait in these two, and need no room for what comes after.
-        Box::pin(exec_end(end, &blobs, &tell)).await;
+        Box::pin(exec_end(*end, &blobs, &tell)).await;
     }
 }
 

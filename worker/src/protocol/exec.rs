@@ -162,7 +162,7 @@ pub struct Shared {
     /// Told of log chunks.
     pub log: Box<dyn Fn(Bytes, u64) + Send + Sync>,
     /// Told of ends.
-    pub ended: flume::Sender<Ended>,
+    pub ended: flume::Sender<Box<Ended>>,
 }
 
 impl Shared {

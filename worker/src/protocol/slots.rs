@@ -19,8 +19,9 @@ const IDLE: Duration = Duration::from_secs(10);
 pub struct Slots {
     most: u32,
     made: Arc<AtomicU32>,
-    sender: flume::Sender<Work>,
-    receiver: flume::Receiver<Work>,
+    /// Boxed: a queue keeps its room, and thousands of containers idle with an empty one.
+    sender: flume::Sender<Box<Work>>,
+    receiver: flume::Receiver<Box<Work>>,
 }
 
 impl Slots {
@@ -33,7 +34,7 @@ impl Slots {
     /// Hands work over; makes a thread for it if there may be one more.
     pub fn send(&self, shared: &Arc<Shared>, work: Work) {
         // The receiver is here: it takes.
-        let _ = self.sender.send(work);
+        let _ = self.sender.send(Box::new(work));
         // Only now: a thread that found nothing and is about to go has either seen this work, or is not counted any more.
         let more = |made| (made < self.most).then_some(made + 1);
         if self.made.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_err() {
@@ -46,18 +47,18 @@ impl Slots {
             tracing::error!(%error, "a thread for a container cannot be made");
             // Another thread of the container takes it later; without one nobody would.
             if self.made.fetch_sub(1, Ordering::SeqCst) == 1
-                && let Ok(Work { assignment, .. }) = self.receiver.try_recv()
+                && let Ok(work) = self.receiver.try_recv()
             {
                 let what = format!("a thread for the program cannot be made: {error}");
                 let result = Err(Failure::new(FailureKind::Function, "StartFailed", what));
-                let _ = owner.ended.send(Ended { assignment, result, run: Duration::ZERO });
+                let _ = owner.ended.send(Box::new(Ended { assignment: work.assignment, result, run: Duration::ZERO }));
             }
         }
     }
 }
 
 /// A slot: takes work until there has been none for a while.
-fn slot(shared: &Shared, work: &flume::Receiver<Work>, made: &AtomicU32) {
+fn slot(shared: &Shared, work: &flume::Receiver<Box<Work>>, made: &AtomicU32) {
     if let Some(cgroup) = &shared.setting.cgroup {
         cgroup.enter_thread();
     }
@@ -69,11 +70,12 @@ fn slot(shared: &Shared, work: &flume::Receiver<Work>, made: &AtomicU32) {
             })
         })
     };
-    while let Some(Work { assignment, input }) = next() {
+    while let Some(work) = next() {
+        let Work { assignment, input } = *work;
         let begun = Instant::now();
         let result = exec::run(shared, &assignment, &input);
         // Whoever listens lives as long as the container.
-        let _ = shared.ended.send(Ended { assignment, result, run: begun.elapsed() });
+        let _ = shared.ended.send(Box::new(Ended { assignment, result, run: begun.elapsed() }));
     }
     if let Some(cgroup) = &shared.setting.cgroup {
         cgroup.leave_thread();

@@ -434,6 +434,10 @@ impl Function {
                 self.end_credit(id);
                 self.queue.close(id);
                 self.calls.remove(&id);
+                if self.calls.is_empty() {
+                    // An empty map keeps its memory.
+                    self.calls = BTreeMap::new();
+                }
                 ended.push(id);
             }
         }

@@ -17,3 +17,9 @@ pub fn now() -> Time {
     });
     Time(wall_us + start.elapsed().as_micros() as u64)
 }
+
+/// Milliseconds since the machine's start, the time that it was suspended included: for what runs out elsewhere meanwhile.
+pub fn boot_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}

@@ -12,6 +12,7 @@ mod kill;
 mod kubernetes;
 mod prometheus;
 mod scaling;
+mod store;
 mod telemetry;
 mod web;
 

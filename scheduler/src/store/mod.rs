@@ -1,6 +1,8 @@
 //! The store: what is durable. It appends, loads back and holds ownership; it never queries or decides.
 
 pub mod embedded;
+pub mod etcd;
+mod frame;
 pub mod layout;
 pub mod load;
 pub mod outcomes;
@@ -21,7 +23,7 @@ pub enum Change {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No room on the disk: nothing was written.
-    #[error("the disk of the data folder is full")]
+    #[error("the store is full")]
     Full,
     /// The write may or may not have happened: the owner must stop and reload.
     #[error("the store failed in the middle of a write")]
@@ -35,6 +37,12 @@ pub enum StoreError {
     /// Another process owns the folder.
     #[error("{0} is in use by another process; stop it, or give another --data-dir")]
     InUse(String),
+    /// Somebody else owns the store now: what was to be written was not, and never will be.
+    #[error("another scheduler has taken over")]
+    Lost,
+    /// A value that no entry has room for.
+    #[error("a value of {0} bytes is too large for the store; its limit is about 1 MiB")]
+    TooLarge(usize),
     /// The store was written by a newer version.
     #[error("{0} has format {1}, this version reads up to {2}; use the version that wrote it")]
     Newer(String, u32, u32),
@@ -56,4 +64,24 @@ pub trait Store: Send + Sync + 'static {
     fn has_room(&self) -> bool;
     /// Bytes on disk, and bytes of live values.
     fn size(&self) -> (u64, u64);
+    /// Whether it can be reached now: while not, nothing new is accepted.
+    fn answers(&self) -> bool {
+        true
+    }
+    /// Bytes that are best committed together.
+    fn group_bytes(&self) -> usize {
+        4 << 20
+    }
+}
+
+/// The first key that is after all keys with the prefix.
+fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
 }

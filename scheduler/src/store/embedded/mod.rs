@@ -5,10 +5,10 @@
 //! what it removed. See `docs/adr/0001-store-engine.md`.
 
 mod file;
-mod frame;
+
 mod replay;
 
-use super::{Change, Store, StoreError, layout};
+use super::{Change, Store, StoreError, after_prefix, frame, layout};
 use bytes::Bytes;
 use capstan_common::id::Epoch;
 use file::{FILE_BYTES, FILE_HEAD, LogFile};
@@ -438,18 +438,6 @@ impl Store for Embedded {
         let live = self.index.read().unwrap_or_else(PoisonError::into_inner).live;
         (files * self.file_bytes, live)
     }
-}
-
-/// The first key that is after all keys with the prefix.
-fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            return Some(end);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Reading the log back: every frame is checked; a torn tail is cut, damage in the middle is refused.
 
-use super::{
-    file::{FILE_HEAD, LogFile},
+use super::file::{FILE_HEAD, LogFile};
+use crate::store::{
+    StoreError,
     frame::{self, FRAME_HEAD, Read},
 };
-use crate::store::StoreError;
 use std::os::unix::fs::FileExt;
 
 /// Where a file's good frames end.

@@ -1,7 +1,7 @@
-//! The log's frames: one atomic batch of changes each, with a checksum.
+//! Frames of a log: one atomic batch of changes each, with a checksum.
 //!
 //! `len u32 · crc32c u32 · sequence u64 · changes`, all little-endian; the checksum covers sequence and changes and starts
-//! from the file's salt, so that frames of another file never pass. A change is
+//! from a salt, so that frames of another file or log never pass. A change is
 //! `kind u8 · key length u16 · value length u32 · value crc32c u32 · key · value`.
 
 use crate::store::Change;

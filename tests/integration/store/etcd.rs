@@ -1,0 +1,220 @@
+//! What etcd does to its users: leases run out, members die, room ends, others write (RELIABILITY §3.2 to §3.4).
+
+use bytes::Bytes;
+use capstan_scheduler::store::{
+    Change, Store, StoreError,
+    etcd::{Etcd, EtcdConfig, EtcdLog, Format, Opened, Session},
+};
+use capstan_tests::etcd::EtcdServers;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// A scheduler's hold on one shard.
+pub struct Owner {
+    pub etcd: Arc<Etcd>,
+    pub session: Arc<Session>,
+    pub log: Arc<EtcdLog>,
+    pub opened: Opened,
+}
+
+impl Owner {
+    pub fn connect(config: &EtcdConfig) -> Arc<Etcd> {
+        Arc::new(Etcd::connect(config).unwrap())
+    }
+
+    pub fn take(config: &EtcdConfig, shard: u16) -> Result<Self, StoreError> {
+        let etcd = Self::connect(config);
+        let session = Arc::new(Session::begin(&etcd, config)?);
+        let (log, opened) = EtcdLog::open(etcd.clone(), session.clone(), shard, "test")?;
+        Ok(Self { etcd, session, log: Arc::new(log), opened })
+    }
+
+    /// Tries until the owner before is gone.
+    fn take_over(config: &EtcdConfig, shard: u16) -> Self {
+        let begun = Instant::now();
+        loop {
+            match Self::take(config, shard) {
+                Ok(owner) => return owner,
+                Err(StoreError::InUse(_)) => assert!(begun.elapsed() < Duration::from_secs(20), "its lease never ends"),
+                Err(error) => panic!("{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn put(key: &str, value: impl Into<Bytes>) -> Change {
+    Change::Put(key.as_bytes().into(), value.into())
+}
+
+fn waits(what: &str, most: Duration, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < most, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_shard_has_one_owner_and_one_that_lost_it_writes_nothing_more() {
+    // RELIABILITY I4 F13 F14
+    let servers = EtcdServers::start(1, &[]).unwrap();
+    let config = servers.config();
+    let first = Owner::take(&config, 1).unwrap();
+    first.log.commit(&[put("key", "first")]).unwrap();
+    assert!(matches!(Owner::take(&config, 1), Err(StoreError::InUse(_))));
+    assert!(Owner::take(&config, 2).is_ok(), "another shard is free");
+    // etcd revokes the lease under an owner that knows nothing of it.
+    servers.ctl(&["lease", "revoke", &format!("{:x}", first.session.lease())]).unwrap();
+    let second = Owner::take_over(&config, 1);
+    assert!(second.log.epoch() > first.log.epoch());
+    assert!(matches!(first.log.commit(&[put("key", "late")]), Err(StoreError::Lost)));
+    assert_eq!(second.log.get(b"key").unwrap().unwrap(), "first");
+    second.log.commit(&[put("key", "second")]).unwrap();
+    waits("the loss", Duration::from_secs(10), || first.session.is_lost());
+    assert!(!first.session.is_sure());
+}
+
+#[test]
+fn an_owner_that_gives_its_shard_up_is_not_waited_for() {
+    let servers = EtcdServers::start(1, &[]).unwrap();
+    let first = Owner::take(&servers.config(), 1).unwrap();
+    first.log.commit(&[put("key", "1")]).unwrap();
+    first.log.release();
+    let second = Owner::take(&servers.config(), 1).unwrap();
+    assert_eq!(second.log.get(b"key").unwrap().unwrap(), "1");
+    assert!(matches!(first.log.commit(&[put("key", "2")]), Err(StoreError::Lost)));
+}
+
+#[test]
+fn a_batch_that_was_not_finished_never_was() {
+    // RELIABILITY F25, as a log of parts has it.
+    let servers = EtcdServers::start(1, &[]).unwrap();
+    let config = servers.config();
+    let first = Owner::take(&config, 1).unwrap();
+    first.log.commit(&[put("before", "1")]).unwrap();
+    let batch: Vec<Change> = (0..40).map(|n| put(&format!("part-{n}"), vec![1; 100_000])).collect();
+    first.log.commit(&batch).unwrap();
+    let keys = servers.ctl(&["get", "--prefix", "--keys-only", "/capstan/log/0001/"]).unwrap();
+    let last = keys.split_whitespace().next_back().unwrap().to_owned();
+    // As if its owner had died before the last part.
+    servers.ctl(&["del", &last]).unwrap();
+    first.session.end(&first.etcd);
+    let second = Owner::take(&config, 1).unwrap();
+    assert!(second.opened.cut > 0);
+    assert!(second.log.keys(b"part-", None, 1, false).is_empty());
+    second.log.commit(&[put("after", "1")]).unwrap();
+    second.session.end(&second.etcd);
+    let third = Owner::take(&config, 1).unwrap();
+    assert_eq!(third.opened.cut, 0);
+    assert_eq!(third.log.keys(b"", None, 9, false).len(), 2);
+}
+
+#[test]
+fn writes_wait_out_a_leader_that_dies_or_stops_and_none_is_lost_or_done_twice() {
+    // RELIABILITY F6 F7
+    let mut servers = EtcdServers::start(3, &[]).unwrap();
+    let owner = Owner::take(&EtcdConfig { lease_s: 5, ..servers.config() }, 1).unwrap();
+    for (round, kill) in [true, false].into_iter().enumerate() {
+        let leader = servers.leader().unwrap();
+        owner.log.commit(&[put(&format!("before-{round}"), "1")]).unwrap();
+        if kill {
+            servers.kill(leader).unwrap()
+        } else {
+            servers.pause(leader, true).unwrap()
+        }
+        for n in 0..20 {
+            owner.log.commit(&[put(&format!("during-{round}-{n}"), "1")]).unwrap();
+        }
+        if kill {
+            servers.run(leader).unwrap()
+        } else {
+            servers.pause(leader, false).unwrap()
+        }
+        servers.wait().unwrap();
+    }
+    assert!(!owner.session.is_lost(), "a leader's end is nobody else's");
+    owner.session.end(&owner.etcd);
+    let next = Owner::take_over(&servers.config(), 1);
+    assert_eq!(next.log.keys(b"", None, 99, false).len(), 42);
+}
+
+#[test]
+fn without_a_quorum_nothing_is_acknowledged_and_afterwards_nothing_is_missing() {
+    // RELIABILITY F9
+    let servers = EtcdServers::start(3, &[]).unwrap();
+    let owner = Owner::take(&EtcdConfig { lease_s: 30, request_ms: 500, ..servers.config() }, 1).unwrap();
+    owner.log.commit(&[put("before", "1")]).unwrap();
+    let leader = servers.leader().unwrap();
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    others.iter().for_each(|n| servers.pause(*n, true).unwrap());
+    let (log, (tell, told)) = (owner.log.clone(), std::sync::mpsc::channel());
+    let writing = std::thread::spawn(move || {
+        let done = log.commit(&[put("during", "1")]);
+        tell.send(()).unwrap();
+        done
+    });
+    waits("the silence", Duration::from_secs(10), || !owner.log.answers());
+    assert!(told.try_recv().is_err(), "it was acknowledged without a quorum");
+    others.iter().for_each(|n| servers.pause(*n, false).unwrap());
+    writing.join().unwrap().unwrap();
+    assert_eq!(owner.log.get(b"during").unwrap().unwrap(), "1");
+    assert!(owner.log.answers());
+}
+
+#[test]
+fn a_full_etcd_takes_nothing_and_goes_on_when_there_is_room() {
+    // RELIABILITY F10
+    let servers = EtcdServers::start(1, &["--quota-backend-bytes", "25165824"]).unwrap();
+    let owner = Owner::take(&servers.config(), 1).unwrap();
+    let mut held = 0;
+    let refused = loop {
+        match owner.log.commit(&[put(&format!("fill-{held}"), vec![7; 1 << 20])]) {
+            Ok(()) => held += 1,
+            Err(error) => break error,
+        }
+        assert!(held < 40, "it is never full");
+    };
+    assert!(matches!(refused, StoreError::Full), "{refused}");
+    assert!(owner.log.get(b"fill-0").unwrap().is_some(), "reading goes on");
+    // The operator makes room: old revisions go, the file shrinks, the alarm ends.
+    let half: Vec<String> = (0..held / 2).map(|n| format!("/capstan/log/0001/{:016x}", n + 1)).collect();
+    half.iter().for_each(|key| drop(servers.ctl(&["del", key]).unwrap()));
+    let status: serde_json::Value =
+        serde_json::from_str(&servers.ctl(&["endpoint", "status", "-w", "json"]).unwrap()).unwrap();
+    servers.ctl(&["compact", &status[0]["Status"]["header"]["revision"].to_string()]).unwrap();
+    servers.ctl(&["defrag"]).unwrap();
+    servers.ctl(&["alarm", "disarm"]).unwrap();
+    owner.log.commit(&[put("after", "1")]).unwrap();
+}
+
+#[test]
+fn a_store_of_others_and_one_of_a_newer_version_are_refused_by_name() {
+    // RELIABILITY F36
+    let servers = EtcdServers::start(1, &[]).unwrap();
+    let config = servers.config();
+    let etcd = Owner::connect(&config);
+    servers.ctl(&["put", "/capstan/foreign", "x"]).unwrap();
+    let refused = Format::settle(&etcd, &config).unwrap_err().to_string();
+    assert!(refused.contains("/capstan/foreign") && refused.contains("another etcd.prefix"), "{refused}");
+    servers.ctl(&["del", "/capstan/foreign"]).unwrap();
+    let made = Format::settle(&etcd, &config).unwrap();
+    let other = EtcdConfig { shards: 4, ..config.clone() };
+    assert_eq!(Format::settle(&etcd, &other).unwrap(), made, "the number of shards is fixed when the store is made");
+    servers.ctl(&["put", "/capstan/format", r#"{"format":9,"shards":4}"#]).unwrap();
+    assert!(matches!(Format::settle(&etcd, &config), Err(StoreError::Newer(_, 9, 1))));
+}
+
+#[test]
+fn damage_is_found_and_named() {
+    // RELIABILITY F26 I10
+    let servers = EtcdServers::start(1, &[]).unwrap();
+    let first = Owner::take(&servers.config(), 1).unwrap();
+    first.log.commit(&[put("key", "1")]).unwrap();
+    first.session.end(&first.etcd);
+    servers.ctl(&["put", "/capstan/log/0001/0000000000000001", "\u{1}nonsense of a kind"]).unwrap();
+    let refused = Owner::take(&servers.config(), 1).err().unwrap();
+    assert!(matches!(&refused, StoreError::Damaged(what) if what.contains("entry 1 of shard 1")), "{refused}");
+}

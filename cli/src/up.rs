@@ -24,7 +24,7 @@ impl Running {
         let (dial, dialled) = mpsc::channel(4);
         let worker = worker_settings(&settings);
         let server = server::start(settings.scheduler, LinkListener::InProcess(dialled)).await?;
-        let worker = capstan_worker::start(worker, Dial::InProcess(dial)).await?;
+        let worker = capstan_worker::start(worker, vec![Dial::InProcess(dial)]).await?;
         tracing::info!(limits = worker.limits, "a worker runs in this process");
         Ok(Self { server: Some(server), worker: Some(worker) })
     }
@@ -37,7 +37,7 @@ impl Running {
                 Self { server: Some(server), worker: None }
             }
             Half::Worker => {
-                let worker = capstan_worker::start(worker_settings(&settings), Dial::Unix(link)).await?;
+                let worker = capstan_worker::start(worker_settings(&settings), vec![Dial::Unix(link)]).await?;
                 Self { server: None, worker: Some(worker) }
             }
         })

@@ -24,6 +24,18 @@ impl CallId {
     }
 }
 
+impl CallId {
+    /// The place of its function (see [`FunctionKey::place`]), for ids that were minted for one.
+    pub fn place(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The same id for a call of a function with this place.
+    pub fn placed(self, place: u16) -> Self {
+        Self(self.0 & !0xffff | u128::from(place))
+    }
+}
+
 impl fmt::Display for CallId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ca-{:032x}", self.0)
@@ -115,6 +127,20 @@ impl FunctionKey {
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// Where the function lies among all, for good: its shard is this number modulo the number of shards. Instances lie with
+    /// their function. (FNV-1a, folded to 16 bits.)
+    pub fn place(&self) -> u16 {
+        let base = self.name.split(crate::parameter::SEPARATOR).next().unwrap_or_default();
+        let bytes = self.namespace.bytes().chain([0]).chain(base.bytes());
+        let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        (hash >> 16) as u16 ^ hash as u16
+    }
+
+    /// Its shard, where there are so many.
+    pub fn shard(&self, shards: u16) -> Shard {
+        Shard(self.place() % shards.max(1))
+    }
 }
 
 impl fmt::Display for FunctionKey {
@@ -122,6 +148,15 @@ impl fmt::Display for FunctionKey {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
+
+/// A part of all functions that has one owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+#[serde(transparent)]
+pub struct Shard(pub u16);
+
+/// One of a worker's links, each to another scheduler; numbered by the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
 
 /// The number of a deployed version of a function, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
@@ -176,6 +211,20 @@ mod tests {
         assert_eq!(call.to_string().parse(), Ok(call));
         let container = ContainerId(7);
         assert_eq!(container.to_string().parse(), Ok(container));
+    }
+
+    #[test]
+    fn calls_and_instances_lie_where_their_function_lies() {
+        let function = FunctionKey::new("default", "my-app.model");
+        let instance = FunctionKey::new("default", "my-app.model;version=3.5");
+        assert_eq!(function.place(), instance.place());
+        assert_ne!(function.place(), FunctionKey::new("other", "my-app.model").place());
+        let call = CallId(0x0192_f0c1_d2e3_7a4b_8c5d_6e7f_8091_0a1b).placed(function.place());
+        assert_eq!((call.place(), call.born_ms() > 0), (function.place(), true));
+        // Names of a kind spread over all shards.
+        let mut shards = [0; 16];
+        (0..1600).for_each(|n| shards[FunctionKey::new("default", &format!("f{n}")).shard(16).0 as usize] += 1);
+        assert!(shards.iter().all(|n| (50..200).contains(n)), "{shards:?}");
     }
 
     #[test]

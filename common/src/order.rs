@@ -2,7 +2,7 @@
 
 use crate::{
     function::FunctionSpec,
-    id::{CallId, ContainerId, FunctionKey, LeaseId, Revision},
+    id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::Payload,
 };
 use std::sync::Arc;
@@ -10,6 +10,15 @@ use std::sync::Arc;
 /// Imperatives, scheduler to worker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Order {
+    /// From now on the sender owns this shard: only its orders count there, and its reports go to it. Answered by an inventory.
+    Own {
+        /// Which.
+        shard: Shard,
+        /// Of how many.
+        shards: u16,
+        /// The owner's fencing number: a lower one than was seen before is not obeyed.
+        epoch: Epoch,
+    },
     /// Start a container.
     Start(Start),
     /// Give a container inputs.

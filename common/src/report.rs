@@ -2,7 +2,7 @@
 
 use crate::{
     container::{Ending, Phase},
-    id::{CallId, ContainerId, FunctionKey, LeaseId, Revision},
+    id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Failure, Payload},
     resource::Amount,
 };
@@ -11,8 +11,22 @@ use bytes::Bytes;
 /// Facts, worker to scheduler.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
-    /// First on every stream: who it is, what it has, what it holds.
+    /// First on every stream: who it is, and what it has.
     Hello(Hello),
+    /// What it holds of a shard, for its new owner.
+    Inventory {
+        /// Which shard.
+        shard: Shard,
+        /// All its containers of the shard's functions.
+        held: Vec<Held>,
+    },
+    /// Somebody with a higher number owns the shard: whoever said so last is not obeyed.
+    Outranked {
+        /// Which shard.
+        shard: Shard,
+        /// The owner's number.
+        epoch: Epoch,
+    },
     /// A start was not admitted.
     Refused {
         /// Which container.
@@ -87,6 +101,8 @@ pub enum Report {
     Beat {
         /// Counts up.
         sequence: u64,
+        /// What containers of other schedulers' shards take.
+        others: Amount,
     },
 }
 
@@ -99,8 +115,6 @@ pub struct Hello {
     pub worker: String,
     /// All that it has.
     pub capacity: Amount,
-    /// What it holds.
-    pub inventory: Vec<Held>,
     /// The software's version.
     pub version: String,
     /// How it enforces limits, in words.

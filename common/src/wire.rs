@@ -2,7 +2,7 @@
 
 use crate::{
     container::{Ending, Phase},
-    id::{CallId, ContainerId, FunctionKey, LeaseId, Revision},
+    id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Blob, Failure, FailureKind, Payload},
     order::{Assignment, Group, Order, Start},
     report::{Done, Held, HeldAttempt, Hello, Report},
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// The version of the link's protocol; both sides must speak the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Generated from `proto/link.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -32,6 +32,9 @@ pub enum WireError {
     /// A port is none.
     #[error("{0} is not a port")]
     Port(u32),
+    /// A shard is none.
+    #[error("{0} is not a shard")]
+    Shard(u32),
     /// A spec cannot be read.
     #[error("a function's spec cannot be read")]
     Spec(#[source] Arc<SpecError>),
@@ -60,6 +63,10 @@ fn call_id(bytes: &[u8]) -> Result<CallId, WireError> {
 
 fn port_in(number: u32) -> Result<u16, WireError> {
     u16::try_from(number).map_err(|_| WireError::Port(number))
+}
+
+fn shard_in(number: u32) -> Result<Shard, WireError> {
+    u16::try_from(number).map(Shard).map_err(|_| WireError::Shard(number))
 }
 
 fn numbers(leases: &[LeaseId]) -> Vec<u64> {
@@ -94,6 +101,9 @@ impl From<Order> for link::Order {
     fn from(order: Order) -> Self {
         use link::order::Kind;
         let kind = match order {
+            Order::Own { shard, shards, epoch } => {
+                Kind::Own(link::Own { shard: u32::from(shard.0), shards: u32::from(shards), epoch: epoch.0 })
+            }
             Order::Start(start) => Kind::Start(link::Start {
                 container: start.container.0,
                 namespace: start.function.namespace.to_string(),
@@ -159,6 +169,9 @@ pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
     use link::order::Kind;
     Ok(Some(match order.kind.ok_or(WireError::Missing("order"))? {
         Kind::Welcome(_) => return Ok(None),
+        Kind::Own(own) => {
+            Order::Own { shard: shard_in(own.shard)?, shards: shard_in(own.shards)?.0, epoch: Epoch(own.epoch) }
+        }
         Kind::Start(start) => Order::Start(Start {
             container: ContainerId(start.container),
             function: FunctionKey::new(&start.namespace, &start.function),
@@ -235,21 +248,20 @@ fn hello_out(hello: Hello) -> link::Hello {
         memory_mib: hello.capacity.memory_mib,
         version: hello.version,
         limits: hello.limits,
-        containers: hello
-            .inventory
-            .into_iter()
-            .map(|held| link::Held {
-                container: held.container.0,
-                namespace: held.function.namespace.to_string(),
-                function: held.function.name.to_string(),
-                revision: held.revision.0,
-                ready: held.ready,
-                gone: held.gone,
-                port: u32::from(held.port),
-                running: held.running.into_iter().map(held_attempt_out).collect(),
-                finished: held.finished.into_iter().map(done_out).collect(),
-            })
-            .collect(),
+    }
+}
+
+fn held_out(held: Held) -> link::Held {
+    link::Held {
+        container: held.container.0,
+        namespace: held.function.namespace.to_string(),
+        function: held.function.name.to_string(),
+        revision: held.revision.0,
+        ready: held.ready,
+        gone: held.gone,
+        port: u32::from(held.port),
+        running: held.running.into_iter().map(held_attempt_out).collect(),
+        finished: held.finished.into_iter().map(done_out).collect(),
     }
 }
 
@@ -278,6 +290,13 @@ impl From<Report> for link::Report {
         use link::report::Kind;
         let kind = match report {
             Report::Hello(hello) => Kind::Hello(hello_out(hello)),
+            Report::Inventory { shard, held } => Kind::Inventory(link::Inventory {
+                shard: u32::from(shard.0),
+                held: held.into_iter().map(held_out).collect(),
+            }),
+            Report::Outranked { shard, epoch } => {
+                Kind::Outranked(link::Outranked { shard: u32::from(shard.0), epoch: epoch.0 })
+            }
             Report::Refused { container, reason } => Kind::Refused(link::Refused { container: container.0, reason }),
             Report::Spawned { container, pid, spawn_us } => {
                 Kind::Spawned(link::Spawned { container: container.0, pid, spawn_us })
@@ -308,7 +327,11 @@ impl From<Report> for link::Report {
             Report::Log { container, stderr, chunk, dropped } => {
                 Kind::Log(link::Log { container: container.0, stderr, chunk, dropped })
             }
-            Report::Beat { sequence } => Kind::Beat(link::Beat { sequence }),
+            Report::Beat { sequence, others } => Kind::Beat(link::Beat {
+                sequence,
+                others_cpu_milli: others.cpu_milli,
+                others_memory_mib: others.memory_mib,
+            }),
         };
         Self { kind: Some(kind) }
     }
@@ -322,10 +345,16 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
             protocol: hello.protocol,
             worker: hello.worker,
             capacity: Amount { cpu_milli: hello.cpu_milli, memory_mib: hello.memory_mib },
-            inventory: hello.containers.into_iter().map(held_in).collect::<Result<_, _>>()?,
             version: hello.version,
             limits: hello.limits,
         }),
+        Kind::Inventory(inventory) => Report::Inventory {
+            shard: shard_in(inventory.shard)?,
+            held: inventory.held.into_iter().map(held_in).collect::<Result<_, _>>()?,
+        },
+        Kind::Outranked(outranked) => {
+            Report::Outranked { shard: shard_in(outranked.shard)?, epoch: Epoch(outranked.epoch) }
+        }
         Kind::Refused(refused) => Report::Refused { container: ContainerId(refused.container), reason: refused.reason },
         Kind::Spawned(spawned) => {
             Report::Spawned { container: ContainerId(spawned.container), pid: spawned.pid, spawn_us: spawned.spawn_us }
@@ -364,7 +393,10 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
             chunk: log.chunk,
             dropped: log.dropped,
         },
-        Kind::Beat(beat) => Report::Beat { sequence: beat.sequence },
+        Kind::Beat(beat) => Report::Beat {
+            sequence: beat.sequence,
+            others: Amount { cpu_milli: beat.others_cpu_milli, memory_mib: beat.others_memory_mib },
+        },
     })
 }
 
@@ -389,7 +421,10 @@ mod tests {
                 capacity: Amount { cpu_milli: 2000, memory_mib: 99 },
                 version: "v".into(),
                 limits: "cgroup v1".into(),
-                inventory: vec![Held {
+            }),
+            Report::Inventory {
+                shard: Shard(3),
+                held: vec![Held {
                     container,
                     function: FunctionKey::new("default", "f"),
                     revision: Revision(3),
@@ -399,7 +434,7 @@ mod tests {
                     running: vec![held(1)],
                     finished: vec![done(2, Err(failure))],
                 }],
-            }),
+            },
             Report::Finished { container, done: vec![done(3, Ok(Payload::Blob(blob)))] },
             Report::Ended {
                 container,
@@ -408,7 +443,8 @@ mod tests {
             },
             Report::Ready { container, phases: vec![Phase { name: "spawn".into(), us: 4 }], port: 4711 },
             Report::Counted { container, value: 12 },
-            Report::Beat { sequence: 8 },
+            Report::Outranked { shard: Shard(3), epoch: Epoch(9) },
+            Report::Beat { sequence: 8, others: Amount { cpu_milli: 5, memory_mib: 6 } },
         ];
         for report in reports {
             assert_eq!(report_in(report.clone().into()), Ok(report));
@@ -434,7 +470,8 @@ mod tests {
             revision: Revision(3),
             spec: Arc::new(spec),
         });
-        for order in [feed.clone(), start] {
+        let own = Order::Own { shard: Shard(3), shards: 16, epoch: Epoch(2) };
+        for order in [feed.clone(), start, own] {
             assert_eq!(order_in(order.clone().into()), Ok(Some(order)));
         }
         let mut broken = link::Order::from(feed);

@@ -3,17 +3,19 @@
 use crate::{
     actor::{
         autoscaler::Told,
-        function::{Env, FunctionActor, Happen, Joined},
+        function::{FunctionActor, Happen, Joined},
         registry::{LINK_BACKLOG, Link, WorkerEntry},
     },
     clock,
     config::SchedulerConfig,
+    shard::Shared,
 };
 use actix::Addr;
 use capstan_common::{
-    id::{ContainerId, FunctionKey, LeaseId, WorkerId},
+    id::{ContainerId, FunctionKey, LeaseId, Shard, WorkerId},
     order::Order,
     report::{Held, Hello, Report},
+    resource::Amount,
     wire::{self, PROTOCOL, link},
     worker::WorkerState,
 };
@@ -22,7 +24,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -36,53 +38,23 @@ const ORDERS_AT_ONCE: usize = 512;
 /// Takes workers' links; a clone is another handle.
 #[derive(Clone)]
 pub struct LinkServer {
-    env: Arc<Env>,
+    shared: Arc<Shared>,
     beat_ms: u32,
     unreachable_after: Duration,
     lost_after: Duration,
-    /// Workers known from before the restart that have not spoken yet.
-    awaited: Arc<Mutex<BTreeSet<String>>>,
 }
 
 type Orders = Pin<Box<dyn Stream<Item = Result<link::Orders, Status>> + Send>>;
 
 impl LinkServer {
-    /// `known` names the workers that may still hold something from before a restart.
-    pub fn new(env: Arc<Env>, config: &SchedulerConfig, known: Vec<String>) -> Self {
-        let grace = Duration::from_millis(config.limits.adopt_grace_ms);
-        let server = Self {
-            env,
+    /// For a scheduler's shards.
+    pub fn new(shared: Arc<Shared>, config: &SchedulerConfig) -> Self {
+        Self {
+            shared,
             beat_ms: (config.unreachable_after_ms / 6).max(50) as u32,
             unreachable_after: Duration::from_millis(config.unreachable_after_ms),
             lost_after: Duration::from_millis(config.lost_after_ms),
-            awaited: Arc::new(Mutex::new(known.into_iter().collect())),
-        };
-        let (env, awaited) = (server.env.clone(), server.awaited.clone());
-        tokio::spawn(async move {
-            if !awaited.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-                tokio::time::sleep(grace).await;
-            }
-            settle(&env).await;
-        });
-        server
-    }
-
-    async fn heard_from(&self, worker: &str) {
-        let last = {
-            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-            awaited.remove(worker) && awaited.is_empty()
-        };
-        if last {
-            settle(&self.env).await;
         }
-    }
-}
-
-/// Recovered functions may give out work.
-async fn settle(env: &Env) {
-    for (_, function) in env.registry.functions() {
-        // A function that is gone holds nothing.
-        let _ = function.send(Happen(vec![Event::Settled])).await;
     }
 }
 
@@ -101,8 +73,8 @@ impl link::link_server::Link for LinkServer {
         }
         let (orders, outbound) = mpsc::channel(LINK_BACKLOG);
         let (batches, stream) = mpsc::channel(16);
-        let link = Link { orders, cut: CancellationToken::new() };
-        tokio::spawn(send_orders(self.env.epoch.0, self.beat_ms, outbound, batches, link.cut.clone()));
+        let link = Link::new(orders);
+        tokio::spawn(send_orders(self.beat_ms, outbound, batches, link.cut.clone()));
         let (begun, begins) = oneshot::channel();
         let (server, silence, lost_after) = (self.clone(), self.unreachable_after, self.lost_after);
         // A task of its own: a connection that breaks meanwhile drops this handler, and a session must not stop half-made.
@@ -132,7 +104,6 @@ async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, St
 
 /// Packs all orders that wait into one message. Ends, and closes the way for orders, as soon as the stream has.
 async fn send_orders(
-    epoch: u64,
     beat_ms: u32,
     mut orders: mpsc::Receiver<Order>,
     batches: mpsc::Sender<Result<link::Orders, Status>>,
@@ -144,7 +115,7 @@ async fn send_orders(
     let mut waiting = Vec::with_capacity(ORDERS_AT_ONCE);
     loop {
         let sent = tokio::select! {
-            sent = batches.send(Ok(link::Orders { epoch, orders: next })) => sent.is_ok(),
+            sent = batches.send(Ok(link::Orders { orders: next })) => sent.is_ok(),
             () = cut.cancelled() => false,
         };
         if !sent {
@@ -164,17 +135,22 @@ async fn send_orders(
 
 /// One worker's link while it stands.
 struct Session {
-    env: Arc<Env>,
+    shared: Arc<Shared>,
     worker: WorkerId,
     generation: u64,
     link: Link,
+    capacity: Amount,
+    state: WorkerState,
+    /// Shards of ours of which the worker has not told yet; it is given nothing before that.
+    untold: BTreeSet<Shard>,
+    joined: bool,
 }
 
 impl Session {
     async fn begin(server: &LinkServer, hello: Hello, link: Link) -> Result<Self, Status> {
         let worker = WorkerId(hello.worker.as_str().into());
-        let env = server.env.clone();
-        let remembered = env.remember_worker(&worker, None).await;
+        let shared = server.shared.clone();
+        let remembered = shared.globals.remember_worker(&worker, None).await;
         let draining = remembered.map_err(|e| Status::unavailable(e.to_string()))?;
         let entry = WorkerEntry {
             capacity: hello.capacity,
@@ -186,31 +162,36 @@ impl Session {
             joined: clock::now(),
             generation: 0,
         };
-        let entry = env.registry.join(&worker, entry);
-        let session = Self { env, worker, generation: entry.generation, link };
-        // What the worker holds is accounted before any of it could be promised again, and every function hears of it
-        // before it finds the new link: an order in between would not be in the inventory.
-        session.tell_inventory(hello.inventory).await;
-        let worker = session.worker.clone();
-        let joined = autoscaler::Event::Joined { worker: worker.clone(), capacity: hello.capacity, state: entry.state };
-        session.env.registry.publish(&worker, session.generation, session.link.clone());
-        // The autoscaler lives as long as the scheduler.
-        let _ = session.env.autoscaler.send(Told(joined)).await;
-        server.heard_from(&hello.worker).await;
+        let entry = shared.registry.join(&worker, entry);
+        shared.registry.publish(&worker, entry.generation, link.clone());
+        let mut untold = BTreeSet::new();
+        for env in shared.shards.all() {
+            untold.insert(env.shard);
+            env.claim(&link).await;
+        }
+        let (generation, state) = (entry.generation, entry.state);
+        let mut session =
+            Self { shared, worker, generation, link, capacity: hello.capacity, state, untold, joined: false };
         tracing::info!(worker = %session.worker, "a worker joined");
-        session.env.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
+        session.shared.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
+        session.told(None).await;
         Ok(session)
     }
 
-    /// Every function learns what of it the worker holds, also that it holds nothing. What nobody owns is stopped.
-    async fn tell_inventory(&self, inventory: Vec<Held>) {
+    /// Every function of the shard learns what of it the worker holds, also that it holds nothing. What nobody owns is stopped.
+    /// Each hears of it before it finds the way for orders: an order in between would not be in the inventory.
+    async fn take_inventory(&mut self, shard: Shard, inventory: Vec<Held>) {
+        let Some(env) = self.shared.shards.get(shard) else {
+            self.told(Some(shard)).await;
+            return;
+        };
         let mut held: BTreeMap<FunctionKey, Vec<Held>> = BTreeMap::new();
         for container in inventory {
             held.entry(container.function.clone()).or_default().push(container);
         }
-        for (key, function) in self.env.registry.functions() {
+        for (key, function) in env.own_functions() {
             let held = held.remove(&key).unwrap_or_default();
-            held.iter().for_each(|h| self.env.registry.route(h.container, &key));
+            held.iter().for_each(|h| self.shared.registry.route(h.container, &key));
             let (worker, orders) = (self.worker.clone(), self.link.orders.clone());
             // A function that ends meanwhile stops its containers itself.
             let _ = function.send(Joined { worker, orders, held }).await;
@@ -220,6 +201,23 @@ impl Session {
             self.forget(orphan.container, leases).await;
             self.stop_orphan(orphan.container).await;
         }
+        self.shared.registry.tell(&self.worker, self.generation, shard);
+        self.told(Some(shard)).await;
+        env.heard_from(&self.worker).await;
+    }
+
+    /// What the worker holds of all our shards is accounted before any of it could be promised again.
+    async fn told(&mut self, shard: Option<Shard>) {
+        if let Some(shard) = shard {
+            self.untold.remove(&shard);
+        }
+        if self.joined || !self.untold.is_empty() {
+            return;
+        }
+        self.joined = true;
+        let (worker, capacity, state) = (self.worker.clone(), self.capacity, self.state);
+        // The autoscaler lives as long as the scheduler.
+        let _ = self.shared.autoscaler.send(Told(autoscaler::Event::Joined { worker, capacity, state })).await;
     }
 
     async fn stop_orphan(&self, container: ContainerId) {
@@ -228,7 +226,7 @@ impl Session {
         let _ = self.link.orders.send(Order::Stop { container, grace_ms: 1000, reason }).await;
     }
 
-    async fn run(self, mut inbound: Streaming<link::Reports>, silence: Duration, lost_after: Duration) {
+    async fn run(mut self, mut inbound: Streaming<link::Reports>, silence: Duration, lost_after: Duration) {
         loop {
             let message = tokio::select! {
                 message = tokio::time::timeout(silence, inbound.message()) => message,
@@ -250,35 +248,52 @@ impl Session {
 
     /// The link broke: the worker is unreachable, and after a while, unless it joins again, lost.
     async fn end(self, lost_after: Duration) {
-        if !self.env.registry.part(&self.worker, self.generation) {
+        if !self.shared.registry.part(&self.worker, self.generation) {
             return;
         }
         tracing::warn!(worker = %self.worker, "a worker is unreachable");
-        self.env.telemetry.events.tell("worker_unreachable", serde_json::json!({"worker": self.worker}));
+        self.shared.telemetry.events.tell("worker_unreachable", serde_json::json!({"worker": self.worker}));
         let worker = self.worker.clone();
         let turned = autoscaler::Event::Turned { worker, state: WorkerState::Unreachable };
-        let _ = self.env.autoscaler.send(Told(turned)).await;
+        let _ = self.shared.autoscaler.send(Told(turned)).await;
         tokio::time::sleep(lost_after).await;
-        if !self.env.registry.lose(&self.worker, self.generation) {
+        if !self.shared.registry.lose(&self.worker, self.generation) {
             return;
         }
         tracing::warn!(worker = %self.worker, "a worker is lost: what it held runs elsewhere");
-        self.env.telemetry.events.tell("worker_lost", serde_json::json!({"worker": self.worker}));
+        self.shared.telemetry.events.tell("worker_lost", serde_json::json!({"worker": self.worker}));
         let lost = autoscaler::Event::Lost { worker: self.worker.clone() };
-        let _ = self.env.autoscaler.send(Told(lost)).await;
-        for (_, function) in self.env.registry.functions() {
+        let _ = self.shared.autoscaler.send(Told(lost)).await;
+        for (_, function) in self.shared.registry.functions() {
             let event = Event::WorkerLost { worker: self.worker.clone() };
             let _ = function.send(Happen(vec![event])).await;
         }
     }
 
     /// Hands reports to their functions, all of one function together and in order.
-    async fn take(&self, reports: link::Reports) -> Result<(), wire::WireError> {
+    async fn take(&mut self, reports: link::Reports) -> Result<(), wire::WireError> {
         let mut by_function: Vec<(FunctionKey, Addr<FunctionActor>, Vec<Event>)> = Vec::new();
         for report in reports.reports {
-            let report = wire::report_in(report)?;
+            let report = match wire::report_in(report)? {
+                Report::Inventory { shard, held } => {
+                    deliver(std::mem::take(&mut by_function)).await;
+                    self.take_inventory(shard, held).await;
+                    continue;
+                }
+                Report::Outranked { shard, epoch } => {
+                    tracing::warn!(worker = %self.worker, shard = shard.0, epoch = epoch.0, "a worker knows a newer owner of a shard");
+                    self.told(Some(shard)).await;
+                    continue;
+                }
+                Report::Beat { others, .. } => {
+                    let event = autoscaler::Event::Others { worker: self.worker.clone(), amount: others };
+                    let _ = self.shared.autoscaler.send(Told(event)).await;
+                    continue;
+                }
+                report => report,
+            };
             let Some((container, event)) = self.event_of(report) else { continue };
-            let Some((key, address)) = self.env.registry.owner(container) else {
+            let Some((key, address)) = self.shared.registry.owner(container) else {
                 self.answer_unowned(container, event).await;
                 continue;
             };
@@ -287,18 +302,17 @@ impl Session {
                 None => by_function.push((key, address, vec![event])),
             }
         }
-        for (_, function, events) in by_function {
-            // Waits where the function is busy: back-pressure on the worker's reports.
-            let _ = function.send(Happen(events)).await;
-        }
+        deliver(by_function).await;
         Ok(())
     }
 
     fn event_of(&self, report: Report) -> Option<(ContainerId, Event)> {
         Some(match report {
-            Report::Hello(_) | Report::Beat { .. } => return None,
+            Report::Hello(_) | Report::Beat { .. } | Report::Inventory { .. } | Report::Outranked { .. } => {
+                return None;
+            }
             Report::Log { container, chunk, dropped, .. } => {
-                self.env.telemetry.logs.add(container, chunk, dropped);
+                self.shared.telemetry.logs.add(container, chunk, dropped);
                 return None;
             }
             Report::Refused { container, reason } => (container, Event::Refused { container, reason: reason.into() }),
@@ -327,5 +341,13 @@ impl Session {
 
     async fn forget(&self, container: ContainerId, leases: Vec<LeaseId>) {
         let _ = self.link.orders.send(Order::Recorded { container, leases }).await;
+    }
+}
+
+/// Waits where a function is busy: back-pressure on the worker's reports.
+async fn deliver(by_function: Vec<(FunctionKey, Addr<FunctionActor>, Vec<Event>)>) {
+    for (_, function, events) in by_function {
+        // One that is gone has nothing left to hear.
+        let _ = function.send(Happen(events)).await;
     }
 }

@@ -4,27 +4,28 @@ use crate::{
     actor::{
         alarm::AlarmActor,
         autoscaler::{AutoscalerActor, Governed, Told},
-        committer::Committer,
-        function::{Env, FunctionActor},
         prometheus::Prometheus,
         registry::Registry,
     },
     api::{Api, govern::ZeroConfig},
-    clock,
     config::SchedulerConfig,
+    global::Globals,
     link::LinkServer,
     rest,
-    store::{Store, embedded::Embedded, load, outcomes::Outcomes},
+    shard::{Env, Shards, Shared},
+    store::{Store, embedded::Embedded},
     telemetry::{Telemetry, trace::Tracer},
 };
 use actix::{Actor, Arbiter};
 use anyhow::Context;
 use capstan_blob::Blobs;
-use capstan_common::wire::link::link_server;
+use capstan_common::{
+    id::{Epoch, Shard},
+    wire::link::link_server,
+};
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, RwLock},
+    sync::{Arc, OnceLock, RwLock},
 };
 use tokio::{
     io::DuplexStream,
@@ -49,9 +50,7 @@ pub struct Server {
     pub api: Arc<Api>,
     rest: actix_web::dev::ServerHandle,
     arbiters: Vec<Arbiter>,
-    committer: Committer,
-    committing: Option<std::thread::JoinHandle<()>>,
-    telemetry: Arc<Telemetry>,
+    shared: Arc<Shared>,
 }
 
 /// Starts a scheduler: opens the store, recovers what it holds, serves links and REST.
@@ -64,86 +63,87 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
         tracing::warn!(bytes = opened.cut, "the log's last record was torn and was cut off; it was never acknowledged");
     }
     let store: Arc<dyn Store> = Arc::new(store);
-    let blobs = Blobs::open(config.data_dir.join("blobs"), config.blob_threshold_bytes)?;
-    let loaded = load::load(&*store, config.limits.spawn_head, clock::now())?;
-    let telemetry = Arc::new(Telemetry {
-        metrics: Arc::default(),
-        events: Default::default(),
-        logs: Default::default(),
-        models: Default::default(),
-        tracer: Tracer::from_env(),
-    });
-    let stored: BTreeMap<_, _> = loaded.functions.iter().map(|f| (f.key.clone(), f.deployed.clone())).collect();
-    let recovered = loaded.functions.iter().flat_map(|f| &f.calls);
-    let outcomes = Outcomes::after(recovered.clone().map(|call| (call.record.id, call.outcome_records)));
-    if let Some(tracer) = &telemetry.tracer {
-        recovered.for_each(|call| tracer.parent(call.record.id, &call.record.traceparent));
+    let globals = Globals::Beside(store.clone(), OnceLock::new());
+    let parts = Parts::start(&config, store.epoch(), globals, 1).await?;
+    let env = Env::open(&parts.shared, Shard(0), store).await?;
+    if let Globals::Beside(_, committer) = &parts.shared.globals {
+        // Set here and nowhere else.
+        let _ = committer.set(env.committer.clone());
     }
-    let (committer, committing) = Committer::start(store.clone(), (stored, outcomes), telemetry.metrics.clone())?;
+    parts.serve(config, links).await
+}
 
-    let functions = Arbiter::new();
-    let timers = Arbiter::new();
-    let sweeper = Arbiter::new();
-    let registry = Arc::new(Registry::default());
-    let epoch = store.epoch();
-    let alarm = AlarmActor::start_in_arbiter(&timers.handle(), |_| AlarmActor::default());
-    let for_autoscaler = registry.clone();
-    let autoscaler =
-        AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, for_autoscaler));
-    let env = Arc::new(Env {
-        epoch,
-        limits: Arc::new(config.limits.clone()),
-        committer: committer.clone(),
-        store,
-        registry: registry.clone(),
-        autoscaler,
-        alarm,
-        telemetry: telemetry.clone(),
-        stopping: CancellationToken::new(),
-        prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
-        zero: RwLock::new(Arc::new(ZeroConfig::read(loaded.zero))),
-    });
-    for governed in loaded.namespaces.into_iter().map(Governed::event) {
-        let _ = env.autoscaler.send(Told(governed)).await;
-    }
-    for recovery in loaded.functions {
-        let (key, env) = (recovery.key.clone(), env.clone());
-        let handle = functions.handle();
-        registry.function_or(&key.clone(), || {
-            FunctionActor::start_in_arbiter(&handle, move |_| FunctionActor::new(key, env, Some(recovery)))
+/// A scheduler's parts before it serves.
+struct Parts {
+    shared: Arc<Shared>,
+    functions: Arbiter,
+    timers: Arbiter,
+}
+
+impl Parts {
+    /// Everything but shards, from what belongs to no function.
+    async fn start(config: &SchedulerConfig, epoch: Epoch, globals: Globals, shards: u16) -> anyhow::Result<Self> {
+        let (functions, timers) = (Arbiter::new(), Arbiter::new());
+        let telemetry = Arc::new(Telemetry {
+            metrics: Arc::default(),
+            events: Default::default(),
+            logs: Default::default(),
+            models: Default::default(),
+            tracer: Tracer::from_env(),
         });
+        let registry = Arc::new(Registry::default());
+        let alarm = AlarmActor::start_in_arbiter(&timers.handle(), |_| AlarmActor::default());
+        let routes = registry.clone();
+        let autoscaler =
+            AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
+        let zero = ZeroConfig::read(globals.zero().await?);
+        for governed in globals.namespaces().await?.into_iter().map(Governed::event) {
+            let _ = autoscaler.send(Told(governed)).await;
+        }
+        let shared = Arc::new(Shared {
+            limits: Arc::new(config.limits.clone()),
+            registry,
+            autoscaler,
+            alarm,
+            telemetry,
+            zero: RwLock::new(Arc::new(zero)),
+            prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
+            globals,
+            stopping: CancellationToken::new(),
+            functions: functions.handle(),
+            shards: Shards::of(shards),
+        });
+        Ok(Self { shared, functions, timers })
     }
-    serve_links(&functions, env.clone(), &config, loaded.workers, links).await?;
-    let api = Arc::new(Api::new(env, config.clone(), blobs, functions.handle()));
-    api.follow_all().await;
-    api.start_sweeping(&sweeper.handle());
-    if let Some(listen) = config.keda_address().map_err(anyhow::Error::msg)? {
-        let served = crate::keda::serve(api.clone(), listen).await;
-        let served = served.with_context(|| format!("cannot listen for KEDA on {listen}"))?;
-        tracing::info!(%served, "KEDA's external scaler is served");
+
+    /// Opens the doors.
+    async fn serve(self, config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
+        let Self { shared, functions, timers } = self;
+        let blobs = Blobs::open(config.data_dir.join("blobs"), config.blob_threshold_bytes)?;
+        serve_links(&functions, shared.clone(), &config, links).await?;
+        let api = Arc::new(Api::new(shared.clone(), config.clone(), blobs));
+        api.follow_all().await;
+        let sweeper = Arbiter::new();
+        api.start_sweeping(&sweeper.handle());
+        if let Some(listen) = config.keda_address().map_err(anyhow::Error::msg)? {
+            let served = crate::keda::serve(api.clone(), listen).await;
+            let served = served.with_context(|| format!("cannot listen for KEDA on {listen}"))?;
+            tracing::info!(%served, "KEDA's external scaler is served");
+        }
+        let (rest, address) = rest::serve(api.clone(), &config)?;
+        Ok(Server { address, api, rest, arbiters: vec![functions, timers, sweeper], shared })
     }
-    let (rest, address) = rest::serve(api.clone(), &config)?;
-    Ok(Server {
-        address,
-        api,
-        rest,
-        arbiters: vec![functions, timers, sweeper],
-        committer,
-        committing: Some(committing),
-        telemetry,
-    })
 }
 
 async fn serve_links(
     arbiter: &Arbiter,
-    env: Arc<Env>,
+    shared: Arc<Shared>,
     config: &SchedulerConfig,
-    known: Vec<String>,
     links: LinkListener,
 ) -> anyhow::Result<()> {
     let (config, (ready, is_ready)) = (config.clone(), oneshot::channel());
     arbiter.spawn(async move {
-        let service = link_server::LinkServer::new(LinkServer::new(env, &config, known))
+        let service = link_server::LinkServer::new(LinkServer::new(shared, &config))
             .max_decoding_message_size(256 << 20)
             .max_encoding_message_size(256 << 20);
         let router = tonic::transport::Server::builder()
@@ -194,18 +194,16 @@ impl Server {
     }
 
     /// Takes no more requests, writes what waits, ends.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.refuse();
         self.rest.stop(true).await;
-        self.committer.stop();
-        if let Some(thread) = self.committing.take() {
-            // Joining blocks; the runtime's own threads must go on.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        for env in self.shared.shards.all() {
+            env.finish().await;
         }
         for arbiter in &self.arbiters {
             arbiter.stop();
         }
-        if let Some(tracer) = &self.telemetry.tracer {
+        if let Some(tracer) = &self.shared.telemetry.tracer {
             tracer.shutdown();
         }
     }

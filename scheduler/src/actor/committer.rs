@@ -17,9 +17,8 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
-/// Bytes after which a group is written, though more waits.
-const GROUP_BYTES: usize = 4 << 20;
 /// Requests that may wait for the committer.
 const WAITING: usize = 1 << 14;
 /// The pause before a write is tried again on a full disk.
@@ -48,6 +47,7 @@ pub struct Committer {
     requests: flume::Sender<Request>,
     full: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
+    lost: CancellationToken,
 }
 
 impl Committer {
@@ -60,19 +60,22 @@ impl Committer {
         let (requests, waiting) = flume::bounded(WAITING);
         let full = Arc::new(AtomicBool::new(false));
         let stopping = Arc::new(AtomicBool::new(false));
+        let lost = CancellationToken::new();
         let (full_too, stopping_too) = (full.clone(), stopping.clone());
         let mut thread = Thread {
-            store,
             functions,
             outcomes,
             metrics,
             full: full_too,
             stopping: stopping_too,
+            lost: lost.clone(),
+            group_bytes: store.group_bytes(),
+            store,
             batch: Vec::new(),
             bytes: 0,
         };
         let handle = std::thread::Builder::new().name("committer".into()).spawn(move || thread.run(&waiting))?;
-        Ok((Self { requests, full, stopping }, handle))
+        Ok((Self { requests, full, stopping, lost }, handle))
     }
 
     /// Hands over a function's records; gives them back if too much waits.
@@ -97,6 +100,11 @@ impl Committer {
         self.full.load(Ordering::Acquire)
     }
 
+    /// Cancelled when another owner has taken over: nothing is written any more.
+    pub fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
     /// Writes what waits and ends.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
@@ -112,6 +120,8 @@ struct Thread {
     metrics: Arc<Metrics>,
     full: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
+    lost: CancellationToken,
+    group_bytes: usize,
     batch: Vec<Change>,
     bytes: usize,
 }
@@ -153,22 +163,25 @@ impl Thread {
                 }
                 Request::Stop => go_on = false,
             }
-            if go_on && self.bytes < GROUP_BYTES {
+            if go_on && self.bytes < self.group_bytes {
                 next = waiting.try_recv().ok();
             }
         }
         self.outcomes.flush(&mut self.batch);
         let result = self.write(!owners.is_empty());
-        if result.is_err() && !owners.is_empty() {
-            // Stopping on a full disk: nobody may hear that it is durable.
-            return false;
-        }
+        let lost = matches!(result, Err(StoreError::Lost));
         for reply in writers {
             // A writer that went away does not wait for its answer.
             let _ = reply.send(match &result {
                 Ok(()) => Ok(()),
+                Err(StoreError::Lost) => Err(StoreError::Lost),
+                Err(StoreError::TooLarge(size)) => Err(StoreError::TooLarge(*size)),
                 Err(_) => Err(StoreError::Full),
             });
+        }
+        if lost || result.is_err() && !owners.is_empty() {
+            // Stopping on a full disk, or not the owner any more: nobody may hear that it is durable.
+            return false;
         }
         for done in owners {
             // An owner that is gone has nobody left to tell.
@@ -217,6 +230,11 @@ impl Thread {
                         std::thread::sleep(FULL_PAUSE);
                     }
                 }
+                Err(StoreError::Lost) => {
+                    self.lost.cancel();
+                    return Err(StoreError::Lost);
+                }
+                Err(error @ StoreError::TooLarge(_)) if !owned => return Err(error),
                 Err(StoreError::Full) => {
                     self.full.store(true, Ordering::Release);
                     return Err(StoreError::Full);
@@ -230,7 +248,8 @@ impl Thread {
     fn maintain(&self) -> bool {
         match self.store.maintain() {
             Ok(more) => more,
-            Err(StoreError::Full) => false,
+            // What is not reached or not ours shows with the next write.
+            Err(StoreError::Full | StoreError::Lost | StoreError::Read(_)) => false,
             Err(error) => abort(&error),
         }
     }

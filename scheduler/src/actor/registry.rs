@@ -3,7 +3,7 @@
 use super::function::FunctionActor;
 use actix::Addr;
 use capstan_common::{
-    id::{ContainerId, FunctionKey, WorkerId},
+    id::{ContainerId, Epoch, FunctionKey, Shard, WorkerId},
     order::Order,
     parameter,
     resource::Amount,
@@ -11,9 +11,9 @@ use capstan_common::{
     worker::WorkerState,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,20 @@ pub struct Link {
     pub orders: mpsc::Sender<Order>,
     /// Ends the link: the worker will join again, and tell what it holds.
     pub cut: CancellationToken,
+    /// Shards that it was told of.
+    claimed: Arc<Mutex<BTreeSet<(Shard, Epoch)>>>,
+}
+
+impl Link {
+    /// A fresh one.
+    pub fn new(orders: mpsc::Sender<Order>) -> Self {
+        Self { orders, cut: CancellationToken::new(), claimed: Arc::default() }
+    }
+
+    /// Whether the worker is to be told that the shard is ours: each owner says so once.
+    pub fn claims(&self, shard: Shard, epoch: Epoch) -> bool {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert((shard, epoch))
+    }
 }
 
 /// A worker as its link knows it.
@@ -54,6 +68,8 @@ struct Tables {
     functions: BTreeMap<FunctionKey, Addr<FunctionActor>>,
     containers: BTreeMap<ContainerId, FunctionKey>,
     links: BTreeMap<WorkerId, Link>,
+    /// Workers that have told what they hold of a shard: only they get its orders.
+    told: BTreeSet<(WorkerId, Shard)>,
     workers: BTreeMap<WorkerId, WorkerEntry>,
 }
 
@@ -116,14 +132,43 @@ impl Registry {
         Some((key.clone(), tables.functions.get(key)?.clone()))
     }
 
-    /// The way to a worker, while its link stands.
-    pub fn link(&self, worker: &WorkerId) -> Option<Link> {
-        self.read().links.get(worker).cloned()
+    /// The way for a shard's orders to a worker, while its link stands and it has told what it holds.
+    pub fn link(&self, worker: &WorkerId, shard: Shard) -> Option<Link> {
+        let tables = self.read();
+        let told = tables.told.contains(&(worker.clone(), shard));
+        tables.links.get(worker).filter(|_| told).cloned()
+    }
+
+    /// Whether a worker's link stands.
+    pub fn is_linked(&self, worker: &WorkerId) -> bool {
+        self.read().links.contains_key(worker)
+    }
+
+    /// All links that stand.
+    pub fn links(&self) -> Vec<(WorkerId, Link)> {
+        self.read().links.iter().map(|(worker, link)| (worker.clone(), link.clone())).collect()
+    }
+
+    /// A worker has told what it holds of a shard, by this link.
+    pub fn tell(&self, worker: &WorkerId, generation: u64, shard: Shard) {
+        let mut tables = self.write();
+        if tables.workers.get(worker).is_some_and(|w| w.generation == generation) {
+            tables.told.insert((worker.clone(), shard));
+        }
+    }
+
+    /// A shard is not ours any more, nor are these functions.
+    pub fn close(&self, shard: Shard, functions: &BTreeSet<FunctionKey>) {
+        let mut tables = self.write();
+        tables.told.retain(|(_, of)| *of != shard);
+        tables.containers.retain(|_, function| !functions.contains(function));
     }
 
     /// Ends a worker's link; it will join again.
     pub fn cut(&self, worker: &WorkerId) {
-        if let Some(link) = self.write().links.remove(worker) {
+        let mut tables = self.write();
+        tables.told.retain(|(told, _)| told != worker);
+        if let Some(link) = tables.links.remove(worker) {
             link.cut.cancel();
         }
     }
@@ -160,6 +205,7 @@ impl Registry {
             entry.state = WorkerState::Unreachable;
         }
         tables.links.remove(worker);
+        tables.told.retain(|(told, _)| told != worker);
         true
     }
 

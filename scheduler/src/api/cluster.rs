@@ -63,11 +63,11 @@ impl Api {
     pub async fn turn_worker(&self, name: &str, state: WorkerState) -> Result<Value, Refusal> {
         let id = WorkerId(name.into());
         let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
-        if entry.state == WorkerState::Unreachable || self.env.registry.link(&id).is_none() {
+        if entry.state == WorkerState::Unreachable || !self.env.registry.is_linked(&id) {
             return Err(Refusal::new(Code::Unavailable, format!("worker `{name}` is unreachable")));
         }
         let draining = state == WorkerState::Draining;
-        self.env.remember_worker(&id, Some(draining)).await.map_err(store_refusal)?;
+        self.env.globals.remember_worker(&id, Some(draining)).await.map_err(store_refusal)?;
         self.env.registry.turn(&id, state);
         let kind = if draining { "worker_draining" } else { "worker_resumed" };
         self.env.telemetry.events.tell(kind, json!({"worker": id}));
@@ -149,7 +149,7 @@ impl Api {
 
     /// Whether the scheduler can accept work.
     pub fn ready(&self) -> Result<(), Refusal> {
-        self.must_have_room()
+        self.must_have_room_anywhere()
     }
 }
 

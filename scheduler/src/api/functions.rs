@@ -87,7 +87,7 @@ impl Api {
         if_match: Option<u32>,
     ) -> Result<(FunctionView, bool), Refusal> {
         validate::spec(&spec)?;
-        self.must_have_room()?;
+        self.must_have_room(key.place())?;
         if let Runtime::Process(process) = &spec.runtime
             && let Some(folder) = &process.working_dir
             && !folder.starts_with('/')
@@ -113,7 +113,7 @@ impl Api {
         // An actor that is just ending is replaced: its function is gone.
         for _ in 0..8 {
             let deploy = Deploy { spec: spec.clone(), if_match };
-            match self.actor_or_new(&key).send(deploy).await {
+            match self.actor_or_new(&key)?.send(deploy).await {
                 Ok(Ok(Deployed { deployment, new, stats })) => {
                     self.follow(&key).await;
                     self.env.telemetry.events.tell("deployed", json!({"function": key.to_string()}));
@@ -195,10 +195,11 @@ impl Api {
     pub fn recorded(&self, key: &FunctionKey, after: Option<CallId>) -> Result<(String, Option<CallId>), Refusal> {
         let mut lines = String::new();
         let after = after.map(layout::ended);
-        let page = self.env.store.keys(layout::ENDED, after.as_deref(), RECORDED_PAGE, false);
+        let store = &self.home(key.place())?.store;
+        let page = store.keys(layout::ENDED, after.as_deref(), RECORDED_PAGE, false);
         for call in page.iter().filter_map(|key| layout::call_of(key)) {
             // One that expires meanwhile is passed over.
-            let Some(bytes) = self.env.store.get(&layout::ended(call)).map_err(store_refusal)? else { continue };
+            let Some(bytes) = store.get(&layout::ended(call)).map_err(store_refusal)? else { continue };
             let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
             if stored.function != *key {
                 continue;

@@ -96,10 +96,10 @@ impl Api {
 
     /// Replaces it; functions with a model hear what holds for them. Entries that cannot hold are left out with a warning.
     pub async fn set_scale_to_zero(&self, data: Map<String, Value>) -> Result<Arc<ZeroConfig>, Refusal> {
-        self.must_have_room()?;
+        self.must_have_room_anywhere()?;
         let text = Value::Object(data.clone()).to_string();
         let change = Change::Put(layout::ZERO.into(), layout::encode(&text));
-        self.env.committer.write(vec![change]).await.map_err(store_refusal)?;
+        self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         let config = Arc::new(ZeroConfig::read(data));
         for Warning { entry, detail } in &config.warnings {
             tracing::warn!(entry, detail, "an entry of the scale-to-zero configuration needs mending");
@@ -157,9 +157,9 @@ impl Api {
         if !(1..=1000).contains(&policy.weight) {
             return Err(Refusal::field("weight", format!("must be from 1 to 1000, is {}", policy.weight)));
         }
-        self.must_have_room()?;
+        self.must_have_room_anywhere()?;
         let change = Change::Put(layout::namespace(name), layout::encode(&policy));
-        self.env.committer.write(vec![change]).await.map_err(store_refusal)?;
+        self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         let governed = autoscaler::Event::Governed { namespace: name.into(), policy };
         // The autoscaler lives as long as the scheduler.
         let _ = self.env.autoscaler.send(Told(governed)).await;
@@ -183,7 +183,7 @@ impl Api {
     pub async fn run_schedule(&self, key: &FunctionKey) -> Result<CallId, Refusal> {
         let view = self.ask(key, |core| core.schedule_view()).await?.ok_or_else(|| no_schedule(key))?;
         let input = view.schedule.input.to_string().into();
-        self.spawn_as(mint_call(), key, input, &Default::default()).await
+        self.spawn_as(mint_call(key), key, input, &Default::default()).await
     }
 }
 

@@ -97,19 +97,18 @@ impl Api {
                 format!("function `{base}` has {has} instances and takes at most {most}; idle ones go after a while");
             return Err(Refusal::exhausted(detail, 10));
         }
-        self.must_have_room()?;
-        let actor = self.actor_or_new(key);
+        self.must_have_room(key.place())?;
+        let actor = self.actor_or_new(key)?;
         // An actor that is just ending is replaced by the next try.
         let deployed = actor.send(Deploy { spec: Arc::new(spec), if_match: None }).await;
         deployed.map_or(Ok(()), |deployed| deployed.map(drop))
     }
 
     /// A function's actor, made if there is none.
-    pub(super) fn actor_or_new(&self, key: &FunctionKey) -> Addr<FunctionActor> {
-        let (owner, env, on) = (key.clone(), self.env.clone(), self.functions.clone());
-        self.env
-            .registry
-            .function_or(key, || FunctionActor::start_in_arbiter(&on, move |_| FunctionActor::new(owner, env, None)))
+    pub(super) fn actor_or_new(&self, key: &FunctionKey) -> Result<Addr<FunctionActor>, Refusal> {
+        let (owner, env, on) = (key.clone(), self.home(key.place())?, self.env.functions.clone());
+        let start = || FunctionActor::start_in_arbiter(&on, move |_| FunctionActor::new(owner, env, None));
+        Ok(self.env.registry.function_or(key, start))
     }
 
     /// Instances follow their function: they get its new spec, or go with it. One that its values do not lead to any more

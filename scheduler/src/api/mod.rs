@@ -10,9 +10,10 @@ pub mod submit;
 pub mod web;
 
 use crate::{
-    actor::function::{Ask, Env, FunctionActor},
+    actor::function::{Ask, FunctionActor},
     clock,
     config::SchedulerConfig,
+    shard::{Env, Shared},
     store::{
         StoreError,
         layout::{self, StoredCall},
@@ -44,10 +45,9 @@ const UPLOAD_MAX_MS: u64 = 24 * 3600 * 1000;
 
 /// A scheduler's verbs.
 pub struct Api {
-    env: Arc<Env>,
+    env: Arc<Shared>,
     config: SchedulerConfig,
     blobs: Blobs,
-    functions: ArbiterHandle,
     tables: Tables,
     requests: AtomicU64,
     locks: instances::Locks,
@@ -76,12 +76,11 @@ pub struct CallView {
 
 impl Api {
     /// Over a scheduler's parts.
-    pub fn new(env: Arc<Env>, config: SchedulerConfig, blobs: Blobs, functions: ArbiterHandle) -> Self {
+    pub fn new(env: Arc<Shared>, config: SchedulerConfig, blobs: Blobs) -> Self {
         Self {
             env,
             config,
             blobs,
-            functions,
             tables: Tables::default(),
             requests: AtomicU64::default(),
             locks: Default::default(),
@@ -128,14 +127,31 @@ impl Api {
         &self.env.stopping
     }
 
-    /// Refuses new work while the disk is full, and when the scheduler stops.
-    fn must_have_room(&self) -> Result<(), Refusal> {
+    /// The shard of a place, if this scheduler owns it.
+    fn home(&self, place: u16) -> Result<Arc<Env>, Refusal> {
+        let shard = self.env.shards.shard(place);
+        self.env.shards.get(shard).ok_or_else(|| {
+            let detail = "the scheduler that owns this function is being replaced; try again in a moment";
+            Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
+        })
+    }
+
+    /// Refuses new work while the store is full or silent, and when the scheduler stops.
+    fn must_have_room(&self, place: u16) -> Result<(), Refusal> {
+        self.must_run()?;
+        has_room(&*self.home(place)?)
+    }
+
+    /// The same for what belongs to no function.
+    fn must_have_room_anywhere(&self) -> Result<(), Refusal> {
+        self.must_run()?;
+        self.env.shards.all().iter().try_for_each(|env| has_room(env))
+    }
+
+    fn must_run(&self) -> Result<(), Refusal> {
         if self.env.stopping.is_cancelled() {
             let refusal = Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back");
             return Err(Refusal { retry_after_s: Some(5), ..refusal });
-        }
-        if self.env.committer.is_full() || !self.env.store.has_room() {
-            return Err(store_full());
         }
         Ok(())
     }
@@ -149,7 +165,7 @@ impl Api {
     }
 
     fn look_up(&self, call: CallId) -> Result<Option<Bytes>, Refusal> {
-        let store = &self.env.store;
+        let store = &self.home(call.place())?.store;
         let live = store.get(&layout::live(call)).map_err(store_refusal)?;
         if live.is_some() { Ok(live) } else { store.get(&layout::ended(call)).map_err(store_refusal) }
     }
@@ -190,7 +206,7 @@ impl Api {
 
     /// Lets records that ride along be written: every function is asked to write what it has.
     async fn flush(&self) {
-        if self.env.committer.is_full() {
+        if self.env.shards.all().iter().any(|env| env.committer.is_full()) {
             // There is no saying how long that would take.
             return;
         }
@@ -288,12 +304,15 @@ impl Api {
 
     /// Ids of calls, live and ended, the newest first.
     fn newest(&self, before: Option<CallId>, limit: usize) -> Vec<CallId> {
-        let of = |prefix, key: fn(CallId) -> Box<[u8]>| {
-            let keys = self.env.store.keys(prefix, before.map(key).as_deref(), limit, true);
+        let of = |env: &Env, prefix, key: fn(CallId) -> Box<[u8]>| {
+            let keys = env.store.keys(prefix, before.map(key).as_deref(), limit, true);
             keys.into_iter().filter_map(|key| layout::call_of(&key)).collect::<Vec<_>>()
         };
-        let mut ids = of(layout::LIVE, layout::live);
-        ids.extend(of(layout::ENDED, layout::ended));
+        let mut ids = Vec::new();
+        for env in self.env.shards.all() {
+            ids.extend(of(&env, layout::LIVE, layout::live));
+            ids.extend(of(&env, layout::ENDED, layout::ended));
+        }
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.dedup();
         ids.truncate(limit);
@@ -315,34 +334,41 @@ impl Api {
 
     /// Removes what has expired, and blobs whose calls are not known. Ids sort by age: it stops at the first that is too young.
     async fn sweep(&self) -> Result<(), Refusal> {
-        let kept_ms = self.config.limits.retention_s * 1000;
-        let mut after: Option<Box<[u8]>> = None;
-        loop {
-            let page = self.env.store.keys(layout::ENDED, after.as_deref(), 256, false);
-            let Some(last) = page.last().cloned() else { break };
-            let now_ms = clock::now().0 / 1000;
-            let old = |key: &[u8]| layout::call_of(key).is_some_and(|c| c.born_ms() + kept_ms <= now_ms);
-            let some_young = !page.iter().all(|key| old(key));
-            for key in page.iter().filter(|key| old(key)) {
-                self.forget_if_expired(key, now_ms).await?;
-            }
-            if some_young {
-                break;
-            }
-            after = Some(last);
+        for env in self.env.shards.all() {
+            self.sweep_shard(&env).await?;
         }
         for call in self.blobs.calls().map_err(blob_refusal)? {
-            // An upload that is still coming has blobs before it has a call.
+            // An upload that is still coming has blobs before it has a call; what others own, they remove.
             let old = call.born_ms() + UPLOAD_MAX_MS < clock::now().0 / 1000;
-            if old && self.look_up(call)?.is_none() {
+            if old && self.home(call.place()).is_ok() && self.look_up(call)?.is_none() {
                 self.blobs.forget(call).await.map_err(blob_refusal)?;
             }
         }
         Ok(())
     }
 
-    async fn forget_if_expired(&self, key: &[u8], now_ms: u64) -> Result<(), Refusal> {
-        let Some(bytes) = self.env.store.get(key).map_err(store_refusal)? else { return Ok(()) };
+    async fn sweep_shard(&self, env: &Env) -> Result<(), Refusal> {
+        let kept_ms = self.config.limits.retention_s * 1000;
+        let mut after: Option<Box<[u8]>> = None;
+        loop {
+            let page = env.store.keys(layout::ENDED, after.as_deref(), 256, false);
+            let Some(last) = page.last().cloned() else { break };
+            let now_ms = clock::now().0 / 1000;
+            let old = |key: &[u8]| layout::call_of(key).is_some_and(|c| c.born_ms() + kept_ms <= now_ms);
+            let some_young = !page.iter().all(|key| old(key));
+            for key in page.iter().filter(|key| old(key)) {
+                self.forget_if_expired(env, key, now_ms).await?;
+            }
+            if some_young {
+                break;
+            }
+            after = Some(last);
+        }
+        Ok(())
+    }
+
+    async fn forget_if_expired(&self, env: &Env, key: &[u8], now_ms: u64) -> Result<(), Refusal> {
+        let Some(bytes) = env.store.get(key).map_err(store_refusal)? else { return Ok(()) };
         let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
         if self.expires_ms(&stored).is_none_or(|at_ms| at_ms > now_ms) {
             return Ok(());
@@ -350,20 +376,31 @@ impl Api {
         let call = stored.record.id;
         let mut changes = vec![crate::store::Change::Delete(key.into())];
         for kind in [b'S', b'O', b'A'] {
-            crate::store::load::each_key(&*self.env.store, &layout::of_call(kind, call), |key| {
+            crate::store::load::each_key(&*env.store, &layout::of_call(kind, call), |key| {
                 changes.push(crate::store::Change::Delete(key.into()));
                 Ok(())
             })
             .map_err(store_refusal)?;
         }
-        self.env.committer.write(changes).await.map_err(store_refusal)?;
+        env.committer.write(changes).await.map_err(store_refusal)?;
         self.blobs.forget(call).await.map_err(blob_refusal)
     }
 }
 
-/// A fresh call id.
-pub fn mint_call() -> CallId {
-    CallId(uuid::Uuid::now_v7().as_u128())
+/// A fresh id for a function's call.
+pub fn mint_call(function: &FunctionKey) -> CallId {
+    CallId(uuid::Uuid::now_v7().as_u128()).placed(function.place())
+}
+
+fn has_room(env: &Env) -> Result<(), Refusal> {
+    if !env.store.answers() {
+        let detail = "the store does not answer; nothing was accepted, try again";
+        return Err(Refusal { retry_after_s: Some(2), ..Refusal::new(Code::Unavailable, detail) });
+    }
+    if env.committer.is_full() || !env.store.has_room() {
+        return Err(store_full());
+    }
+    Ok(())
 }
 
 fn no_function(key: &FunctionKey) -> Refusal {
@@ -378,16 +415,17 @@ fn expired(call: CallId) -> Refusal {
 fn store_full() -> Refusal {
     Refusal {
         retry_after_s: Some(5),
-        ..Refusal::new(
-            Code::StoreFull,
-            "the disk of the data folder is full; nothing was accepted, free some space and try again",
-        )
+        ..Refusal::new(Code::StoreFull, "the store is full; nothing was accepted, free some space and try again")
     }
 }
 
 fn store_refusal(error: StoreError) -> Refusal {
     match error {
         StoreError::Full => store_full(),
+        StoreError::Lost => {
+            let detail = "another scheduler has taken over; try again";
+            Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
+        }
         error => {
             tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
             Refusal::new(Code::Internal, error.to_string())

@@ -140,7 +140,7 @@ impl Tables {
 
 impl Api {
     fn record(&self, call: CallId, sequence: u64) -> Result<Option<Vec<Entry>>, Refusal> {
-        let store = &self.env.store;
+        let store = &self.home(call.place())?.store;
         let read = || {
             if let Some(bytes) = store.get(&layout::outcomes(call, sequence))? {
                 return layout::decode(&bytes).map(Some);
@@ -165,7 +165,8 @@ impl Api {
     /// Whether a record exists. The one before it is then full: only the last one gets more entries, so this is looked at
     /// before that one is read.
     fn has_record(&self, call: CallId, sequence: u64) -> bool {
-        !self.env.store.keys(&layout::outcomes(call, sequence), None, 1, false).is_empty()
+        let here = self.home(call.place());
+        here.is_ok_and(|env| !env.store.keys(&layout::outcomes(call, sequence), None, 1, false).is_empty())
     }
 
     /// How one input ended, if it has.

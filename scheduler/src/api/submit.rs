@@ -6,6 +6,7 @@ use crate::{
         function::{FunctionActor, Open, Pass, Watch},
         watch::{Update, WATCH_BACKLOG},
     },
+    shard::Env,
     store::{Change, StoreError, layout},
 };
 use actix::Addr;
@@ -111,9 +112,9 @@ impl Api {
 
     /// One input; waits for its end. A client that goes away cancels it if it has not started, unless a key makes it repeatable.
     pub async fn invoke(&self, key: &FunctionKey, input: Bytes, terms: &Terms) -> Result<Invoked, Refusal> {
-        self.must_have_room()?;
+        self.must_have_room(key.place())?;
         let actor = self.actor(key)?;
-        let asked = mint_call();
+        let asked = mint_call(key);
         let digest = digest(terms, &input);
         let payload = self.keep(asked, 0, input).await?;
         let (watcher, mut updates) = mpsc::channel(4);
@@ -191,7 +192,7 @@ impl Api {
 
     /// One input; answers once it is durable.
     pub async fn spawn(&self, key: &FunctionKey, input: Bytes, terms: &Terms) -> Result<CallId, Refusal> {
-        self.spawn_as(mint_call(), key, input, terms).await
+        self.spawn_as(mint_call(key), key, input, terms).await
     }
 
     /// The same as a call of this id.
@@ -202,7 +203,7 @@ impl Api {
         input: Bytes,
         terms: &Terms,
     ) -> Result<CallId, Refusal> {
-        self.must_have_room()?;
+        self.must_have_room(key.place())?;
         let actor = self.actor(key)?;
         let digest = digest(terms, &input);
         let payload = self.keep(call, 0, input).await?;
@@ -212,14 +213,15 @@ impl Api {
 
     /// Begins an upload of many inputs.
     pub async fn upload(&self, key: &FunctionKey, terms: Terms) -> Result<Upload<'_>, Refusal> {
-        self.must_have_room()?;
+        self.must_have_room(key.place())?;
         self.ask(key, |_| ()).await?;
         Ok(Upload {
             api: self,
+            env: self.home(key.place())?,
             key: key.clone(),
             digest: terms.key.is_some().then(Sha256::new),
             terms,
-            call: mint_call(),
+            call: mint_call(key),
             segments: Vec::new(),
             payloads: Vec::new(),
             bytes: 0,
@@ -237,9 +239,9 @@ impl Api {
         fail_fast: FailFast,
         outputs: bool,
     ) -> Result<(Mapping, mpsc::Receiver<Update>), Refusal> {
-        self.must_have_room()?;
+        self.must_have_room(key.place())?;
         let actor = self.actor(key)?;
-        let call = mint_call();
+        let call = mint_call(key);
         let (watcher, updates) = mpsc::channel(WATCH_BACKLOG);
         let mut opening = opening(CallKind::Map, call, Inputs::Later, terms, [0; 32]);
         opening.fail_fast = fail_fast;
@@ -294,6 +296,7 @@ type Write = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 /// An upload of many inputs: written in packed segments while it comes, accepted as a whole or not at all.
 pub struct Upload<'a> {
     api: &'a Api,
+    env: Arc<Env>,
     key: FunctionKey,
     terms: Terms,
     digest: Option<Sha256>,
@@ -339,7 +342,7 @@ impl Upload<'_> {
         let value = layout::encode(&self.payloads);
         self.payloads.clear();
         self.bytes = 0;
-        let committer = self.api.env.committer.clone();
+        let committer = self.env.committer.clone();
         let change = Change::Put(layout::segment(self.call, number), value);
         self.writes.push(Box::pin(async move { committer.write(vec![change]).await }));
         while self.writes.len() > WRITES_AT_ONCE {
@@ -385,7 +388,7 @@ impl Upload<'_> {
         self.accepted = true;
         let changes: Vec<_> =
             (0..segments).map(|number| Change::Delete(layout::segment(self.call, number as u32))).collect();
-        let (committer, blobs, call) = (self.api.env.committer.clone(), self.api.blobs.clone(), self.call);
+        let (committer, blobs, call) = (self.env.committer.clone(), self.api.blobs.clone(), self.call);
         let writes = std::mem::take(&mut self.writes);
         actix::spawn(async move {
             let _ = writes.collect::<Vec<_>>().await;

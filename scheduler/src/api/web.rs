@@ -124,7 +124,7 @@ impl Api {
             telemetry: self.env.telemetry.clone(),
             function: key.clone(),
             request,
-            trace: mint_call(),
+            trace: mint_call(key),
             traceparent: traceparent.unwrap_or_default().into(),
             submitted: clock::now(),
             inside: None,

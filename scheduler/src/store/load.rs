@@ -11,28 +11,14 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::{
-    autoscaler::Policy,
     event::Fetched,
     function::{RecoveredCall, Recovery, Runs},
     record::{Entry, UsedKey},
 };
-use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// Keys read at once.
 const PAGE: usize = 1024;
-
-/// Everything that a scheduler starts from.
-pub struct Loaded {
-    /// Functions with their live calls.
-    pub functions: Vec<Recovery>,
-    /// Names of workers that have joined before.
-    pub workers: Vec<String>,
-    /// Namespaces with their weights and quotas.
-    pub namespaces: Vec<(String, Policy)>,
-    /// The scale-to-zero configuration, as it was put.
-    pub zero: Map<String, Value>,
-}
 
 /// Calls `each` for every key with the prefix.
 pub fn each_key(
@@ -57,9 +43,9 @@ fn value<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Resul
     store.get(key)?.map(|bytes| layout::decode(&bytes)).transpose()
 }
 
-/// Reads functions, live calls and workers. Of each function's single calls behind the first `head` only the ids are kept.
+/// Reads functions and live calls. Of each function's single calls behind the first `head` only the ids are kept.
 /// Input segments of calls that were never accepted are removed, and calls whose function is gone end.
-pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Loaded, StoreError> {
+pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Vec<Recovery>, StoreError> {
     let mut functions = BTreeMap::new();
     each_key(store, layout::FUNCTIONS, |key| {
         let Some(name) = layout::function_of(key) else { return Ok(()) };
@@ -93,20 +79,7 @@ pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Loaded, StoreEr
         store.commit(&orphans)?;
     }
     drop_unaccepted(store)?;
-    let mut workers = Vec::new();
-    each_key(store, layout::WORKERS, |key| {
-        workers.push(String::from_utf8_lossy(&key[layout::WORKERS.len()..]).into_owned());
-        Ok(())
-    })?;
-    let mut namespaces = Vec::new();
-    each_key(store, layout::NAMESPACES, |key| {
-        let name = String::from_utf8_lossy(&key[layout::NAMESPACES.len()..]).into_owned();
-        namespaces.extend(value::<Policy>(store, key)?.map(|policy| (name, policy)));
-        Ok(())
-    })?;
-    let zero = value::<String>(store, layout::ZERO)?.unwrap_or_default();
-    let zero = serde_json::from_str(&zero).unwrap_or_default();
-    Ok(Loaded { functions: functions.into_values().collect(), workers, namespaces, zero })
+    Ok(functions.into_values().collect())
 }
 
 fn load_keys(store: &dyn Store, function: &FunctionKey) -> Result<Vec<(String, UsedKey)>, StoreError> {

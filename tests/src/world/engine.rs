@@ -6,7 +6,7 @@ use super::{
     clients::Client,
     store::{Durable, SPAWN_HEAD},
     visitors::Visitors,
-    workers::Worker,
+    workers::{LINK, Worker},
 };
 use capstan_common::{
     id::{CallId, ContainerId, Epoch, FunctionKey, RequestId, WorkerId},
@@ -214,7 +214,7 @@ impl World {
                 self.step_function(function, Event::Loaded { call, number, payloads })
             }
             Action::Down { worker, link, order } if self.workers[worker].link == link => {
-                self.step_node(worker, node::Event::Ordered(order))
+                self.step_node(worker, node::Event::Ordered { link: LINK, order })
             }
             Action::Up { worker, link, report } if self.workers[worker].link == link => self.reported(worker, report),
             Action::Node { worker, life, event } if self.workers[worker].life == life => self.step_node(worker, event),

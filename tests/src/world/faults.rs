@@ -2,10 +2,11 @@
 
 use super::{
     engine::{Action, World},
-    workers::Worker,
+    workers::{LINK, Worker},
 };
 use capstan_common::{
-    id::{Epoch, Revision},
+    id::{Epoch, Revision, Shard},
+    order::Order,
     worker::WorkerState,
 };
 use capstan_scheduler_core::{
@@ -110,7 +111,7 @@ impl World {
         }
         self.workers[w].linked = false;
         self.workers[w].link += 1;
-        self.step_node(w, node::Event::Disconnected)?;
+        self.step_node(w, node::Event::Parted { link: LINK })?;
         let id = self.workers[w].id.clone();
         let state = WorkerState::Unreachable;
         self.tell_autoscaler(autoscaler::Event::Turned { worker: id, state })?;
@@ -128,8 +129,8 @@ impl World {
         self.note(&format!("worker {w} joins"));
         self.workers[w].linked = true;
         self.workers[w].link += 1;
-        let inventory = self.workers[w].node.inventory();
-        let epoch = self.epoch;
+        let own = Order::Own { shard: Shard(0), shards: 1, epoch: self.epoch };
+        let inventory = self.workers[w].node.inventory(Shard(0));
         let id = self.workers[w].id.clone();
         let capacity = super::workers::CAPACITY;
         for f in 0..self.functions.len() {
@@ -138,7 +139,7 @@ impl World {
             self.step_function(f, Event::Inventory { worker: id.clone(), held })?;
         }
         self.tell_autoscaler(autoscaler::Event::Joined { worker: id, capacity, state: WorkerState::Ready })?;
-        self.step_node(w, node::Event::Connected { epoch })
+        self.step_node(w, node::Event::Ordered { link: LINK, order: own })
     }
 
     pub(super) fn lose(&mut self, w: usize) -> Result<(), String> {

@@ -194,7 +194,11 @@ impl World {
 
     pub(super) fn reported(&mut self, w: usize, report: WorkerReport) -> Result<(), String> {
         let (container, event) = match report {
-            WorkerReport::Hello(_) | WorkerReport::Beat { .. } | WorkerReport::Log { .. } => return Ok(()),
+            WorkerReport::Hello(_)
+            | WorkerReport::Inventory { .. }
+            | WorkerReport::Outranked { .. }
+            | WorkerReport::Beat { .. }
+            | WorkerReport::Log { .. } => return Ok(()),
             WorkerReport::Refused { container, reason } => {
                 (container, Event::Refused { container, reason: reason.into() })
             }

@@ -4,7 +4,7 @@ use super::engine::{Action, World};
 use capstan_common::{
     container::Ending,
     function::{FunctionSpec, Protocol},
-    id::{ContainerId, LeaseId, WorkerId},
+    id::{ContainerId, LeaseId, LinkId, WorkerId},
     input::{Failure, FailureKind},
     order::{Assignment, Order},
     report::Report,
@@ -34,6 +34,9 @@ pub struct Worker {
     /// Waits for its alarm.
     pub alarm_at: Option<Time>,
 }
+
+/// The one scheduler's link, as the node numbers it.
+pub const LINK: LinkId = LinkId(1);
 
 /// What a simulated worker has.
 pub const CAPACITY: Amount = Amount { cpu_milli: 4_000, memory_mib: 16_384 };
@@ -101,8 +104,7 @@ impl World {
 
     fn node_effect(&mut self, w: usize, effect: Effect) {
         match effect {
-            Effect::Tell(report) => self.send_up(w, report),
-            Effect::Hangup => {}
+            Effect::Tell(_, report) => self.send_up(w, report),
             Effect::Launch(start) => self.launch(w, start.container, &start.spec),
             Effect::Run { container, group, assignments, .. } => self.work(w, container, group, &assignments),
             Effect::Interrupt { container, group } => {

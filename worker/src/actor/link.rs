@@ -1,13 +1,19 @@
 //! The worker's side of the link: it dials, says Hello, carries orders in and reports out, and dials again.
 
-use super::node::{Introduce, NodeActor, Orders, Parted};
+use super::node::{Introduce, NodeActor, Orders, Parted, Pulse};
 use actix::Addr;
 use capstan_common::{
+    id::LinkId,
     report::Report,
     wire::{self, PROTOCOL, link},
 };
 use hyper_util::rt::TokioIo;
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use tokio::{io::DuplexStream, net::UnixStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -59,11 +65,15 @@ async fn connect(dial: Dial) -> Result<Channel, tonic::transport::Error> {
 trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Keeps a link for as long as the node lives.
+/// The number of the next link.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// Keeps a link to one scheduler for as long as the node lives.
 pub async fn keep_linked(node: Addr<NodeActor>, dial: Dial) {
     let mut pause = REDIAL_MS;
     while node.connected() {
-        match session(&node, dial.clone()).await {
+        let link = LinkId(NEXT.fetch_add(1, Ordering::Relaxed));
+        match session(&node, link, dial.clone()).await {
             Ok(()) => pause = REDIAL_MS,
             Err(error) => {
                 tracing::warn!(error, "the link to the scheduler broke; dialling again");
@@ -71,19 +81,20 @@ pub async fn keep_linked(node: Addr<NodeActor>, dial: Dial) {
             }
         }
         // A node that is gone needs no telling.
-        let _ = node.send(Parted).await;
+        let _ = node.send(Parted(link)).await;
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 }
 
-async fn session(node: &Addr<NodeActor>, dial: Dial) -> Result<(), String> {
+async fn session(node: &Addr<NodeActor>, link: LinkId, dial: Dial) -> Result<(), String> {
     let channel = connect(dial).await.map_err(|e| e.to_string())?;
     let mut client = link::link_client::LinkClient::new(channel)
         .max_decoding_message_size(256 << 20)
         .max_encoding_message_size(256 << 20);
     let (outbox, reports) = mpsc::channel(BACKLOG);
     let cut = CancellationToken::new();
-    let hello = node.send(Introduce { outbox: outbox.clone(), cut: cut.clone() }).await.map_err(|e| e.to_string())?;
+    let introduce = Introduce { link, outbox: outbox.clone(), cut: cut.clone() };
+    let hello = node.send(introduce).await.map_err(|e| e.to_string())?;
     let (batches, stream) = mpsc::channel(16);
     actix::spawn(send_reports(Report::Hello(hello), reports, batches));
     let joined = client.join(ReceiverStream::new(stream)).await.map_err(|status| status.message().to_owned())?;
@@ -96,7 +107,7 @@ async fn session(node: &Addr<NodeActor>, dial: Dial) -> Result<(), String> {
         let Some(message) = message else { return Ok(()) };
         for order in &message.orders {
             if let Some(link::order::Kind::Welcome(welcome)) = &order.kind {
-                welcomed(welcome, &outbox)?;
+                welcomed(welcome, link, node, &outbox)?;
             }
         }
         let orders = message
@@ -105,22 +116,30 @@ async fn session(node: &Addr<NodeActor>, dial: Dial) -> Result<(), String> {
             .filter_map(|order| wire::order_in(order).transpose())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| e.to_string())?;
-        let obeyed = node.send(Orders { epoch: message.epoch, orders }).await;
-        if !obeyed.map_err(|e| e.to_string())? {
-            return Err("the scheduler is older than one that was obeyed before".into());
+        if !node.send(Orders { link, orders }).await.map_err(|e| e.to_string())? {
+            return Err("too many reports waited".into());
         }
     }
 }
 
-fn welcomed(welcome: &link::Welcome, outbox: &mpsc::Sender<Report>) -> Result<(), String> {
+fn welcomed(
+    welcome: &link::Welcome,
+    link: LinkId,
+    node: &Addr<NodeActor>,
+    outbox: &mpsc::Sender<Report>,
+) -> Result<(), String> {
     if welcome.protocol != PROTOCOL {
         return Err(format!("the scheduler speaks link protocol {}, this worker {PROTOCOL}", welcome.protocol));
     }
-    let (outbox, pause) = (outbox.clone(), Duration::from_millis(u64::from(welcome.beat_ms.max(10))));
+    let (node, outbox) = (node.clone(), outbox.clone());
+    let pause = Duration::from_millis(u64::from(welcome.beat_ms.max(10)));
     actix::spawn(async move {
         let mut sequence = 0;
-        // Ends with the link: its other side is dropped.
-        while outbox.send(Report::Beat { sequence }).await.is_ok() {
+        // A beat comes from the node itself: one that hangs is not alive. Ends with the link.
+        while let Ok(others) = node.send(Pulse(link)).await {
+            if outbox.send(Report::Beat { sequence, others }).await.is_err() {
+                return;
+            }
             sequence += 1;
             tokio::time::sleep(pause).await;
         }

@@ -25,8 +25,8 @@ pub struct Worker {
     pub limits: String,
 }
 
-/// Starts a worker that dials its scheduler and keeps dialling.
-pub async fn start(config: WorkerConfig, dial: Dial) -> anyhow::Result<Worker> {
+/// Starts a worker that dials its schedulers and keeps dialling.
+pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Worker> {
     let instance: Arc<str> = format!("{}-{}", std::process::id(), capstan_clock::now().0).into();
     let scratch = config.data_dir.join("scratch").join(&*instance);
     std::fs::create_dir_all(&scratch)
@@ -44,8 +44,9 @@ pub async fn start(config: WorkerConfig, dial: Dial) -> anyhow::Result<Worker> {
     let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
         NodeActor::new(config, instance, scratch, cgroups, told, blobs)
     });
-    let linked = node.clone();
-    arbiter.spawn(link::keep_linked(linked, dial));
+    for dial in dials {
+        arbiter.spawn(link::keep_linked(node.clone(), dial));
+    }
     Ok(Worker { node, arbiter, keeper, limits })
 }
 

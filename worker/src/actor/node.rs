@@ -11,10 +11,11 @@ use capstan_clock::now;
 use capstan_common::{
     container::Ending,
     function::{FunctionSpec, Process, Runtime},
-    id::{ContainerId, Epoch},
+    id::{ContainerId, LinkId},
     order::{Order, Start},
     parameter,
     report::{Hello, Report},
+    resource::Amount,
     time::Time,
     wire::PROTOCOL,
 };
@@ -26,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 /// Owns the node.
 pub struct NodeActor {
     core: Node,
-    epoch: Epoch,
     config: WorkerConfig,
     instance: Arc<str>,
     scratch: PathBuf,
@@ -35,11 +35,10 @@ pub struct NodeActor {
     blobs: Blobs,
     ports: Ports,
     containers: BTreeMap<ContainerId, Running>,
-    outbox: Option<(mpsc::Sender<Report>, CancellationToken)>,
+    outboxes: BTreeMap<LinkId, (mpsc::Sender<Report>, CancellationToken)>,
     out: Vec<Effect>,
     alarm_at: Option<Time>,
     shutting: Option<oneshot::Sender<()>>,
-    hung_up: bool,
 }
 
 /// Something happened to a container.
@@ -51,8 +50,8 @@ pub struct Happen(pub Event);
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub struct Orders {
-    /// Their sender's fencing number.
-    pub epoch: u64,
+    /// By this link.
+    pub link: LinkId,
     /// The orders.
     pub orders: Vec<Order>,
 }
@@ -61,16 +60,23 @@ pub struct Orders {
 #[derive(Message)]
 #[rtype(result = "Hello")]
 pub struct Introduce {
+    /// Which link.
+    pub link: LinkId,
     /// Where reports go.
     pub outbox: mpsc::Sender<Report>,
     /// Ends the link, when reports find no room.
     pub cut: CancellationToken,
 }
 
-/// The link broke.
+/// A link broke.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Parted;
+pub struct Parted(pub LinkId);
+
+/// Asks what containers of other links' owners take.
+#[derive(Message)]
+#[rtype(result = "Amount")]
+pub struct Pulse(pub LinkId);
 
 /// Begin nothing new and stop what has no work, or stop everything now; answered when nothing is left.
 #[derive(Message)]
@@ -94,7 +100,6 @@ impl NodeActor {
     ) -> Self {
         Self {
             core: Node::new(config.capacity()),
-            epoch: Epoch(0),
             config,
             instance,
             scratch,
@@ -103,11 +108,10 @@ impl NodeActor {
             blobs,
             ports: Ports::new(),
             containers: BTreeMap::new(),
-            outbox: None,
+            outboxes: BTreeMap::new(),
             out: Vec::new(),
             alarm_at: None,
             shutting: None,
-            hung_up: false,
         }
     }
 
@@ -145,19 +149,17 @@ impl NodeActor {
                     running.terminate(Duration::from_millis(u64::from(grace_ms)), reason);
                 }
             }
-            Effect::Tell(report) => self.tell(report),
-            Effect::Hangup => self.hung_up = true,
+            Effect::Tell(link, report) => self.tell(link, report),
         }
     }
 
-    /// A report that finds no room breaks the link: the next Hello tells everything.
-    fn tell(&mut self, report: Report) {
-        let Some((outbox, cut)) = &self.outbox else { return };
+    /// A report that finds no room breaks the link: the next inventory tells everything.
+    fn tell(&mut self, link: LinkId, report: Report) {
+        let Some((outbox, cut)) = self.outboxes.get(&link) else { return };
         if outbox.try_send(report).is_err() {
             tracing::warn!(waiting = BACKLOG, "the scheduler does not take reports: the link is cut");
             cut.cancel();
-            self.outbox = None;
-            self.hung_up = true;
+            self.outboxes.remove(&link);
         }
     }
 
@@ -231,47 +233,43 @@ impl Handler<Happen> for NodeActor {
 
 impl Handler<Orders> for NodeActor {
     type Result = bool;
-    fn handle(&mut self, message: Orders, ctx: &mut Context<Self>) -> bool {
-        let epoch = Epoch(message.epoch);
-        if epoch != self.epoch {
-            self.step(Event::Connected { epoch }, ctx);
-            self.epoch = self.epoch.max(epoch);
-        }
-        for order in message.orders {
-            if self.hung_up {
+    fn handle(&mut self, Orders { link, orders }: Orders, ctx: &mut Context<Self>) -> bool {
+        for order in orders {
+            if !self.outboxes.contains_key(&link) {
                 return false;
             }
-            self.step(Event::Ordered(order), ctx);
+            self.step(Event::Ordered { link, order }, ctx);
         }
-        !self.hung_up
+        self.outboxes.contains_key(&link)
     }
 }
 
 impl Handler<Introduce> for NodeActor {
     type Result = MessageResult<Introduce>;
-    fn handle(&mut self, introduce: Introduce, ctx: &mut Context<Self>) -> Self::Result {
-        self.hung_up = false;
-        let inventory = self.core.inventory();
-        self.outbox = Some((introduce.outbox, introduce.cut));
-        // What happens from here on is told behind the Hello.
-        let epoch = self.epoch;
-        self.step(Event::Connected { epoch }, ctx);
+    fn handle(&mut self, introduce: Introduce, _: &mut Context<Self>) -> Self::Result {
+        self.outboxes.insert(introduce.link, (introduce.outbox, introduce.cut));
         MessageResult(Hello {
             protocol: PROTOCOL,
             worker: self.config.name.clone(),
             capacity: self.core.resources().0,
-            inventory,
             version: env!("CARGO_PKG_VERSION").into(),
             limits: self.limits.clone(),
         })
     }
 }
 
+impl Handler<Pulse> for NodeActor {
+    type Result = MessageResult<Pulse>;
+    fn handle(&mut self, Pulse(link): Pulse, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.core.others(link))
+    }
+}
+
 impl Handler<Parted> for NodeActor {
     type Result = ();
-    fn handle(&mut self, _: Parted, ctx: &mut Context<Self>) {
-        self.outbox = None;
-        self.step(Event::Disconnected, ctx);
+    fn handle(&mut self, Parted(link): Parted, ctx: &mut Context<Self>) {
+        self.outboxes.remove(&link);
+        self.step(Event::Parted { link }, ctx);
     }
 }
 

@@ -47,6 +47,15 @@ pub enum Event {
     Wanted(Demand),
     /// A function is gone.
     Forgotten(FunctionKey),
+    /// A function has another owner now, and its containers with it.
+    Left(FunctionKey),
+    /// What containers of other owners take on a worker.
+    Others {
+        /// Which.
+        worker: WorkerId,
+        /// What they take.
+        amount: Amount,
+    },
     /// A namespace's weight and quota.
     Governed {
         /// Which.
@@ -105,6 +114,8 @@ pub enum Effect {
 struct Worker {
     capacity: Amount,
     used: Amount,
+    /// What is taken there by others, as it last told.
+    others: Amount,
     state: WorkerState,
 }
 
@@ -224,6 +235,17 @@ impl Autoscaler {
                 self.wants.remove(&function);
                 self.hungry.remove(&function);
             }
+            Event::Left(function) => {
+                self.wants.remove(&function);
+                self.hungry.remove(&function);
+                let of = self.containers.iter().filter(|(_, (owner, _, _))| *owner == function);
+                let ids: Vec<ContainerId> = of.map(|(id, _)| *id).collect();
+                ids.into_iter().for_each(|id| self.released(id));
+            }
+            Event::Others { worker, amount } => match self.workers.get_mut(&worker) {
+                Some(worker) if worker.others != amount => worker.others = amount,
+                _ => return false,
+            },
             Event::Governed { namespace, policy } => {
                 self.spaces.entry(namespace).or_default().policy = policy;
                 // Whoever was told of the old bounds is told anew.
@@ -241,7 +263,8 @@ impl Autoscaler {
             .values()
             .filter(|(_, worker, _)| *worker == id)
             .fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
-        self.workers.insert(id, Worker { capacity, used, state });
+        let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
+        self.workers.insert(id, Worker { capacity, used, others, state });
         self.count_total();
     }
 
@@ -386,7 +409,7 @@ impl Autoscaler {
             free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
                 worker.capacity
             } else {
-                worker.capacity.minus(worker.used)
+                worker.capacity.minus(worker.used).minus(worker.others)
             },
             state: worker.state,
             reserved: reserved.as_ref() == Some(id),
@@ -416,7 +439,7 @@ impl Autoscaler {
 
     /// A worker's capacity, what of it is given out, and its state.
     pub fn worker(&self, id: &WorkerId) -> Option<(Amount, Amount, WorkerState)> {
-        self.workers.get(id).map(|w| (w.capacity, w.used, w.state))
+        self.workers.get(id).map(|w| (w.capacity, w.used.plus(w.others), w.state))
     }
 
     /// Namespaces with their policies, containers, and what those take.

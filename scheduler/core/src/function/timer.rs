@@ -94,7 +94,7 @@ pub fn call_of(function: &FunctionKey, due: Time) -> CallId {
     let hash = text.fold(0xcbf2_9ce4_8422_2325u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let (ms, us) = (due.0 / 1000, due.0 % 1000);
     let low = (0b10u128 << 62) | u128::from(hash >> 2);
-    CallId((u128::from(ms) << 80) | (7 << 76) | (u128::from(us) << 64) | low)
+    CallId((u128::from(ms) << 80) | (7 << 76) | (u128::from(us) << 64) | low).placed(function.place())
 }
 
 impl Function {

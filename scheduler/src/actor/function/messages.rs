@@ -91,6 +91,42 @@ pub struct Watch {
     pub watcher: Watcher,
 }
 
+/// The shard is given up: nothing more is done, and what is under way is written, unless it is `lost` already. Answered then.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Retire {
+    /// Whether somebody else owns it by now.
+    pub lost: bool,
+}
+
+impl Handler<Retire> for FunctionActor {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, Retire { lost }: Retire, ctx: &mut Context<Self>) -> Self::Result {
+        let durable = (!lost).then(|| self.when_durable(ctx));
+        self.core = None;
+        let address = ctx.address();
+        Box::pin(async move {
+            if let Some(durable) = durable {
+                // A committer that ends tells nobody.
+                let _ = durable.await;
+            }
+            let _ = address.send(End).await;
+        })
+    }
+}
+
+/// The actor ends; whoever waits for it hears that it does.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct End;
+
+impl Handler<End> for FunctionActor {
+    type Result = ();
+    fn handle(&mut self, _: End, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}
+
 /// The scale-to-zero configuration was replaced.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -5,25 +5,22 @@ mod web;
 
 pub use web::{Enter, Leave, Place};
 
-pub use messages::{Ask, Deploy, Deployed, Happen, Joined, Open, Pass, Reconfigured, Ring, Tell, Watch};
+pub use messages::{Ask, Deploy, Deployed, Happen, Joined, Open, Pass, Reconfigured, Retire, Ring, Tell, Watch};
 
 use super::{
-    alarm::{AlarmActor, Set},
-    autoscaler::{AutoscalerActor, Told},
-    committer::{Committer, Group},
-    prometheus::Prometheus,
-    registry::Registry,
+    alarm::Set,
+    autoscaler::Told,
+    committer::Group,
     watch::{Update, Watchers},
 };
 use crate::{
-    api::govern::ZeroConfig,
     clock,
-    store::{Change, Store, StoreError, layout, load},
-    telemetry::Telemetry,
+    shard::Env,
+    store::{StoreError, layout, load},
 };
 use actix::prelude::*;
 use capstan_common::{
-    id::{CallId, Epoch, FunctionKey, WorkerId},
+    id::{CallId, FunctionKey, WorkerId},
     input::Payload,
     order::Order,
     refusal::{Code, Refusal},
@@ -33,71 +30,14 @@ use capstan_scheduler_core::{
     autoscaler,
     effect::{Effect, Notice, Output, Promise},
     event::Event,
-    function::{Function, Recovery, ZeroRule},
-    limits::Limits,
+    function::{Function, Recovery},
     record::Record,
 };
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 /// How long records that nobody waits for may ride along before they are written for themselves.
 const LAZY_MS: u64 = 5;
-
-/// What every function's shell works with.
-pub struct Env {
-    /// This scheduler's fencing number.
-    pub epoch: Epoch,
-    /// The limits in force.
-    pub limits: Arc<Limits>,
-    /// The way to durability.
-    pub committer: Committer,
-    /// For loading segments.
-    pub store: Arc<dyn Store>,
-    /// Routes.
-    pub registry: Arc<Registry>,
-    /// Where demand goes.
-    pub autoscaler: Addr<AutoscalerActor>,
-    /// Where alarms are set.
-    pub alarm: Addr<AlarmActor>,
-    /// What is seen from outside.
-    pub telemetry: Arc<Telemetry>,
-    /// The scale-to-zero configuration.
-    pub zero: RwLock<Arc<ZeroConfig>>,
-    /// Who is asked for requests of models that pass Capstan by.
-    pub prometheus: Option<Prometheus>,
-    /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.
-    pub stopping: CancellationToken,
-}
-
-impl Env {
-    /// What the scale-to-zero configuration says of a function's model.
-    fn rule(&self, key: &FunctionKey, model: &str) -> ZeroRule {
-        let config = self.zero.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let effective = config.effective(model, &key.namespace);
-        ZeroRule {
-            enabled: effective.enable_scale_to_zero,
-            retention_ms: effective.retention_ms,
-            flag_by: effective.decided_by.enable_scale_to_zero.as_str().into(),
-            retention_by: effective.decided_by.retention_period.as_str().into(),
-        }
-    }
-
-    /// Remembers a worker, and whether it drains; without `draining`, as it was. Answers whether it drains. What is known
-    /// already is not written again, so that a full disk keeps no worker out.
-    pub async fn remember_worker(&self, worker: &WorkerId, draining: Option<bool>) -> Result<bool, StoreError> {
-        let key = layout::worker(&worker.0);
-        let known = self.store.get(&key)?.map(|value| layout::worker_drains(&value));
-        let drains = draining.or(known).unwrap_or(false);
-        if known != Some(drains) {
-            self.committer.write(vec![Change::Put(key, layout::worker_value(drains))]).await?;
-        }
-        Ok(drains)
-    }
-}
 
 /// What is owed once records are durable.
 enum Pledge {
@@ -243,7 +183,7 @@ impl FunctionActor {
         let cached = self.links.get(worker).filter(|link| !link.is_closed());
         let link = match cached {
             Some(link) => link.clone(),
-            None => match self.env.registry.link(worker) {
+            None => match self.env.registry.link(worker, self.env.shard) {
                 Some(link) => {
                     self.links.insert(worker.clone(), link.orders.clone());
                     link.orders
@@ -269,7 +209,7 @@ impl FunctionActor {
 
     fn load(&self, call: CallId, number: u32, ctx: &mut Context<Self>) {
         let store = self.env.store.clone();
-        let reading = tokio::task::spawn_blocking(move || -> Result<Vec<Payload>, crate::store::StoreError> {
+        let reading = tokio::task::spawn_blocking(move || -> Result<Vec<Payload>, StoreError> {
             let bytes = store.get(&layout::segment(call, number))?;
             bytes.map_or(Ok(Vec::new()), |bytes| layout::decode(&bytes))
         });

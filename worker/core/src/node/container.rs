@@ -86,6 +86,11 @@ impl Container {
         self.start.spec.protocol == Protocol::Exec
     }
 
+    /// Whether it is there as a process, or will be.
+    pub fn exists(&self) -> bool {
+        !matches!(self.life, Life::Gone(..))
+    }
+
     /// Whether it may be fed.
     pub fn takes_work(&self) -> bool {
         matches!(self.life, Life::Starting | Life::Ready)

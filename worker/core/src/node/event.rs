@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use capstan_common::{
     container::{Ending, Phase},
-    id::{ContainerId, Epoch, LeaseId},
+    id::{ContainerId, LeaseId, LinkId},
     input::{Failure, Payload},
     order::{Assignment, Order, Start},
     report::Report,
@@ -12,15 +12,18 @@ use capstan_common::{
 /// What happens to a worker.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// A scheduler took the link.
-    Connected {
-        /// Its fencing number.
-        epoch: Epoch,
+    /// A link broke.
+    Parted {
+        /// Which.
+        link: LinkId,
     },
-    /// The link broke.
-    Disconnected,
-    /// The scheduler orders.
-    Ordered(Order),
+    /// A scheduler orders.
+    Ordered {
+        /// By its link.
+        link: LinkId,
+        /// What.
+        order: Order,
+    },
     /// A container's process exists.
     Spawned {
         /// Which.
@@ -113,8 +116,6 @@ pub enum Effect {
         /// Why.
         reason: String,
     },
-    /// Tell the scheduler, if the link stands.
-    Tell(Report),
-    /// The scheduler is older than one that was obeyed before: end the link.
-    Hangup,
+    /// Tell the scheduler at this link.
+    Tell(LinkId, Report),
 }

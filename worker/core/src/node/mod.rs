@@ -10,7 +10,7 @@ pub use event::{Effect, Event};
 use capstan_common::{
     container::{Ending, Phase},
     function::FunctionSpec,
-    id::{ContainerId, Epoch, LeaseId},
+    id::{ContainerId, Epoch, FunctionKey, LeaseId, LinkId, Shard},
     input::{Failure, FailureKind, Payload},
     order::{Group, Order, Start},
     report::{Done, Held, HeldAttempt, Report},
@@ -28,13 +28,23 @@ const SPOILT_GRACE_MS: u32 = 500;
 /// The type of a failure whose connection broke without an answer.
 pub const CONNECTION_BROKEN: &str = "ConnectionBroken";
 
+/// A shard's owner, as the worker knows it.
+#[derive(Debug, Clone, Copy)]
+struct Owner {
+    epoch: Epoch,
+    /// Its link, while that stands.
+    link: Option<LinkId>,
+}
+
 /// A worker's whole state.
 #[derive(Debug, Clone)]
 pub struct Node {
     capacity: Amount,
     used: Amount,
-    epoch: Epoch,
-    connected: bool,
+    /// Over how many shards functions are spread.
+    shards: u16,
+    /// Who owns each shard, as far as it was told.
+    owners: BTreeMap<Shard, Owner>,
     /// Takes nothing new, for ever.
     shutting: bool,
     containers: BTreeMap<ContainerId, Container>,
@@ -46,8 +56,8 @@ impl Node {
         Self {
             capacity,
             used: Amount::default(),
-            epoch: Epoch(0),
-            connected: false,
+            shards: 1,
+            owners: BTreeMap::new(),
             shutting: false,
             containers: BTreeMap::new(),
         }
@@ -56,28 +66,29 @@ impl Node {
     /// Takes an event.
     pub fn step(&mut self, now: Time, event: Event, out: &mut Vec<Effect>) {
         match event {
-            Event::Connected { epoch } => self.connected(epoch, out),
-            Event::Disconnected => self.connected = false,
-            Event::Ordered(order) => self.ordered(now, order, out),
+            Event::Parted { link } => {
+                self.owners.values_mut().filter(|o| o.link == Some(link)).for_each(|owner| owner.link = None);
+            }
+            Event::Ordered { link, order } => self.ordered(now, link, order, out),
             Event::Spawned { container, pid } => {
                 if let Some(c) = self.containers.get_mut(&container) {
                     let spawn_us = now.since_us(c.ordered);
                     c.spawn_us = spawn_us;
-                    self.tell(Report::Spawned { container, pid, spawn_us }, out);
+                    self.tell(container, Report::Spawned { container, pid, spawn_us }, out);
                 }
             }
             Event::Ready { container, phases, port } => self.ready(now, container, phases, port, out),
-            Event::Counted { container, value } => self.tell(Report::Counted { container, value }, out),
+            Event::Counted { container, value } => self.tell(container, Report::Counted { container, value }, out),
             Event::Worked { container, group, results, run_us } => {
                 self.worked(now, container, group, results, run_us, out);
             }
             Event::Wrote { container, stderr, chunk, dropped } => {
-                self.tell(Report::Log { container, stderr, chunk, dropped }, out);
+                self.tell(container, Report::Log { container, stderr, chunk, dropped }, out);
             }
             Event::Exited { container, ending } => self.exited(container, ending, out),
             Event::Drain => self.drain(out),
             Event::Shutdown => {
-                self.connected = false;
+                self.owners.values_mut().for_each(|owner| owner.link = None);
                 let all: Vec<_> = self.containers.keys().copied().collect();
                 for container in all {
                     self.stop(container, 0, "the worker ends", out);
@@ -91,8 +102,9 @@ impl Node {
         self.shutting = true;
         let all: Vec<_> = self.containers.keys().copied().collect();
         for id in all {
-            let Some(container) = self.containers.get_mut(&id) else { continue };
-            let serves = self.connected && !container.is_exec();
+            let Some(container) = self.containers.get(&id) else { continue };
+            let serves = !container.is_exec() && self.owner(id).is_some();
+            let Some(container) = self.containers.get(&id) else { continue };
             if container.life == Life::Ready && (serves || !container.running.is_empty()) {
                 self.close(id, "the worker ends", out);
             } else if container.life != Life::Draining {
@@ -108,49 +120,63 @@ impl Node {
             container.life = Life::Draining;
         }
         let leases = container.take_waiting();
-        self.tell(Report::Returned { container: id, leases, reason: why.into(), closed: true }, out);
+        self.tell(id, Report::Returned { container: id, leases, reason: why.into(), closed: true }, out);
     }
 
     /// Whether the container may have web requests in it, which only its owner knows of: then it is the owner who stops it.
     fn is_shared(&self, id: ContainerId) -> bool {
         let may_serve = |c: &Container| !c.is_exec() && (c.at_once > 1 || self.shutting);
-        self.connected && self.containers.get(&id).is_some_and(may_serve)
+        self.owner(id).is_some() && self.containers.get(&id).is_some_and(may_serve)
     }
 
-    fn tell(&self, report: Report, out: &mut Vec<Effect>) {
-        if self.connected {
-            out.push(Effect::Tell(report));
+    fn shard(&self, function: &FunctionKey) -> Shard {
+        function.shard(self.shards)
+    }
+
+    /// The link to a container's owner, while it stands.
+    fn owner(&self, id: ContainerId) -> Option<LinkId> {
+        let container = self.containers.get(&id)?;
+        self.owners.get(&self.shard(&container.start.function))?.link
+    }
+
+    /// Tells a container's owner.
+    fn tell(&self, id: ContainerId, report: Report, out: &mut Vec<Effect>) {
+        if let Some(link) = self.owner(id) {
+            out.push(Effect::Tell(link, report));
         }
     }
 
-    /// The inventory went with the shell's Hello; ended containers that still hold outcomes are told again.
-    fn connected(&mut self, epoch: Epoch, out: &mut Vec<Effect>) {
-        if epoch < self.epoch {
-            out.push(Effect::Hangup);
+    /// Somebody owns a shard: the one with the highest number is obeyed, and hears what there is of it. Ended containers that
+    /// still hold outcomes, and those that take nothing new, are told of again.
+    fn owned(&mut self, link: LinkId, (shard, shards): (Shard, u16), epoch: Epoch, out: &mut Vec<Effect>) {
+        if let Some(owner) = self.owners.get(&shard).filter(|owner| owner.epoch > epoch) {
+            out.push(Effect::Tell(link, Report::Outranked { shard, epoch: owner.epoch }));
             return;
         }
-        self.epoch = epoch;
-        self.connected = true;
-        for (id, container) in &self.containers {
-            match &container.life {
+        self.shards = shards.max(1);
+        self.owners.insert(shard, Owner { epoch, link: Some(link) });
+        out.push(Effect::Tell(link, Report::Inventory { shard, held: self.inventory(shard) }));
+        let of_shard = self.containers.iter().filter(|(_, c)| self.shard(&c.start.function) == shard);
+        for (id, container) in of_shard {
+            let report = match &container.life {
                 Life::Gone(ending, begun) => {
-                    let report = Report::Ended { container: *id, ending: ending.clone(), begun: begun.clone() };
-                    out.push(Effect::Tell(report));
+                    Report::Ended { container: *id, ending: ending.clone(), begun: begun.clone() }
                 }
                 Life::Draining => {
                     let reason = "it takes nothing new".into();
-                    let report = Report::Returned { container: *id, leases: Vec::new(), reason, closed: true };
-                    out.push(Effect::Tell(report));
+                    Report::Returned { container: *id, leases: Vec::new(), reason, closed: true }
                 }
-                Life::Starting | Life::Ready | Life::Stopping => {}
-            }
+                Life::Starting | Life::Ready | Life::Stopping => continue,
+            };
+            out.push(Effect::Tell(link, report));
         }
     }
 
-    /// What a scheduler must know to adopt this worker.
-    pub fn inventory(&self) -> Vec<Held> {
+    /// What a shard's owner must know to adopt what is here of it.
+    pub fn inventory(&self, shard: Shard) -> Vec<Held> {
         self.containers
             .iter()
+            .filter(|(_, c)| self.shard(&c.start.function) == shard)
             .map(|(id, c)| Held {
                 container: *id,
                 function: c.start.function.clone(),
@@ -169,35 +195,54 @@ impl Node {
         (self.capacity, self.used)
     }
 
-    /// Containers that exist as processes.
-    pub fn live(&self) -> usize {
-        self.containers.values().filter(|c| !matches!(c.life, Life::Gone(..))).count()
+    /// What containers take whose owner is not at this link.
+    pub fn others(&self, link: LinkId) -> Amount {
+        let others = self.containers.iter().filter(|(id, c)| c.exists() && self.owner(**id) != Some(link));
+        others.fold(Amount::default(), |sum, (_, c)| sum.plus(c.start.spec.amount()))
     }
 
-    fn ordered(&mut self, now: Time, order: Order, out: &mut Vec<Effect>) {
+    /// Containers that exist as processes.
+    pub fn live(&self) -> usize {
+        self.containers.values().filter(|c| c.exists()).count()
+    }
+
+    /// An order counts only if it comes from the owner of what it is about (RELIABILITY I5).
+    fn ordered(&mut self, now: Time, link: LinkId, order: Order, out: &mut Vec<Effect>) {
+        let container = match order {
+            Order::Own { shard, shards, epoch } => return self.owned(link, (shard, shards), epoch, out),
+            Order::Start(start) => return self.start(now, link, start, out),
+            Order::Feed { container, .. }
+            | Order::Abort { container, .. }
+            | Order::Stop { container, .. }
+            | Order::Recorded { container, .. } => container,
+        };
+        if self.containers.contains_key(&container) && self.owner(container) != Some(link) {
+            return;
+        }
         match order {
-            Order::Start(start) => self.start(now, start, out),
-            Order::Feed { container, groups } => self.feed(now, container, groups, out),
+            Order::Feed { container, groups } => self.feed(now, link, container, groups, out),
             Order::Abort { container, leases } => self.abort(container, &leases, out),
             Order::Stop { container, grace_ms, reason } => self.stop(container, grace_ms, &reason, out),
             Order::Recorded { container, leases } => self.recorded(container, &leases),
+            Order::Own { .. } | Order::Start(_) => {}
         }
     }
 
-    fn start(&mut self, now: Time, start: Start, out: &mut Vec<Effect>) {
+    fn start(&mut self, now: Time, link: LinkId, start: Start, out: &mut Vec<Effect>) {
         let id = start.container;
-        if self.containers.contains_key(&id) {
+        let owner = self.owners.get(&self.shard(&start.function)).and_then(|owner| owner.link);
+        if self.containers.contains_key(&id) || owner != Some(link) {
             return;
         }
         let amount = start.spec.amount();
         if self.shutting {
-            self.tell(Report::Refused { container: id, reason: "the worker ends".into() }, out);
+            out.push(Effect::Tell(link, Report::Refused { container: id, reason: "the worker ends".into() }));
             return;
         }
         if !self.capacity.covers(self.used.plus(amount)) {
             let free = self.capacity.minus(self.used);
             let reason = format!("the worker has {free:?} free, the container asks for {amount:?}");
-            self.tell(Report::Refused { container: id, reason }, out);
+            out.push(Effect::Tell(link, Report::Refused { container: id, reason }));
             return;
         }
         self.used = self.used.plus(amount);
@@ -213,11 +258,11 @@ impl Node {
         container.port = port;
         let mut all = vec![Phase { name: "spawn".into(), us: container.spawn_us }];
         all.extend(phases);
-        self.tell(Report::Ready { container: id, phases: all, port }, out);
+        self.tell(id, Report::Ready { container: id, phases: all, port }, out);
         self.begin_work(now, id, out);
     }
 
-    fn feed(&mut self, now: Time, id: ContainerId, groups: Vec<Group>, out: &mut Vec<Effect>) {
+    fn feed(&mut self, now: Time, link: LinkId, id: ContainerId, groups: Vec<Group>, out: &mut Vec<Effect>) {
         let leases = |groups: &[Group]| -> Vec<LeaseId> {
             groups.iter().flat_map(|g| &g.assignments).map(|a| a.lease).collect()
         };
@@ -229,7 +274,7 @@ impl Node {
             None => {
                 let reason = "the container takes nothing new".into();
                 let leases = leases(&groups);
-                self.tell(Report::Returned { container: id, leases, reason, closed: true }, out);
+                out.push(Effect::Tell(link, Report::Returned { container: id, leases, reason, closed: true }));
             }
         }
     }
@@ -275,7 +320,7 @@ impl Node {
         }
         let drained = container.life == Life::Draining && container.running.is_empty();
         if !done.is_empty() {
-            self.tell(Report::Finished { container: id, done }, out);
+            self.tell(id, Report::Finished { container: id, done }, out);
         }
         if drained && self.containers.get(&id).is_some_and(Container::is_exec) {
             let reason = "drained".into();
@@ -333,7 +378,7 @@ impl Node {
         let leases = container.take_waiting();
         container.life = Life::Stopping;
         if !leases.is_empty() {
-            self.tell(Report::Returned { container: id, leases, reason: reason.into(), closed: true }, out);
+            self.tell(id, Report::Returned { container: id, leases, reason: reason.into(), closed: true }, out);
         }
         out.push(Effect::Terminate { container: id, grace_ms, reason: reason.into() });
     }
@@ -365,7 +410,7 @@ impl Node {
         container.waiting.clear();
         container.life = Life::Gone(ending.clone(), begun.clone());
         let forgotten = container.unrecorded.is_empty();
-        self.tell(Report::Ended { container: id, ending, begun }, out);
+        self.tell(id, Report::Ended { container: id, ending, begun }, out);
         if forgotten {
             self.containers.remove(&id);
         }
@@ -383,7 +428,7 @@ impl Node {
             let Some(container) = self.containers.get_mut(&id) else { continue };
             let leases = container.take_waiting();
             let reason = "it waited behind a long input".into();
-            self.tell(Report::Returned { container: id, leases, reason, closed: false }, out);
+            self.tell(id, Report::Returned { container: id, leases, reason, closed: false }, out);
         }
     }
 

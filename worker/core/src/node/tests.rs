@@ -33,6 +33,9 @@ fn feed(n: u64, leases: impl IntoIterator<Item = u64>) -> Order {
     Order::Feed { container: ContainerId(n), groups }
 }
 
+const LINK: LinkId = LinkId(1);
+const OTHER: LinkId = LinkId(2);
+
 struct Bench {
     node: Node,
     now: Time,
@@ -42,7 +45,7 @@ impl Bench {
     fn new() -> Self {
         let capacity = Amount { cpu_milli: 2000, memory_mib: 4096 };
         let mut bench = Self { node: Node::new(capacity), now: Time(0) };
-        bench.step(Event::Connected { epoch: Epoch(1) });
+        bench.owned(1);
         bench
     }
 
@@ -54,7 +57,16 @@ impl Bench {
     }
 
     fn order(&mut self, order: Order) -> Vec<Effect> {
-        self.step(Event::Ordered(order))
+        self.step(Event::Ordered { link: LINK, order })
+    }
+
+    /// A scheduler with this number owns everything.
+    fn owned(&mut self, epoch: u64) -> Vec<Effect> {
+        self.order(Order::Own { shard: Shard(0), shards: 1, epoch: Epoch(epoch) })
+    }
+
+    fn parted(&mut self) {
+        self.step(Event::Parted { link: LINK });
     }
 
     fn ready(&mut self, n: u64, extra: &str) {
@@ -90,7 +102,7 @@ fn a_container_that_does_not_fit_is_refused() {
     for n in 1..=2 {
         assert!(matches!(bench.order(start(n, ""))[..], [Effect::Launch(_)]));
     }
-    assert!(matches!(&bench.order(start(3, ""))[..], [Effect::Tell(Report::Refused { .. })]));
+    assert!(matches!(&bench.order(start(3, ""))[..], [Effect::Tell(_, Report::Refused { .. })]));
     bench.step(Event::Exited { container: ContainerId(1), ending: Ending::default() });
     assert!(matches!(bench.order(start(4, ""))[..], [Effect::Launch(_)]));
 }
@@ -110,14 +122,14 @@ fn an_outcome_is_kept_until_it_is_recorded_even_after_its_container_ended() {
     bench.ready(1, "");
     bench.order(feed(1, [1]));
     bench.worked(1, output());
-    bench.step(Event::Disconnected);
+    bench.parted();
     bench.step(Event::Exited { container: ContainerId(1), ending: Ending::default() });
-    assert_eq!(bench.node.inventory()[0].finished.len(), 1);
+    assert_eq!(bench.node.inventory(Shard(0))[0].finished.len(), 1);
     assert_eq!(bench.node.live(), 0);
-    let told = bench.step(Event::Connected { epoch: Epoch(2) });
-    assert!(matches!(&told[..], [Effect::Tell(Report::Ended { .. })]));
+    let told = bench.owned(2);
+    assert!(matches!(&told[..], [Effect::Tell(_, Report::Inventory { .. }), Effect::Tell(_, Report::Ended { .. })]));
     bench.order(Order::Recorded { container: ContainerId(1), leases: vec![LeaseId(1)] });
-    assert!(bench.node.inventory().is_empty());
+    assert!(bench.node.inventory(Shard(0)).is_empty());
 }
 
 #[test]
@@ -129,7 +141,7 @@ fn inputs_fed_ahead_go_back_when_they_wait_behind_a_long_one() {
     bench.now = Time(0).plus_ms(AHEAD_MS);
     let told = bench.step(Event::Alarm);
     let returned = vec![LeaseId(2), LeaseId(3)];
-    assert!(matches!(&told[..], [Effect::Tell(Report::Returned { leases, .. })] if *leases == returned));
+    assert!(matches!(&told[..], [Effect::Tell(_, Report::Returned { leases, .. })] if *leases == returned));
     assert_eq!(bench.node.next_alarm(), None);
 }
 
@@ -143,15 +155,16 @@ fn a_server_whose_input_timed_out_is_stopped_and_gives_back_the_rest() {
     let told = bench.worked(1, Err(failure));
     assert!(told.iter().any(|e| matches!(e, Effect::Terminate { .. })));
     assert!(
-        told.iter().any(|e| matches!(e, Effect::Tell(Report::Returned { leases, .. }) if leases[..] == [LeaseId(2)]))
+        told.iter()
+            .any(|e| matches!(e, Effect::Tell(_, Report::Returned { leases, .. }) if leases[..] == [LeaseId(2)]))
     );
-    assert!(matches!(&bench.order(feed(1, [3]))[..], [Effect::Tell(Report::Returned { .. })]));
+    assert!(matches!(&bench.order(feed(1, [3]))[..], [Effect::Tell(_, Report::Returned { .. })]));
 }
 
 const TWO_SLOTS: &str = r#","protocol":"http","concurrency":{"max_inputs":2}"#;
 
 fn closed(effects: &[Effect]) -> bool {
-    effects.iter().any(|e| matches!(e, Effect::Tell(Report::Returned { closed: true, .. })))
+    effects.iter().any(|e| matches!(e, Effect::Tell(_, Report::Returned { closed: true, .. })))
 }
 
 fn grace(effects: &[Effect]) -> Option<u32> {
@@ -170,8 +183,8 @@ fn a_server_with_several_slots_is_left_to_its_owner_who_knows_of_web_requests() 
     assert!(closed(&told) && grace(&told).is_none());
     assert!(grace(&bench.worked(2, output())).is_none(), "a web request may be in it");
     // Who joins anew hears of it again.
-    bench.step(Event::Disconnected);
-    assert!(closed(&bench.step(Event::Connected { epoch: Epoch(2) })));
+    bench.parted();
+    assert!(closed(&bench.owned(2)));
     let stop = Order::Stop { container: ContainerId(1), grace_ms: 5_000, reason: "drained".into() };
     assert_eq!(grace(&bench.order(stop)), Some(SPOILT_GRACE_MS));
 }
@@ -187,7 +200,7 @@ fn a_worker_that_ends_lets_owners_stop_servers_and_stops_them_itself_when_it_is_
     assert!(matches!(stopped[..], [Effect::Terminate { container: ContainerId(2), .. }]));
     let mut alone = Bench::new();
     alone.ready(1, TWO_SLOTS);
-    alone.step(Event::Disconnected);
+    alone.parted();
     assert_eq!(grace(&alone.step(Event::Drain)), Some(1000));
 }
 
@@ -201,13 +214,45 @@ fn an_exec_container_survives_a_cancelled_input() {
     assert_eq!(told, [Effect::Interrupt { container: ContainerId(1), group: LeaseId(1) }]);
     let told = bench.worked(1, output());
     assert_eq!(begun(&told), [2]);
-    assert!(!told.iter().any(|e| matches!(e, Effect::Tell(Report::Finished { .. }))));
+    assert!(!told.iter().any(|e| matches!(e, Effect::Tell(_, Report::Finished { .. }))));
+}
+
+fn own(link: LinkId, shard: u16, epoch: u64) -> Event {
+    Event::Ordered { link, order: Order::Own { shard: Shard(shard), shards: 2, epoch: Epoch(epoch) } }
 }
 
 #[test]
 fn a_scheduler_with_a_lower_epoch_is_not_obeyed() {
     // RELIABILITY I5
     let mut bench = Bench::new();
-    bench.step(Event::Connected { epoch: Epoch(5) });
-    assert_eq!(bench.step(Event::Connected { epoch: Epoch(4) }), [Effect::Hangup]);
+    bench.ready(1, "");
+    bench.step(own(OTHER, 0, 5));
+    bench.step(own(OTHER, 1, 5));
+    let told = bench.step(own(LINK, 0, 4));
+    assert_eq!(told, [Effect::Tell(LINK, Report::Outranked { shard: Shard(0), epoch: Epoch(5) })]);
+    bench.step(own(LINK, 1, 4));
+    let stop = || Order::Stop { container: ContainerId(1), grace_ms: 5, reason: "late".into() };
+    assert!(bench.order(stop()).is_empty() && bench.order(start(2, "")).is_empty(), "its orders are nobody's");
+    assert_eq!(grace(&bench.step(Event::Ordered { link: OTHER, order: stop() })), Some(5));
+}
+
+#[test]
+fn a_shard_that_changes_hands_takes_its_reports_along_and_no_other_shards() {
+    let mut bench = Bench::new();
+    bench.ready(1, "");
+    bench.order(feed(1, [1]));
+    let (here, there) = (FunctionKey::new("default", "f").shard(2).0, 1 - FunctionKey::new("default", "f").shard(2).0);
+    assert!(
+        matches!(&bench.step(own(LINK, here, 2))[..], [Effect::Tell(LINK, Report::Inventory { held, .. })] if held.len() == 1)
+    );
+    let other = bench.step(own(OTHER, there, 9));
+    assert!(matches!(&other[..], [Effect::Tell(OTHER, Report::Inventory { held, .. })] if held.is_empty()));
+    let amount = Amount { cpu_milli: 1000, memory_mib: 128 };
+    assert_eq!((bench.node.others(LINK), bench.node.others(OTHER)), (Amount::default(), amount));
+    let told = bench.step(own(OTHER, here, 3));
+    assert!(
+        matches!(&told[..], [Effect::Tell(OTHER, Report::Inventory { held, .. })] if held[0].running.len() == 1),
+        "what runs is adopted"
+    );
+    assert!(matches!(&bench.worked(1, output())[..], [Effect::Tell(OTHER, Report::Finished { .. })]));
 }

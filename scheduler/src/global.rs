@@ -1,0 +1,119 @@
+//! What belongs to no function: workers that have joined, namespaces' policies, the scale-to-zero configuration. In the embedded
+//! store it lies beside the functions; in etcd under keys of its own, which every scheduler reads and may write.
+
+use crate::{
+    actor::committer::Committer,
+    store::{Change, Store, StoreError, etcd::Etcd, layout},
+};
+use bytes::Bytes;
+use capstan_common::id::WorkerId;
+use capstan_scheduler_core::autoscaler::Policy;
+use etcd_client::{GetOptions, Txn, TxnOp};
+use serde_json::{Map, Value};
+use std::sync::{Arc, OnceLock};
+
+/// Where it lies.
+pub enum Globals {
+    /// In the one store of the process; written once that is open.
+    Beside(Arc<dyn Store>, OnceLock<Committer>),
+    /// In etcd.
+    Etcd(Arc<Etcd>),
+}
+
+/// A key and its value.
+type Pair = (Box<[u8]>, Bytes);
+
+impl Globals {
+    /// Makes changes durable.
+    pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        match self {
+            Self::Beside(_, committer) => match committer.get() {
+                Some(committer) => committer.write(changes).await,
+                None => Err(StoreError::Read(std::io::Error::other("the store is not open"))),
+            },
+            Self::Etcd(etcd) => {
+                let etcd = etcd.clone();
+                blocking(move || {
+                    let operations: Vec<TxnOp> = changes
+                        .into_iter()
+                        .map(|change| match change {
+                            Change::Put(key, value) => TxnOp::put(name(&etcd, &key), value, None),
+                            Change::Delete(key) => TxnOp::delete(name(&etcd, &key), None),
+                        })
+                        .collect();
+                    etcd.txn(Txn::new().and_then(operations)).map(drop).map_err(StoreError::from)
+                })
+                .await
+            }
+        }
+    }
+
+    /// All pairs whose keys have the prefix.
+    pub async fn pairs(&self, prefix: &'static [u8]) -> Result<Vec<Pair>, StoreError> {
+        match self {
+            Self::Beside(store, _) => {
+                let keys = store.keys(prefix, None, usize::MAX, false);
+                let pair = |key: Box<[u8]>| Ok(store.get(&key)?.map(|value| (key, value)));
+                keys.into_iter().filter_map(|key| pair(key).transpose()).collect()
+            }
+            Self::Etcd(etcd) => {
+                let etcd = etcd.clone();
+                blocking(move || {
+                    let all = "global/".to_owned() + &String::from_utf8_lossy(prefix);
+                    let (found, skip) =
+                        (etcd.get(&all, Some(GetOptions::new().with_prefix()))?, etcd.key("global/").len());
+                    let pair =
+                        |kv: &etcd_client::KeyValue| (kv.key()[skip..].into(), Bytes::copy_from_slice(kv.value()));
+                    Ok(found.iter().map(pair).collect())
+                })
+                .await
+            }
+        }
+    }
+
+    /// Names of workers that have joined before.
+    pub async fn workers(&self) -> Result<Vec<String>, StoreError> {
+        let name = |(key, _): Pair| String::from_utf8_lossy(&key[layout::WORKERS.len()..]).into_owned();
+        Ok(self.pairs(layout::WORKERS).await?.into_iter().map(name).collect())
+    }
+
+    /// Remembers a worker, and whether it drains; without `draining`, as it was. Answers whether it drains. What is known
+    /// already is not written again, so that a full disk keeps no worker out.
+    pub async fn remember_worker(&self, worker: &WorkerId, draining: Option<bool>) -> Result<bool, StoreError> {
+        let key = layout::worker(&worker.0);
+        let pairs = self.pairs(layout::WORKERS).await?;
+        let known = pairs.into_iter().find(|(k, _)| *k == key).map(|(_, value)| layout::worker_drains(&value));
+        let drains = draining.or(known).unwrap_or(false);
+        if known != Some(drains) {
+            self.write(vec![Change::Put(key, layout::worker_value(drains))]).await?;
+        }
+        Ok(drains)
+    }
+
+    /// Namespaces with their weights and quotas.
+    pub async fn namespaces(&self) -> Result<Vec<(String, Policy)>, StoreError> {
+        let read = |(key, value): Pair| {
+            let name = String::from_utf8_lossy(&key[layout::NAMESPACES.len()..]).into_owned();
+            Ok((name, layout::decode(&value)?))
+        };
+        self.pairs(layout::NAMESPACES).await?.into_iter().map(read).collect()
+    }
+
+    /// The scale-to-zero configuration, as it was put.
+    pub async fn zero(&self) -> Result<Map<String, Value>, StoreError> {
+        let pairs = self.pairs(layout::ZERO).await?;
+        let text: Option<String> = pairs.first().map(|(_, value)| layout::decode(value)).transpose()?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+    }
+}
+
+fn name(etcd: &Etcd, key: &[u8]) -> String {
+    etcd.key(&format!("global/{}", String::from_utf8_lossy(key)))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let gone = |_| StoreError::Read(std::io::Error::other("the reading thread ended"));
+    tokio::task::spawn_blocking(work).await.map_err(gone)?
+}

@@ -1,0 +1,264 @@
+//! Shards: a part of all functions with one owner, one store and one committer. The embedded store has one shard; a cluster
+//! has many, and a scheduler owns some of them.
+
+use crate::{
+    actor::{
+        alarm::AlarmActor,
+        autoscaler::{AutoscalerActor, Told},
+        committer::Committer,
+        function::{FunctionActor, Happen, Retire},
+        prometheus::Prometheus,
+        registry::Registry,
+    },
+    api::govern::ZeroConfig,
+    clock,
+    global::Globals,
+    store::{Store, load, outcomes::Outcomes},
+    telemetry::Telemetry,
+};
+use actix::{Actor, Addr, ArbiterHandle};
+use anyhow::Context;
+use capstan_common::{
+    id::{Epoch, FunctionKey, Shard, WorkerId},
+    order::Order,
+};
+use capstan_scheduler_core::{autoscaler, event::Event, function::ZeroRule, limits::Limits};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long a shard that is given up waits for what is under way.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// What all parts of one scheduler work with.
+pub struct Shared {
+    /// The limits in force.
+    pub limits: Arc<Limits>,
+    /// Routes.
+    pub registry: Arc<Registry>,
+    /// Where demand goes.
+    pub autoscaler: Addr<AutoscalerActor>,
+    /// Where alarms are set.
+    pub alarm: Addr<AlarmActor>,
+    /// What is seen from outside.
+    pub telemetry: Arc<Telemetry>,
+    /// The scale-to-zero configuration.
+    pub zero: RwLock<Arc<ZeroConfig>>,
+    /// Who is asked for requests of models that pass Capstan by.
+    pub prometheus: Option<Prometheus>,
+    /// What belongs to no function.
+    pub globals: Globals,
+    /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.
+    pub stopping: CancellationToken,
+    /// Where functions' actors live.
+    pub functions: ArbiterHandle,
+    /// The shards that are owned here.
+    pub shards: Shards,
+}
+
+impl Shared {
+    /// What the scale-to-zero configuration says of a function's model.
+    pub fn rule(&self, key: &FunctionKey, model: &str) -> ZeroRule {
+        let config = self.zero.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let effective = config.effective(model, &key.namespace);
+        ZeroRule {
+            enabled: effective.enable_scale_to_zero,
+            retention_ms: effective.retention_ms,
+            flag_by: effective.decided_by.enable_scale_to_zero.as_str().into(),
+            retention_by: effective.decided_by.retention_period.as_str().into(),
+        }
+    }
+}
+
+/// What a shard's functions work with.
+pub struct Env {
+    /// Which shard.
+    pub shard: Shard,
+    /// The owner's fencing number.
+    pub epoch: Epoch,
+    /// The way to durability.
+    pub committer: Committer,
+    /// For loading segments.
+    pub store: Arc<dyn Store>,
+    /// What it shares with the other shards.
+    pub shared: Arc<Shared>,
+    /// Workers that may hold something of it and have not told yet.
+    awaited: Mutex<BTreeSet<String>>,
+    committing: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Cancelled when the shard is not ours any more.
+    closed: CancellationToken,
+}
+
+impl Deref for Env {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// The shards that a scheduler owns, of how many.
+pub struct Shards {
+    count: u16,
+    open: RwLock<BTreeMap<Shard, Arc<Env>>>,
+}
+
+impl Shards {
+    /// None yet.
+    pub fn of(count: u16) -> Self {
+        Self { count: count.max(1), open: RwLock::default() }
+    }
+
+    /// How many there are in all.
+    pub fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// The shard of a place.
+    pub fn shard(&self, place: u16) -> Shard {
+        Shard(place % self.count)
+    }
+
+    /// A shard, if it is owned here.
+    pub fn get(&self, shard: Shard) -> Option<Arc<Env>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+    }
+
+    /// All that are owned here.
+    pub fn all(&self) -> Vec<Arc<Env>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn add(&self, env: Arc<Env>) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(env.shard, env);
+    }
+
+    fn remove(&self, shard: Shard) -> Option<Arc<Env>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&shard)
+    }
+}
+
+impl Env {
+    /// Takes up a shard: recovers what its store holds, and asks the workers for what they hold of it. Its functions give out
+    /// no work before all known workers have told, or a while has passed.
+    pub async fn open(shared: &Arc<Shared>, shard: Shard, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
+        let (read, head) = (store.clone(), shared.limits.spawn_head);
+        let loaded = tokio::task::spawn_blocking(move || load::load(&*read, head, clock::now())).await;
+        let loaded = loaded.context("the loading thread ended")??;
+        let stored: BTreeMap<_, _> = loaded.iter().map(|f| (f.key.clone(), f.deployed.clone())).collect();
+        let recovered = loaded.iter().flat_map(|f| &f.calls);
+        let outcomes = Outcomes::after(recovered.clone().map(|call| (call.record.id, call.outcome_records)));
+        if let Some(tracer) = &shared.telemetry.tracer {
+            recovered.for_each(|call| tracer.parent(call.record.id, &call.record.traceparent));
+        }
+        let metrics = shared.telemetry.metrics.clone();
+        let (committer, committing) = Committer::start(store.clone(), (stored, outcomes), metrics)?;
+        let known = shared.globals.workers().await?;
+        let linked = shared.registry.links().into_iter().map(|(worker, _)| worker.to_string());
+        let env = Arc::new(Self {
+            shard,
+            epoch: store.epoch(),
+            committer,
+            store,
+            shared: shared.clone(),
+            awaited: Mutex::new(known.into_iter().chain(linked).collect()),
+            committing: Mutex::new(Some(committing)),
+            closed: CancellationToken::new(),
+        });
+        for recovery in loaded {
+            let (key, env) = (recovery.key.clone(), env.clone());
+            shared.registry.function_or(&key.clone(), || {
+                FunctionActor::start_in_arbiter(&shared.functions, move |_| {
+                    FunctionActor::new(key, env, Some(recovery))
+                })
+            });
+        }
+        shared.shards.add(env.clone());
+        for (_, link) in shared.registry.links() {
+            env.claim(&link).await;
+        }
+        env.settle_in_time();
+        Ok(env)
+    }
+
+    /// Says to a worker that the shard is ours, once.
+    pub async fn claim(&self, link: &crate::actor::registry::Link) {
+        if link.claims(self.shard, self.epoch) {
+            let own = Order::Own { shard: self.shard, shards: self.shards.count(), epoch: self.epoch };
+            // A link that ends meanwhile is made anew, and hears of it then.
+            let _ = link.orders.send(own).await;
+        }
+    }
+
+    /// The functions of this shard.
+    pub fn own_functions(&self) -> Vec<(FunctionKey, Addr<FunctionActor>)> {
+        let ours = |key: &FunctionKey| key.shard(self.shards.count()) == self.shard;
+        self.registry.functions().into_iter().filter(|(key, _)| ours(key)).collect()
+    }
+
+    /// After the grace, whoever has not told is not waited for.
+    fn settle_in_time(self: &Arc<Self>) {
+        let (env, grace) = (self.clone(), Duration::from_millis(self.limits.adopt_grace_ms));
+        actix::spawn(async move {
+            if !env.awaited.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                tokio::select! {
+                    () = tokio::time::sleep(grace) => {}
+                    () = env.closed.cancelled() => return,
+                }
+            }
+            env.settle().await;
+        });
+    }
+
+    /// A worker has told what it holds of the shard.
+    pub async fn heard_from(&self, worker: &WorkerId) {
+        let last = {
+            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            awaited.remove(&*worker.0) && awaited.is_empty()
+        };
+        if last {
+            self.settle().await;
+        }
+    }
+
+    /// Recovered functions may give out work.
+    async fn settle(&self) {
+        for (_, function) in self.own_functions() {
+            // A function that is gone holds nothing.
+            let _ = function.send(Happen(vec![Event::Settled])).await;
+        }
+    }
+
+    /// Gives the shard up. What was acknowledged is durable; what is under way is written first, unless the shard is lost
+    /// already. Containers go on: the next owner adopts them.
+    pub async fn close(self: &Arc<Self>, lost: bool) {
+        self.shards.remove(self.shard);
+        self.closed.cancel();
+        let functions = self.own_functions();
+        for (key, function) in &functions {
+            let retired = function.send(Retire { lost });
+            // One that cannot end in time has no commit that counts any more.
+            let _ = tokio::time::timeout(FLUSH, retired).await;
+            self.registry.drop_function(key);
+            let left = autoscaler::Event::Left(key.clone());
+            let _ = self.autoscaler.send(Told(left)).await;
+        }
+        self.registry.close(self.shard, &functions.into_iter().map(|(key, _)| key).collect());
+        self.finish().await;
+    }
+
+    /// Writes what waits, and ends the committer.
+    pub async fn finish(&self) {
+        let committer = self.committer.clone();
+        let thread = self.committing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Joining blocks; the runtime's own threads must go on.
+        let _ = tokio::task::spawn_blocking(move || {
+            committer.stop();
+            thread.map(std::thread::JoinHandle::join)
+        })
+        .await;
+    }
+}

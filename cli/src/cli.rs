@@ -287,6 +287,46 @@ pub enum Half {
     Worker,
 }
 
+/// A scheduler: it serves REST, owns functions, and gives their work to workers.
+#[derive(Parser)]
+#[command(
+    name = "capstan-scheduler",
+    version,
+    after_help = "\
+Example:
+  capstan-scheduler --config /etc/capstan/scheduler.toml
+  capstan-scheduler --listen 127.0.0.1:7070 --set scheduler.link_listen=127.0.0.1:7071 \\
+      --set scheduler.etcd.endpoints=http://127.0.0.1:2379 --set scheduler.blob_dir=/srv/capstan/blobs"
+)]
+pub struct SchedulerCli {
+    /// How to run.
+    #[command(flatten)]
+    pub args: UpArgs,
+}
+
+/// A worker: it runs containers for the schedulers that it dials.
+#[derive(Parser)]
+#[command(
+    name = "capstan-worker",
+    version,
+    after_help = "\
+Example:
+  capstan-worker --config /etc/capstan/worker.toml
+  capstan-worker --set worker.schedulers=10.0.0.1:7071 --set worker.blob_dir=/srv/capstan/blobs"
+)]
+pub struct WorkerCli {
+    /// How to run.
+    #[command(flatten)]
+    pub args: UpArgs,
+}
+
+impl Cli {
+    /// The command line that runs like this.
+    pub fn up(args: UpArgs) -> Self {
+        Self { url: String::new(), token: None, namespace: "default".into(), json: false, command: Command::Up(args) }
+    }
+}
+
 /// How to run.
 #[derive(Args, Clone, Default)]
 pub struct UpArgs {
@@ -299,10 +339,11 @@ pub struct UpArgs {
     /// A TOML file with the sections [scheduler] and [worker].
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Run one half only; the other is another process, and both find each other at --link.
-    #[arg(long, requires = "link")]
+    /// Run one half only; the other is another process. They find each other at --link, or by scheduler.link_listen and
+    /// worker.schedulers.
+    #[arg(long)]
     pub half: Option<Half>,
-    /// The unix socket between the halves.
+    /// A unix socket between the halves.
     #[arg(long, value_name = "SOCKET", requires = "half")]
     pub link: Option<PathBuf>,
     /// Any one setting, for example --set scheduler.limits.map_running=100; may be given more than once.

@@ -1,38 +1,5 @@
-//! `capstan`: one binary for people. It runs a whole scheduler and worker, and speaks to one.
+//! `capstan`: one binary for people.
 
-mod cli;
-mod client;
-mod commands;
-mod config;
-mod demo;
-mod manifest;
-mod output;
-mod top;
-mod up;
-
-use clap::Parser;
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    capstan_worker::keeper::run_if_asked();
-    let cli = cli::Cli::parse();
-    let json = cli.json;
-    let system = actix_rt::System::new();
-    let result = system.block_on(commands::run(cli));
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            if output::is_closed_pipe(&error) {
-                // Whoever read has seen enough: `capstan … | head` did what it should.
-                return ExitCode::SUCCESS;
-            }
-            let failed = error.downcast_ref::<client::Failed>();
-            if let Some(answer) = failed.and_then(client::Failed::answer).filter(|_| json) {
-                // As everywhere with `--json`: what the API answered. Nothing more can be done if that cannot be written.
-                let _ = output::print_json(answer);
-            }
-            eprintln!("capstan: {error:#}");
-            ExitCode::from(failed.map_or(1, client::Failed::exit_code))
-        }
-    }
+fn main() -> std::process::ExitCode {
+    capstan::main()
 }

@@ -1,8 +1,9 @@
 //! `capstan up`: a scheduler and a worker in one process, over the same link as in a cluster.
 
 use crate::{cli::Half, config::Settings};
+use anyhow::bail;
 use capstan_scheduler::server::{self, LinkListener, Server};
-use capstan_worker::{Dial, Worker, config::WorkerConfig};
+use capstan_worker::{Address, Dial, Worker, config::WorkerConfig};
 use std::{path::PathBuf, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -29,15 +30,28 @@ impl Running {
         Ok(Self { server: Some(server), worker: Some(worker) })
     }
 
-    /// Starts one half, linked by a socket to the other in another process.
-    pub async fn start_half(settings: Settings, half: Half, link: PathBuf) -> anyhow::Result<Self> {
+    /// Starts one half, linked to the other in another process: by a socket, or by the addresses of the settings.
+    pub async fn start_half(settings: Settings, half: Half, socket: Option<PathBuf>) -> anyhow::Result<Self> {
         Ok(match half {
             Half::Scheduler => {
-                let server = server::start(settings.scheduler, LinkListener::Unix(link)).await?;
+                let address = settings.scheduler.link_address().map_err(anyhow::Error::msg)?;
+                let link = match (socket, address) {
+                    (Some(socket), _) => LinkListener::Unix(socket),
+                    (None, Some(address)) => LinkListener::Tcp(address),
+                    (None, None) => {
+                        bail!("scheduler.link_listen is not set: workers dial in there, like 127.0.0.1:7071")
+                    }
+                };
+                let server = server::start(settings.scheduler, link).await?;
                 Self { server: Some(server), worker: None }
             }
             Half::Worker => {
-                let worker = capstan_worker::start(worker_settings(&settings), vec![Dial::Unix(link)]).await?;
+                let named = settings.worker.schedulers.iter().cloned().map(Address::Tcp);
+                let dials: Vec<Dial> = socket.map(Address::Unix).into_iter().chain(named).map(Dial::At).collect();
+                if dials.is_empty() {
+                    bail!("worker.schedulers is empty: name at least one scheduler's link_listen, like 10.0.0.1:7071");
+                }
+                let worker = capstan_worker::start(worker_settings(&settings), dials).await?;
                 Self { server: None, worker: Some(worker) }
             }
         })
@@ -48,12 +62,17 @@ impl Running {
         self.server.as_ref().map_or_else(|| "worker".into(), |server| format!("http://{}", server.address))
     }
 
+    /// Where workers dial in, if by TCP.
+    pub fn link(&self) -> Option<std::net::SocketAddr> {
+        self.server.as_ref().and_then(|server| server.link)
+    }
+
     /// Stops both: the worker's containers first, so that what they finish is still recorded.
     pub async fn stop(self) {
-        if let Some(server) = &self.server {
-            server.refuse();
-        }
         if let Some(worker) = self.worker {
+            if let Some(server) = &self.server {
+                server.refuse();
+            }
             worker.stop(GRACE).await;
         }
         if let Some(server) = self.server {
@@ -67,6 +86,11 @@ fn worker_settings(settings: &Settings) -> WorkerConfig {
     WorkerConfig {
         blob_threshold_bytes: settings.scheduler.blob_threshold_bytes,
         output_max_bytes: settings.scheduler.payload_max_bytes,
+        blob_dir: if settings.worker.blob_dir.as_os_str().is_empty() {
+            settings.scheduler.blob_dir.clone()
+        } else {
+            settings.worker.blob_dir.clone()
+        },
         ..settings.worker.clone()
     }
 }
@@ -82,13 +106,16 @@ fn abort_on_panic() {
 }
 
 /// Runs until a signal, then drains; a second signal ends at once.
-pub async fn up(settings: Settings, half: Option<(Half, PathBuf)>) -> anyhow::Result<()> {
+pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>) -> anyhow::Result<()> {
     abort_on_panic();
     let running = match half {
-        Some((half, link)) => Running::start_half(settings, half, link).await?,
+        Some(half) => Running::start_half(settings, half, socket).await?,
         None => Running::start(settings).await?,
     };
     println!("ready {}", running.url());
+    if let Some(link) = running.link() {
+        println!("link {link}");
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {

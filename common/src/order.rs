@@ -21,6 +21,11 @@ pub enum Order {
     },
     /// Start a container.
     Start(Start),
+    /// All schedulers: the worker keeps a link to each.
+    Peers {
+        /// Where they take links.
+        links: Vec<String>,
+    },
     /// Give a container inputs.
     Feed {
         /// Which container.

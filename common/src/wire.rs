@@ -104,6 +104,7 @@ impl From<Order> for link::Order {
             Order::Own { shard, shards, epoch } => {
                 Kind::Own(link::Own { shard: u32::from(shard.0), shards: u32::from(shards), epoch: epoch.0 })
             }
+            Order::Peers { links } => Kind::Peers(link::Peers { links }),
             Order::Start(start) => Kind::Start(link::Start {
                 container: start.container.0,
                 namespace: start.function.namespace.to_string(),
@@ -172,6 +173,7 @@ pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
         Kind::Own(own) => {
             Order::Own { shard: shard_in(own.shard)?, shards: shard_in(own.shards)?.0, epoch: Epoch(own.epoch) }
         }
+        Kind::Peers(peers) => Order::Peers { links: peers.links },
         Kind::Start(start) => Order::Start(Start {
             container: ContainerId(start.container),
             function: FunctionKey::new(&start.namespace, &start.function),
@@ -471,7 +473,8 @@ mod tests {
             spec: Arc::new(spec),
         });
         let own = Order::Own { shard: Shard(3), shards: 16, epoch: Epoch(2) };
-        for order in [feed.clone(), start, own] {
+        let peers = Order::Peers { links: vec!["10.0.0.1:7071".into()] };
+        for order in [feed.clone(), start, own, peers] {
             assert_eq!(order_in(order.clone().into()), Ok(Some(order)));
         }
         let mut broken = link::Order::from(feed);

@@ -1,5 +1,6 @@
 //! A scheduler's configuration: one struct, defaults first, then file, environment and flags.
 
+use crate::store::etcd::EtcdConfig;
 use capstan_scheduler_core::limits::Limits;
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf};
@@ -8,10 +9,22 @@ use std::{net::SocketAddr, path::PathBuf};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SchedulerConfig {
+    /// Its name, unique in a cluster; the host's by default.
+    pub name: String,
     /// Where REST is served.
     pub listen: SocketAddr,
-    /// Where everything durable lies.
+    /// Where other schedulers reach REST, like `http://10.0.0.1:7070`; empty: at `listen`.
+    pub advertise: String,
+    /// Where workers of other processes dial in, like `10.0.0.1:7071`; empty: nowhere.
+    pub link_listen: String,
+    /// Where workers reach that, if not there.
+    pub link_advertise: String,
+    /// Where everything durable lies, unless `etcd` has endpoints.
     pub data_dir: PathBuf,
+    /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
+    pub blob_dir: PathBuf,
+    /// The store of a cluster.
+    pub etcd: EtcdConfig,
     /// Bearer tokens, any of which opens everything. Empty: no token is needed, and only a loopback address may be listened on.
     pub tokens: Vec<String>,
     /// The largest input or output over REST.
@@ -49,7 +62,13 @@ pub struct SchedulerConfig {
 impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
+            name: host_name("scheduler"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            advertise: String::new(),
+            link_listen: String::new(),
+            link_advertise: String::new(),
+            blob_dir: PathBuf::new(),
+            etcd: EtcdConfig::default(),
             data_dir: PathBuf::from("capstan-data"),
             tokens: Vec::new(),
             payload_max_bytes: 16 << 20,
@@ -70,14 +89,32 @@ impl Default for SchedulerConfig {
     }
 }
 
+/// The machine's name, or this where it has none.
+fn host_name(otherwise: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if host.is_empty() { otherwise.into() } else { host.into() }
+}
+
 impl SchedulerConfig {
+    /// Whether it is one of a cluster.
+    pub fn is_clustered(&self) -> bool {
+        !self.etcd.endpoints.is_empty()
+    }
+
+    /// Where large payloads lie.
+    pub fn blobs(&self) -> PathBuf {
+        if self.blob_dir.as_os_str().is_empty() { self.data_dir.join("blobs") } else { self.blob_dir.clone() }
+    }
+
+    /// Where workers dial in, if anywhere.
+    pub fn link_address(&self) -> Result<Option<SocketAddr>, String> {
+        address("link_listen", &self.link_listen, "127.0.0.1:7071")
+    }
+
     /// Where KEDA is served, if anywhere.
     pub fn keda_address(&self) -> Result<Option<SocketAddr>, String> {
-        if self.keda_listen.is_empty() {
-            return Ok(None);
-        }
-        let read = self.keda_listen.parse().map(Some);
-        read.map_err(|_| format!("keda_listen must be an address like 127.0.0.1:7071, is `{}`", self.keda_listen))
+        address("keda_listen", &self.keda_listen, "127.0.0.1:7072")
     }
 
     /// Where the Prometheus server answers queries, if there is one.
@@ -109,6 +146,21 @@ impl SchedulerConfig {
             ));
         }
         self.prometheus()?;
+        let link = self.link_address()?;
+        if self.is_clustered() {
+            self.etcd.check()?;
+            if link.is_none() {
+                return Err(
+                    "a scheduler of a cluster needs link_listen: workers dial in there, like 127.0.0.1:7071".into()
+                );
+            }
+            if self.blob_dir.as_os_str().is_empty() {
+                return Err("a scheduler of a cluster needs blob_dir: a folder that all schedulers and workers share, for payloads that are too large for etcd".into());
+            }
+            if self.name.is_empty() || self.name.contains('/') {
+                return Err(format!("name must not be empty or contain a slash, is `{}`", self.name));
+            }
+        }
         if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {
             return Err(format!("a token of {} characters is too short: use at least 16", weak.len()));
         }
@@ -117,6 +169,13 @@ impl SchedulerConfig {
         }
         Ok(())
     }
+}
+
+fn address(field: &str, text: &str, example: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| format!("{field} must be an address like {example}, is `{text}`"))
 }
 
 #[cfg(test)]

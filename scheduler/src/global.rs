@@ -48,6 +48,17 @@ impl Globals {
         }
     }
 
+    /// A key's value.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self {
+            Self::Beside(store, _) => store.get(key),
+            Self::Etcd(etcd) => {
+                let (etcd, name) = (etcd.clone(), format!("global/{}", String::from_utf8_lossy(key)));
+                blocking(move || Ok(etcd.get(&name, None)?.first().map(|kv| Bytes::copy_from_slice(kv.value())))).await
+            }
+        }
+    }
+
     /// All pairs whose keys have the prefix.
     pub async fn pairs(&self, prefix: &'static [u8]) -> Result<Vec<Pair>, StoreError> {
         match self {
@@ -81,8 +92,7 @@ impl Globals {
     /// already is not written again, so that a full disk keeps no worker out.
     pub async fn remember_worker(&self, worker: &WorkerId, draining: Option<bool>) -> Result<bool, StoreError> {
         let key = layout::worker(&worker.0);
-        let pairs = self.pairs(layout::WORKERS).await?;
-        let known = pairs.into_iter().find(|(k, _)| *k == key).map(|(_, value)| layout::worker_drains(&value));
+        let known = self.get(&key).await?.map(|value| layout::worker_drains(&value));
         let drains = draining.or(known).unwrap_or(false);
         if known != Some(drains) {
             self.write(vec![Change::Put(key, layout::worker_value(drains))]).await?;

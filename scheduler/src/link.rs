@@ -22,7 +22,7 @@ use capstan_common::{
 use capstan_scheduler_core::{autoscaler, event::Event};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -32,6 +32,8 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+/// The pause between two looks whether orders may be sent.
+const HELD: Duration = Duration::from_millis(20);
 /// Orders that travel in one message.
 const ORDERS_AT_ONCE: usize = 512;
 
@@ -63,6 +65,7 @@ impl link::link_server::Link for LinkServer {
     type JoinStream = Orders;
 
     async fn join(&self, request: Request<Streaming<link::Reports>>) -> Result<Response<Orders>, Status> {
+        let host = request.remote_addr().map_or(Ipv4Addr::LOCALHOST.into(), |from| from.ip());
         let mut inbound = request.into_inner();
         let hello = first_hello(&mut inbound).await?;
         if hello.protocol != PROTOCOL {
@@ -74,12 +77,13 @@ impl link::link_server::Link for LinkServer {
         let (orders, outbound) = mpsc::channel(LINK_BACKLOG);
         let (batches, stream) = mpsc::channel(16);
         let link = Link::new(orders);
-        tokio::spawn(send_orders(self.beat_ms, outbound, batches, link.cut.clone()));
+        let cut = link.cut.clone();
+        tokio::spawn(send_orders(self.shared.clone(), self.beat_ms, outbound, batches, cut));
         let (begun, begins) = oneshot::channel();
         let (server, silence, lost_after) = (self.clone(), self.unreachable_after, self.lost_after);
         // A task of its own: a connection that breaks meanwhile drops this handler, and a session must not stop half-made.
         tokio::spawn(async move {
-            match Session::begin(&server, hello, link).await {
+            match Session::begin(&server, hello, host, link).await {
                 Ok(session) => {
                     // A handler that is gone has a stream that has ended: the session sees that itself.
                     let _ = begun.send(Ok(()));
@@ -104,6 +108,7 @@ async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, St
 
 /// Packs all orders that wait into one message. Ends, and closes the way for orders, as soon as the stream has.
 async fn send_orders(
+    shared: Arc<Shared>,
     beat_ms: u32,
     mut orders: mpsc::Receiver<Order>,
     batches: mpsc::Sender<Result<link::Orders, Status>>,
@@ -114,6 +119,10 @@ async fn send_orders(
     let mut next = vec![welcome];
     let mut waiting = Vec::with_capacity(ORDERS_AT_ONCE);
     loop {
+        // One whose lease is in doubt may not be the owner any more: its orders wait.
+        while !shared.may_act() && !cut.is_cancelled() {
+            tokio::time::sleep(HELD).await;
+        }
         let sent = tokio::select! {
             sent = batches.send(Ok(link::Orders { orders: next })) => sent.is_ok(),
             () = cut.cancelled() => false,
@@ -147,7 +156,7 @@ struct Session {
 }
 
 impl Session {
-    async fn begin(server: &LinkServer, hello: Hello, link: Link) -> Result<Self, Status> {
+    async fn begin(server: &LinkServer, hello: Hello, host: IpAddr, link: Link) -> Result<Self, Status> {
         let worker = WorkerId(hello.worker.as_str().into());
         let shared = server.shared.clone();
         let remembered = shared.globals.remember_worker(&worker, None).await;
@@ -155,8 +164,7 @@ impl Session {
         let entry = WorkerEntry {
             capacity: hello.capacity,
             state: if draining { WorkerState::Draining } else { WorkerState::Ready },
-            // Links are made on this machine only: in the process, or over a unix socket.
-            host: Ipv4Addr::LOCALHOST.into(),
+            host,
             version: hello.version.clone(),
             limits: hello.limits.clone(),
             joined: clock::now(),
@@ -164,6 +172,11 @@ impl Session {
         };
         let entry = shared.registry.join(&worker, entry);
         shared.registry.publish(&worker, entry.generation, link.clone());
+        let links = shared.view.links();
+        if !links.is_empty() {
+            // A fresh link has room.
+            let _ = link.orders.try_send(Order::Peers { links });
+        }
         let mut untold = BTreeSet::new();
         for env in shared.shards.all() {
             untold.insert(env.shard);

@@ -8,12 +8,17 @@ use crate::{
         registry::Registry,
     },
     api::{Api, govern::ZeroConfig},
+    cluster::{Cluster, Peer, Ready, Sessions, View},
     config::SchedulerConfig,
     global::Globals,
     link::LinkServer,
     rest,
     shard::{Env, Shards, Shared},
-    store::{Store, embedded::Embedded},
+    store::{
+        Store, StoreError,
+        embedded::Embedded,
+        etcd::{Etcd, Format, Session},
+    },
     telemetry::{Telemetry, trace::Tracer},
 };
 use actix::{Actor, Arbiter};
@@ -40,22 +45,31 @@ pub enum LinkListener {
     InProcess(mpsc::Receiver<DuplexStream>),
     /// A unix socket, which only its owner can open.
     Unix(std::path::PathBuf),
+    /// An address of this machine.
+    Tcp(SocketAddr),
 }
 
 /// A scheduler that serves.
 pub struct Server {
     /// Where REST is served.
     pub address: SocketAddr,
+    /// Where workers dial in, if by TCP.
+    pub link: Option<SocketAddr>,
     /// Everything a client can do, for callers in this process.
     pub api: Arc<Api>,
     rest: actix_web::dev::ServerHandle,
     arbiters: Vec<Arbiter>,
     shared: Arc<Shared>,
+    /// Ends the part in the cluster, and tells when that is done.
+    keeper: Option<(CancellationToken, oneshot::Receiver<()>)>,
 }
 
 /// Starts a scheduler: opens the store, recovers what it holds, serves links and REST.
 pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
     config.check().map_err(anyhow::Error::msg)?;
+    if config.is_clustered() {
+        return start_clustered(config, links).await;
+    }
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("the data folder {} cannot be made", config.data_dir.display()))?;
     let (store, opened) = Embedded::open(&config.data_dir.join("log"))?;
@@ -64,13 +78,50 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     }
     let store: Arc<dyn Store> = Arc::new(store);
     let globals = Globals::Beside(store.clone(), OnceLock::new());
-    let parts = Parts::start(&config, store.epoch(), globals, 1).await?;
+    let parts = Parts::start(&config, store.epoch(), globals, 1, None).await?;
     let env = Env::open(&parts.shared, Shard(0), store).await?;
     if let Globals::Beside(_, committer) = &parts.shared.globals {
         // Set here and nowhere else.
         let _ = committer.set(env.committer.clone());
     }
     parts.serve(config, links).await
+}
+
+/// Starts a scheduler of a cluster: it enters, and takes its share of the shards.
+async fn start_clustered(config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
+    let of = config.etcd.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let etcd = Arc::new(Etcd::connect(&of)?);
+        let format = Format::settle(&etcd, &of)?;
+        let epoch = etcd.next("epoch/scheduler")?;
+        let session = Session::begin(&etcd, &of)?;
+        Ok::<_, StoreError>((etcd, format, epoch, session))
+    });
+    let (etcd, format, epoch, session) = opened.await.context("the opening thread ended")??;
+    let sessions: Sessions = Arc::new(RwLock::new(Arc::new(session)));
+    let globals = Globals::Etcd(etcd.clone());
+    let parts = Parts::start(&config, Epoch(epoch), globals, format.shards, Some(sessions.clone())).await?;
+    let shared = parts.shared.clone();
+    let mut server = parts.serve(config.clone(), links).await?;
+    let or = |given: &str, otherwise: String| if given.is_empty() { otherwise } else { given.to_owned() };
+    let peer = Peer {
+        rest: or(&config.advertise, format!("http://{}", server.address)),
+        link: or(&config.link_advertise, server.link.map(|at| at.to_string()).unwrap_or_default()),
+        version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let (view, api) = (shared.view.clone(), server.api.clone());
+    let cluster = Arc::new(Cluster::new(Ready { etcd, config: config.etcd, peer, view, shared, api, sessions }));
+    cluster.enter().await?;
+    let (keeper, stop, (ended, end)) = (Arbiter::new(), CancellationToken::new(), oneshot::channel());
+    let told = stop.clone();
+    keeper.spawn(async move {
+        cluster.run(told).await;
+        // A server that is gone does not wait.
+        let _ = ended.send(());
+    });
+    server.arbiters.push(keeper);
+    server.keeper = Some((stop, end));
+    Ok(server)
 }
 
 /// A scheduler's parts before it serves.
@@ -82,7 +133,13 @@ struct Parts {
 
 impl Parts {
     /// Everything but shards, from what belongs to no function.
-    async fn start(config: &SchedulerConfig, epoch: Epoch, globals: Globals, shards: u16) -> anyhow::Result<Self> {
+    async fn start(
+        config: &SchedulerConfig,
+        epoch: Epoch,
+        globals: Globals,
+        shards: u16,
+        sessions: Option<Sessions>,
+    ) -> anyhow::Result<Self> {
         let (functions, timers) = (Arbiter::new(), Arbiter::new());
         let telemetry = Arc::new(Telemetry {
             metrics: Arc::default(),
@@ -112,6 +169,8 @@ impl Parts {
             stopping: CancellationToken::new(),
             functions: functions.handle(),
             shards: Shards::of(shards),
+            view: Arc::new(View::of(&config.name)),
+            sessions,
         });
         Ok(Self { shared, functions, timers })
     }
@@ -119,8 +178,8 @@ impl Parts {
     /// Opens the doors.
     async fn serve(self, config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
         let Self { shared, functions, timers } = self;
-        let blobs = Blobs::open(config.data_dir.join("blobs"), config.blob_threshold_bytes)?;
-        serve_links(&functions, shared.clone(), &config, links).await?;
+        let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
+        let link = serve_links(&functions, shared.clone(), &config, links).await?;
         let api = Arc::new(Api::new(shared.clone(), config.clone(), blobs));
         api.follow_all().await;
         let sweeper = Arbiter::new();
@@ -131,7 +190,8 @@ impl Parts {
             tracing::info!(%served, "KEDA's external scaler is served");
         }
         let (rest, address) = rest::serve(api.clone(), &config)?;
-        Ok(Server { address, api, rest, arbiters: vec![functions, timers, sweeper], shared })
+        let arbiters = vec![functions, timers, sweeper];
+        Ok(Server { address, link, api, rest, arbiters, shared, keeper: None })
     }
 }
 
@@ -140,7 +200,7 @@ async fn serve_links(
     shared: Arc<Shared>,
     config: &SchedulerConfig,
     links: LinkListener,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<SocketAddr>> {
     let (config, (ready, is_ready)) = (config.clone(), oneshot::channel());
     arbiter.spawn(async move {
         let service = link_server::LinkServer::new(LinkServer::new(shared, &config))
@@ -152,14 +212,25 @@ async fn serve_links(
             .add_service(service);
         let served = match links {
             LinkListener::InProcess(dialled) => {
-                let _ = ready.send(Ok(()));
+                let _ = ready.send(Ok(None));
                 let incoming = ReceiverStream::new(dialled).map(Ok::<_, std::io::Error>);
                 router.serve_with_incoming(incoming).await
             }
             LinkListener::Unix(path) => match listen_unix(&path) {
                 Ok(listener) => {
-                    let _ = ready.send(Ok(()));
+                    let _ = ready.send(Ok(None));
                     let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
+                    router.serve_with_incoming(incoming).await
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            },
+            LinkListener::Tcp(address) => match tokio::net::TcpListener::bind(address).await {
+                Ok(listener) => {
+                    let _ = ready.send(listener.local_addr().map(Some));
+                    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
                     router.serve_with_incoming(incoming).await
                 }
                 Err(error) => {
@@ -195,7 +266,12 @@ impl Server {
 
     /// Takes no more requests, writes what waits, ends.
     pub async fn stop(self) {
-        self.refuse();
+        if let Some((stop, ended)) = self.keeper {
+            // Others take the shards over while this one still passes requests on.
+            stop.cancel();
+            let _ = ended.await;
+        }
+        self.shared.stopping.cancel();
         self.rest.stop(true).await;
         for env in self.shared.shards.all() {
             env.finish().await;

@@ -12,6 +12,7 @@ use crate::{
     },
     api::govern::ZeroConfig,
     clock,
+    cluster::{Sessions, View},
     global::Globals,
     store::{Store, load, outcomes::Outcomes},
     telemetry::Telemetry,
@@ -58,9 +59,19 @@ pub struct Shared {
     pub functions: ArbiterHandle,
     /// The shards that are owned here.
     pub shards: Shards,
+    /// What is known of other schedulers.
+    pub view: Arc<View>,
+    /// The session of one of a cluster; without it nothing runs out.
+    pub sessions: Option<Sessions>,
 }
 
 impl Shared {
+    /// Whether this scheduler may act: its lease is sure to hold. Meanwhile orders wait.
+    pub fn may_act(&self) -> bool {
+        let sure = |sessions: &Sessions| sessions.read().unwrap_or_else(PoisonError::into_inner).is_sure();
+        self.sessions.as_ref().is_none_or(sure)
+    }
+
     /// What the scale-to-zero configuration says of a function's model.
     pub fn rule(&self, key: &FunctionKey, model: &str) -> ZeroRule {
         let config = self.zero.read().unwrap_or_else(PoisonError::into_inner).clone();

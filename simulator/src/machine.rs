@@ -256,7 +256,7 @@ impl Player<'_> {
                 self.outcome.cut_off += u64::from(busy);
                 self.plan(self.now, Happens::Ended(container));
             }
-            Order::Own { .. } | Order::Abort { .. } | Order::Recorded { .. } => {}
+            Order::Own { .. } | Order::Peers { .. } | Order::Abort { .. } | Order::Recorded { .. } => {}
         }
     }
 

@@ -10,12 +10,16 @@ use std::path::PathBuf;
 pub struct WorkerConfig {
     /// Its name, unique in a cluster; the host's by default.
     pub name: String,
+    /// Schedulers' addresses for links, like `10.0.0.1:7071`; one is enough, it tells of the others.
+    pub schedulers: Vec<String>,
     /// Cores that it offers; all of the machine's by default.
     pub cpu: Option<f64>,
     /// Memory that it offers; nine tenths of the machine's by default.
     pub memory_mib: Option<u64>,
-    /// Where containers have their scratch folders and large payloads lie.
+    /// Where containers have their scratch folders.
     pub data_dir: PathBuf,
+    /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
+    pub blob_dir: PathBuf,
     /// Outputs above this travel through the blob store.
     pub blob_threshold_bytes: usize,
     /// The largest output of one input.
@@ -30,9 +34,11 @@ impl Default for WorkerConfig {
         let host = host.trim();
         Self {
             name: if host.is_empty() { "worker".into() } else { host.into() },
+            schedulers: Vec::new(),
             cpu: None,
             memory_mib: None,
             data_dir: PathBuf::from("capstan-data"),
+            blob_dir: PathBuf::new(),
             blob_threshold_bytes: 32 << 10,
             output_max_bytes: 16 << 20,
             cgroups: true,
@@ -41,6 +47,11 @@ impl Default for WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// Where large payloads lie.
+    pub fn blobs(&self) -> PathBuf {
+        if self.blob_dir.as_os_str().is_empty() { self.data_dir.join("blobs") } else { self.blob_dir.clone() }
+    }
+
     /// What the worker offers.
     pub fn capacity(&self) -> Amount {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;

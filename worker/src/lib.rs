@@ -7,5 +7,5 @@ pub mod config;
 pub mod protocol;
 pub mod runtime;
 
-pub use actor::{Dial, Worker, start};
+pub use actor::{Address, Dial, Worker, start};
 pub use runtime::keeper;

@@ -8,7 +8,7 @@ pub mod map;
 mod whatif;
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, Half},
     client::{Client, Failed},
     config, demo, output, top, up,
 };
@@ -36,8 +36,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(args) => {
             log("info");
             let settings = usage(config::load(&args))?.settings;
-            usage(settings.scheduler.check().map_err(anyhow::Error::msg))?;
-            let ran = up::up(settings, args.half.zip(args.link)).await;
+            if args.half != Some(Half::Worker) {
+                usage(settings.scheduler.check().map_err(anyhow::Error::msg))?;
+            }
+            let ran = up::up(settings, args.half, args.link).await;
             // It did not start, or did not stop, as asked.
             ran.map_err(|error| Failed::Refused(format!("{error:#}"), serde_json::Value::Null))?;
         }

@@ -25,5 +25,6 @@ pub mod function;
 pub mod limits;
 #[cfg(feature = "mutants")]
 pub mod mutant;
+pub mod ownership;
 pub mod record;
 pub mod scale_to_zero;

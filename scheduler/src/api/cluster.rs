@@ -52,7 +52,7 @@ impl Api {
         let filter = ContainersFilter { worker: Some(name.into()), ..ContainersFilter::default() };
         let containers: Vec<Value> = self.containers(&filter).await.into_iter().map(|mut c| c["id"].take()).collect();
         Ok(json!({
-            "id": id, "name": id, "address": "127.0.0.1", "state": entry.state,
+            "id": id, "name": id, "address": entry.host, "state": entry.state,
             "capacity": amount(entry.capacity), "free": amount(entry.capacity.minus(used)),
             "containers": containers, "version": entry.version, "limits": entry.limits,
             "joined_at": clock::rfc3339(entry.joined),
@@ -68,7 +68,21 @@ impl Api {
         }
         let draining = state == WorkerState::Draining;
         self.env.globals.remember_worker(&id, Some(draining)).await.map_err(store_refusal)?;
-        self.env.registry.turn(&id, state);
+        self.hold_worker(&id, state).await;
+        self.worker(name).await
+    }
+
+    /// Another scheduler has drained a worker, or lets it go on.
+    pub async fn adopt_worker(&self, id: &WorkerId, state: WorkerState) {
+        let known = self.env.registry.worker(id).map(|entry| entry.state);
+        if known.is_some_and(|known| known != state && known != WorkerState::Unreachable) {
+            self.hold_worker(id, state).await;
+        }
+    }
+
+    async fn hold_worker(&self, id: &WorkerId, state: WorkerState) {
+        let draining = state == WorkerState::Draining;
+        self.env.registry.turn(id, state);
         let kind = if draining { "worker_draining" } else { "worker_resumed" };
         self.env.telemetry.events.tell(kind, json!({"worker": id}));
         let turned = autoscaler::Event::Turned { worker: id.clone(), state };
@@ -81,7 +95,6 @@ impl Api {
                 let _ = function.send(Happen(vec![event])).await;
             }
         }
-        self.worker(name).await
     }
 
     /// Containers that a filter lets through.

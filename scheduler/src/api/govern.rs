@@ -100,6 +100,19 @@ impl Api {
         let text = Value::Object(data.clone()).to_string();
         let change = Change::Put(layout::ZERO.into(), layout::encode(&text));
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
+        Ok(self.hold_zero(data).await)
+    }
+
+    /// Another scheduler has replaced it.
+    pub async fn adopt_zero(&self, value: &[u8]) {
+        let text: String = layout::decode(value).unwrap_or_default();
+        let data: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
+        if self.scale_to_zero().data != data {
+            self.hold_zero(data).await;
+        }
+    }
+
+    async fn hold_zero(&self, data: Map<String, Value>) -> Arc<ZeroConfig> {
         let config = Arc::new(ZeroConfig::read(data));
         for Warning { entry, detail } in &config.warnings {
             tracing::warn!(entry, detail, "an entry of the scale-to-zero configuration needs mending");
@@ -111,7 +124,7 @@ impl Api {
             // A function that is gone has no model.
             let _ = function.send(Reconfigured).await;
         }
-        Ok(config)
+        config
     }
 
     /// Namespaces with their policies and what they hold, by name.
@@ -160,10 +173,21 @@ impl Api {
         self.must_have_room_anywhere()?;
         let change = Change::Put(layout::namespace(name), layout::encode(&policy));
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
+        self.hold_namespace(name, policy).await;
+        self.namespace(name).await
+    }
+
+    /// Another scheduler has set it.
+    pub async fn adopt_namespace(&self, name: &str, value: &[u8]) {
+        if let Ok(policy) = layout::decode(value) {
+            self.hold_namespace(name, policy).await;
+        }
+    }
+
+    async fn hold_namespace(&self, name: &str, policy: Policy) {
         let governed = autoscaler::Event::Governed { namespace: name.into(), policy };
         // The autoscaler lives as long as the scheduler.
         let _ = self.env.autoscaler.send(Told(governed)).await;
-        self.namespace(name).await
     }
 
     /// A function's schedule.

@@ -137,9 +137,13 @@ impl Api {
 
     /// After a restart: what a crash kept from following follows now.
     pub async fn follow_all(&self) {
-        let keys = self.env.registry.functions().into_iter().map(|(key, _)| key);
+        self.follow_these(self.env.registry.functions().into_iter().map(|(key, _)| key).collect()).await;
+    }
+
+    /// The same for some.
+    pub async fn follow_these(&self, functions: Vec<FunctionKey>) {
         let mut bases: Vec<FunctionKey> =
-            keys.filter(parameter::is_instance).map(|key| parameter::base(&key)).collect();
+            functions.into_iter().filter(parameter::is_instance).map(|key| parameter::base(&key)).collect();
         bases.dedup();
         for base in bases {
             self.follow(&base).await;

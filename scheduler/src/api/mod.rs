@@ -127,6 +127,22 @@ impl Api {
         &self.env.stopping
     }
 
+    /// Whether there are, or may be, other schedulers.
+    pub fn is_clustered(&self) -> bool {
+        self.env.sessions.is_some()
+    }
+
+    /// Whether a place is ours, and the other scheduler whose it is.
+    pub fn owner(&self, place: u16) -> (bool, Option<crate::cluster::Peer>) {
+        let shard = self.env.shards.shard(place);
+        (self.env.shards.get(shard).is_some(), self.env.view.owner(shard))
+    }
+
+    /// The other schedulers.
+    pub fn peers(&self) -> Vec<crate::cluster::Peer> {
+        self.env.view.peers()
+    }
+
     /// The shard of a place, if this scheduler owns it.
     fn home(&self, place: u16) -> Result<Arc<Env>, Refusal> {
         let shard = self.env.shards.shard(place);

@@ -2,6 +2,7 @@
 
 use super::{
     body::{self, Lines},
+    forward::{gather, merge},
     functions::{limit_of, used},
     problem::{Answer, Problem, query},
 };
@@ -181,5 +182,8 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest) -> Answer {
             && state.is_none_or(|state| state == view.state)
     };
     let (calls, next) = api.calls(matches, after, limit).await?;
+    let theirs = gather(&api, &request, "calls").await;
+    let next = next.map(|id| id.to_string());
+    let (calls, next) = merge(calls, theirs, next, limit, |a, b| b["id"].as_str().cmp(&a["id"].as_str()), "id")?;
     Ok(HttpResponse::Ok().json(json!({"calls": calls, "next": next})))
 }

@@ -1,6 +1,9 @@
 //! Workers, containers, logs, events, metrics and health over REST.
 
-use super::problem::{Answer, Problem, query};
+use super::{
+    forward::{elsewhere, gather},
+    problem::{Answer, Problem, query},
+};
 use crate::api::{Api, cluster::ContainersFilter};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
@@ -51,7 +54,8 @@ struct ContainersQuery {
 pub async fn containers(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let asked: ContainersQuery = query(&request)?;
     let wanted = ContainersFilter { namespace: asked.namespace, function: asked.function, worker: asked.worker };
-    let containers = api.containers(&wanted).await;
+    let mut containers = api.containers(&wanted).await;
+    containers.extend(gather(&api, &request, "containers").await);
     Ok(HttpResponse::Ok().json(json!({"containers": containers})))
 }
 
@@ -59,8 +63,14 @@ fn container_of(text: &str) -> Result<ContainerId, Problem> {
     text.parse().map_err(|e: capstan_common::id::BadId| Problem::new(Code::NotFound, e.to_string()))
 }
 
-pub async fn stop(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    api.stop_container(container_of(&path)?).await?;
+pub async fn stop(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let container = container_of(&path)?;
+    if !api.is_live(container)
+        && let Some(answer) = elsewhere(&api, &request).await
+    {
+        return Ok(answer);
+    }
+    api.stop_container(container).await?;
     Ok(HttpResponse::Accepted().json(json!({"id": &*path, "state": "stopping"})))
 }
 
@@ -78,6 +88,9 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
         // One that has not written yet can be followed.
         api.telemetry().logs.open(container);
     } else if api.telemetry().logs.read(container, 0).is_none() {
+        if let Some(answer) = elsewhere(&api, &request).await {
+            return Ok(answer);
+        }
         return Err(Problem::new(
             Code::NotFound,
             format!("container {container} does not exist, or its output is not kept any more"),

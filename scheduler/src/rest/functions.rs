@@ -2,6 +2,7 @@
 
 use super::{
     body,
+    forward::{gather, merge},
     problem::{Answer, Problem, parse, query},
 };
 use crate::api::Api;
@@ -135,6 +136,9 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     let asked: ListQuery = query(&request)?;
     let limit = limit_of(asked.limit, 100, PAGE)?;
     let (functions, next) = api.functions(&path, asked.after.as_deref(), limit).await;
+    let theirs = gather(&api, &request, "functions").await;
+    let page = merge(functions, theirs, next, limit, |a, b| a["name"].as_str().cmp(&b["name"].as_str()), "name");
+    let (functions, next) = page?;
     Ok(HttpResponse::Ok().json(json!({"functions": functions, "next": next})))
 }
 

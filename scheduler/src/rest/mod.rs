@@ -3,6 +3,7 @@
 mod body;
 mod calls;
 mod cluster;
+mod forward;
 mod functions;
 mod govern;
 mod guard;
@@ -30,6 +31,7 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
             .app_data(shared.clone())
             .app_data(gate.clone())
             .app_data(route::Data::new(web::Proxy::default()))
+            .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
             .configure(routes)
     })

@@ -4,17 +4,26 @@ use super::node::{Introduce, NodeActor, Orders, Parted, Pulse};
 use actix::Addr;
 use capstan_common::{
     id::LinkId,
+    order::Order,
     report::Report,
     wire::{self, PROTOCOL, link},
 };
 use hyper_util::rt::TokioIo;
 use std::{
+    collections::BTreeSet,
     io,
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
-use tokio::{io::DuplexStream, net::UnixStream, sync::mpsc};
+use tokio::{
+    io::DuplexStream,
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -30,14 +39,25 @@ const DUPLEX_BYTES: usize = 1 << 20;
 const REDIAL_MS: u64 = 50;
 /// The longest such pause.
 const REDIAL_MAX_MS: u64 = 2000;
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// Where the scheduler is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Address {
+    /// Behind a unix socket.
+    Unix(PathBuf),
+    /// On another machine, or this one: a host and a port.
+    Tcp(String),
+}
+
+/// How the scheduler is reached.
 #[derive(Clone)]
 pub enum Dial {
     /// In this process.
     InProcess(mpsc::Sender<DuplexStream>),
-    /// Behind a unix socket.
-    Unix(PathBuf),
+    /// Elsewhere.
+    At(Address),
 }
 
 async fn connect(dial: Dial) -> Result<Channel, tonic::transport::Error> {
@@ -54,7 +74,13 @@ async fn connect(dial: Dial) -> Result<Channel, tonic::transport::Error> {
                         listener.send(theirs).await.map_err(|_| io::Error::other("the scheduler has stopped"))?;
                         Box::new(ours)
                     }
-                    Dial::Unix(path) => Box::new(UnixStream::connect(path).await?),
+                    Dial::At(Address::Unix(path)) => Box::new(UnixStream::connect(path).await?),
+                    Dial::At(Address::Tcp(address)) => {
+                        let connecting = TcpStream::connect(address);
+                        let stream = tokio::time::timeout(CONNECT, connecting).await.map_err(io::Error::other)??;
+                        stream.set_nodelay(true)?;
+                        Box::new(stream)
+                    }
                 };
                 Ok::<_, io::Error>(TokioIo::new(stream))
             }
@@ -68,56 +94,114 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for 
 /// The number of the next link.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// Keeps a link to one scheduler for as long as the node lives.
-pub async fn keep_linked(node: Addr<NodeActor>, dial: Dial) {
-    let mut pause = REDIAL_MS;
-    while node.connected() {
-        let link = LinkId(NEXT.fetch_add(1, Ordering::Relaxed));
-        match session(&node, link, dial.clone()).await {
-            Ok(()) => pause = REDIAL_MS,
-            Err(error) => {
-                tracing::warn!(error, "the link to the scheduler broke; dialling again");
-                pause = (pause * 2).min(REDIAL_MAX_MS);
-            }
-        }
-        // A node that is gone needs no telling.
-        let _ = node.send(Parted(link)).await;
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-    }
+/// The links of a worker: one to each scheduler that it was told of, by its operator or by another scheduler.
+pub struct Links {
+    node: Addr<NodeActor>,
+    /// Those that its operator named are dialled for ever.
+    named: BTreeSet<Address>,
+    /// Those that schedulers told of last.
+    told: Mutex<BTreeSet<Address>>,
+    /// Those that are being dialled or linked.
+    kept: Mutex<BTreeSet<Address>>,
 }
 
-async fn session(node: &Addr<NodeActor>, link: LinkId, dial: Dial) -> Result<(), String> {
-    let channel = connect(dial).await.map_err(|e| e.to_string())?;
-    let mut client = link::link_client::LinkClient::new(channel)
-        .max_decoding_message_size(256 << 20)
-        .max_encoding_message_size(256 << 20);
-    let (outbox, reports) = mpsc::channel(BACKLOG);
-    let cut = CancellationToken::new();
-    let introduce = Introduce { link, outbox: outbox.clone(), cut: cut.clone() };
-    let hello = node.send(introduce).await.map_err(|e| e.to_string())?;
-    let (batches, stream) = mpsc::channel(16);
-    actix::spawn(send_reports(Report::Hello(hello), reports, batches));
-    let joined = client.join(ReceiverStream::new(stream)).await.map_err(|status| status.message().to_owned())?;
-    let mut inbound = joined.into_inner();
-    loop {
-        let message = tokio::select! {
-            message = inbound.message() => message.map_err(|status| status.to_string())?,
-            () = cut.cancelled() => return Err("too many reports waited".into()),
-        };
-        let Some(message) = message else { return Ok(()) };
-        for order in &message.orders {
-            if let Some(link::order::Kind::Welcome(welcome)) = &order.kind {
-                welcomed(welcome, link, node, &outbox)?;
-            }
+impl Links {
+    /// Links to these, kept on the arbiter that runs this.
+    pub fn keep(node: Addr<NodeActor>, dials: Vec<Dial>) {
+        let named = dials.iter().filter_map(|dial| match dial {
+            Dial::At(address) => Some(address.clone()),
+            Dial::InProcess(_) => None,
+        });
+        let named: BTreeSet<Address> = named.collect();
+        let links = Arc::new(Self { node, kept: Mutex::new(named.clone()), named, told: Mutex::default() });
+        for dial in dials {
+            actix::spawn(links.clone().keep_linked(dial));
         }
-        let orders = message
-            .orders
-            .into_iter()
-            .filter_map(|order| wire::order_in(order).transpose())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| e.to_string())?;
-        if !node.send(Orders { link, orders }).await.map_err(|e| e.to_string())? {
-            return Err("too many reports waited".into());
+    }
+
+    /// Links to schedulers that are new; those that are gone are not dialled again.
+    fn tell(self: &Arc<Self>, links: Vec<String>) {
+        let told: BTreeSet<Address> = links.into_iter().map(Address::Tcp).collect();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for address in told.difference(&kept.clone()) {
+            kept.insert(address.clone());
+            actix::spawn(self.clone().keep_linked(Dial::At(address.clone())));
+        }
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
+    /// Whether a scheduler that cannot be reached is still to be dialled.
+    fn is_wanted(&self, dial: &Dial) -> bool {
+        let Dial::At(address) = dial else { return true };
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        self.named.contains(address) || told.contains(address)
+    }
+
+    /// Keeps a link to one scheduler for as long as the node lives.
+    async fn keep_linked(self: Arc<Self>, dial: Dial) {
+        let mut pause = REDIAL_MS;
+        while self.node.connected() {
+            let link = LinkId(NEXT.fetch_add(1, Ordering::Relaxed));
+            let before = std::time::Instant::now();
+            match self.session(link, dial.clone()).await {
+                Ok(()) => pause = REDIAL_MS,
+                Err(error) => {
+                    tracing::warn!(error, "the link to the scheduler broke; dialling again");
+                    let lasted = before.elapsed() > Duration::from_millis(REDIAL_MAX_MS);
+                    pause = if lasted { REDIAL_MS } else { (pause * 2).min(REDIAL_MAX_MS) };
+                }
+            }
+            // A node that is gone needs no telling.
+            let _ = self.node.send(Parted(link)).await;
+            if !self.is_wanted(&dial) {
+                if let Dial::At(address) = &dial {
+                    self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+                }
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    async fn session(self: &Arc<Self>, link: LinkId, dial: Dial) -> Result<(), String> {
+        let node = &self.node;
+        let channel = connect(dial).await.map_err(|e| e.to_string())?;
+        let mut client = link::link_client::LinkClient::new(channel)
+            .max_decoding_message_size(256 << 20)
+            .max_encoding_message_size(256 << 20);
+        let (outbox, reports) = mpsc::channel(BACKLOG);
+        let cut = CancellationToken::new();
+        let introduce = Introduce { link, outbox: outbox.clone(), cut: cut.clone() };
+        let hello = node.send(introduce).await.map_err(|e| e.to_string())?;
+        let (batches, stream) = mpsc::channel(16);
+        actix::spawn(send_reports(Report::Hello(hello), reports, batches));
+        let joined = client.join(ReceiverStream::new(stream)).await.map_err(|status| status.message().to_owned())?;
+        let mut inbound = joined.into_inner();
+        loop {
+            let message = tokio::select! {
+                message = inbound.message() => message.map_err(|status| status.to_string())?,
+                () = cut.cancelled() => return Err("too many reports waited".into()),
+            };
+            let Some(message) = message else { return Ok(()) };
+            for order in &message.orders {
+                if let Some(link::order::Kind::Welcome(welcome)) = &order.kind {
+                    welcomed(welcome, link, node, &outbox)?;
+                }
+            }
+            let orders = message
+                .orders
+                .into_iter()
+                .filter_map(|order| wire::order_in(order).transpose())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| e.to_string())?;
+            for order in &orders {
+                if let Order::Peers { links } = order {
+                    self.tell(links.clone());
+                }
+            }
+            if !node.send(Orders { link, orders }).await.map_err(|e| e.to_string())? {
+                return Err("too many reports waited".into());
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ mod container;
 mod link;
 mod node;
 
-pub use link::Dial;
+pub use link::{Address, Dial};
 
 use crate::{
     config::WorkerConfig,
@@ -38,15 +38,14 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
     keeper::clean_stale(&parents);
     // From here on, whatever happens to us, nothing of ours is left behind.
     let keeper = keeper::start(&instance, &scratch, cgroups.folders()).context("the keeper cannot be started")?;
-    let blobs = Blobs::open(config.data_dir.join("blobs"), config.blob_threshold_bytes)?;
+    let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
     let arbiter = Arbiter::new();
     let told = limits.clone();
     let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
         NodeActor::new(config, instance, scratch, cgroups, told, blobs)
     });
-    for dial in dials {
-        arbiter.spawn(link::keep_linked(node.clone(), dial));
-    }
+    let linked = node.clone();
+    arbiter.spawn_fn(move || link::Links::keep(linked, dials));
     Ok(Worker { node, arbiter, keeper, limits })
 }
 

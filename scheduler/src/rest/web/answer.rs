@@ -138,7 +138,7 @@ fn guarded(
 }
 
 /// What a container sends over an upgraded connection; what the client sends goes the other way meanwhile.
-fn tunnel(response: hyper::Response<Incoming>, upload: Option<Upload>) -> impl Stream<Item = io::Result<Bytes>> {
+pub fn tunnel(response: hyper::Response<Incoming>, upload: Option<Upload>) -> impl Stream<Item = io::Result<Bytes>> {
     async_stream::try_stream! {
         let upgraded = hyper::upgrade::on(response).await.map_err(io::Error::other)?;
         let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));

@@ -28,11 +28,11 @@ const AHEAD: usize = 8;
 
 /// A request's body on its way: read from the client when the container reads it, and whole until then.
 #[derive(Clone)]
-pub(super) struct Upload(Arc<Mutex<mpsc::Receiver<io::Result<Bytes>>>>);
+pub struct Upload(Arc<Mutex<mpsc::Receiver<io::Result<Bytes>>>>);
 
 impl Upload {
     /// Reads the client's body as it is taken. Ends when the last handle on it is gone.
-    fn of(mut payload: web::Payload) -> Self {
+    pub fn of(mut payload: web::Payload) -> Self {
         let (pieces, upload) = mpsc::channel(AHEAD);
         actix_web::rt::spawn(async move {
             loop {
@@ -49,13 +49,15 @@ impl Upload {
         Self(Arc::new(Mutex::new(upload)))
     }
 
-    pub(super) fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    /// Its pieces, each once.
+    pub fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
         futures_util::stream::poll_fn(move |context| -> Poll<Option<io::Result<Bytes>>> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_recv(context)
         })
     }
 
-    fn body(self) -> Body {
+    /// The same as a body.
+    pub fn body(self) -> Body {
         BodyExt::boxed_unsync(StreamBody::new(self.pieces().map(|piece| piece.map(Frame::data))))
     }
 }

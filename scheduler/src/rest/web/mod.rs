@@ -3,6 +3,11 @@
 mod answer;
 mod asked;
 
+/// What every proxy needs.
+pub mod pass {
+    pub use super::{OWN, answer::tunnel, asked::Upload};
+}
+
 use super::{calls, functions::used, problem::Problem};
 use crate::api::Api;
 use actix_web::{
@@ -34,7 +39,7 @@ const END: Duration = Duration::from_millis(200);
 /// How long an idle connection to a container is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// Headers that concern one connection only (RFC 9110, section 7.6.1), or that are set anew.
-const OWN: [HeaderName; 10] = [
+pub const OWN: [HeaderName; 10] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     header::PROXY_AUTHENTICATE,
@@ -49,11 +54,12 @@ const OWN: [HeaderName; 10] = [
 /// Carries a token where `Authorization` is meant for the container.
 pub const TOKEN_HEADER: &str = "capstan-token";
 
-type Body = UnsyncBoxBody<Bytes, io::Error>;
+/// A request's body as it is passed on.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Connections to containers, of one thread of the server.
+/// Connections to containers and other schedulers, of one thread of the server.
 #[derive(Clone)]
-pub struct Proxy(Client<HttpConnector, Body>);
+pub struct Proxy(pub Client<HttpConnector, Body>);
 
 impl Default for Proxy {
     fn default() -> Self {

@@ -2,7 +2,10 @@
 
 use super::EtcdConfig;
 use crate::store::StoreError;
-use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KeyValue, TlsOptions, Txn};
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue, TlsOptions, Txn,
+    TxnOp,
+};
 use std::{
     path::Path,
     sync::{
@@ -188,6 +191,22 @@ impl Etcd {
     /// A transaction.
     pub fn txn(&self, txn: Txn) -> Result<etcd_client::TxnResponse, Trouble> {
         self.run(async move |mut client| client.txn(txn).await)
+    }
+
+    /// Counts a key up, and answers a number that nobody else gets.
+    pub fn next(&self, name: &str) -> Result<u64, Trouble> {
+        let key = self.key(name);
+        for _ in 0..100 {
+            let found = self.get(name, None)?;
+            let number: u64 = found.first().and_then(|kv| kv.value_str().ok()?.parse().ok()).unwrap_or(0);
+            let same = found.first().map_or(0, KeyValue::mod_revision);
+            let same = Compare::mod_revision(key.clone(), CompareOp::Equal, same);
+            let count = TxnOp::put(key.clone(), (number + 1).to_string(), None);
+            if self.txn(Txn::new().when([same]).and_then([count]))?.succeeded() {
+                return Ok(number + 1);
+            }
+        }
+        Err(Trouble::Unknown("too many schedulers start at once".into()))
     }
 
     /// Keys and values.

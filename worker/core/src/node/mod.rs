@@ -211,6 +211,8 @@ impl Node {
         let container = match order {
             Order::Own { shard, shards, epoch } => return self.owned(link, (shard, shards), epoch, out),
             Order::Start(start) => return self.start(now, link, start, out),
+            // Links are the shell's.
+            Order::Peers { .. } => return,
             Order::Feed { container, .. }
             | Order::Abort { container, .. }
             | Order::Stop { container, .. }
@@ -224,7 +226,7 @@ impl Node {
             Order::Abort { container, leases } => self.abort(container, &leases, out),
             Order::Stop { container, grace_ms, reason } => self.stop(container, grace_ms, &reason, out),
             Order::Recorded { container, leases } => self.recorded(container, &leases),
-            Order::Own { .. } | Order::Start(_) => {}
+            Order::Own { .. } | Order::Start(_) | Order::Peers { .. } => {}
         }
     }
 

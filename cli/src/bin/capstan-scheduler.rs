@@ -1,0 +1,5 @@
+//! `capstan-scheduler`: one half of a cluster.
+
+fn main() -> std::process::ExitCode {
+    capstan::scheduler()
+}

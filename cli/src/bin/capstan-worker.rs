@@ -1,0 +1,5 @@
+//! `capstan-worker`: one half of a cluster.
+
+fn main() -> std::process::ExitCode {
+    capstan::worker()
+}

@@ -1,0 +1,367 @@
+//! The keeper of one scheduler's shards: it looks at who is there and moves towards what everybody computes. A look is one read
+//! of a few keys; watches that end or fall silent cannot mislead it (RELIABILITY F11, F12).
+
+use super::view::{Peer, Seen, View};
+use crate::{
+    api::Api,
+    shard::{Env, Shared},
+    store::{
+        StoreError,
+        etcd::{Etcd, EtcdConfig, EtcdLog, Session},
+        layout,
+    },
+};
+use capstan_common::{
+    id::{Shard, WorkerId},
+    order::Order,
+    worker::WorkerState,
+};
+use capstan_scheduler_core::ownership::{self, Member};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+use futures_util::future::join_all;
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+/// The pause between two looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// The pause after a look that failed.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How often etcd's size is asked for, and what belongs to no function is looked at.
+const SLOW: Duration = Duration::from_secs(1);
+/// How often old revisions are removed from etcd, by the owner of the first shard.
+const COMPACT: Duration = Duration::from_secs(60);
+/// etcd's own default quota.
+const QUOTA: u64 = 2 << 30;
+
+/// The session of this moment, for whoever asks whether it is sure.
+pub type Sessions = Arc<RwLock<Arc<Session>>>;
+
+/// A scheduler's part in its cluster.
+pub struct Cluster {
+    etcd: Arc<Etcd>,
+    config: EtcdConfig,
+    me: Member,
+    peer: Peer,
+    view: Arc<View>,
+    shared: Arc<Shared>,
+    api: Arc<Api>,
+    sessions: Sessions,
+    logs: Mutex<BTreeMap<Shard, Arc<EtcdLog>>>,
+    /// The highest revision of what belongs to no function that was applied.
+    applied: Mutex<i64>,
+}
+
+/// What a cluster is made of.
+pub struct Ready {
+    /// The connection.
+    pub etcd: Arc<Etcd>,
+    /// How it is reached.
+    pub config: EtcdConfig,
+    /// Where this scheduler is reached.
+    pub peer: Peer,
+    /// What is seen of the others.
+    pub view: Arc<View>,
+    /// This scheduler's parts.
+    pub shared: Arc<Shared>,
+    /// What clients can do.
+    pub api: Arc<Api>,
+    /// The session that it began with.
+    pub sessions: Sessions,
+}
+
+#[derive(Deserialize)]
+struct Claim {
+    scheduler: Member,
+}
+
+impl Cluster {
+    /// Ready to take shards.
+    pub fn new(ready: Ready) -> Self {
+        let Ready { etcd, config, peer, view, shared, api, sessions } = ready;
+        let me = view.me().clone();
+        let (logs, applied) = (Mutex::default(), Mutex::default());
+        Self { etcd, config, me, peer, view, shared, api, sessions, logs, applied }
+    }
+
+    fn session(&self) -> Arc<Session> {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn logs(&self) -> std::sync::MutexGuard<'_, BTreeMap<Shard, Arc<EtcdLog>>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this scheduler is there. A name has one bearer: the one before must be gone.
+    pub async fn enter(&self) -> Result<(), StoreError> {
+        let (etcd, lease) = (self.etcd.clone(), self.session().lease());
+        let key = etcd.key(&format!("members/{}", self.me));
+        let value = serde_json::to_string(&self.peer).unwrap_or_default();
+        let me = self.me.clone();
+        let patience = Duration::from_secs(u64::from(self.config.lease_s) * 2 + 3);
+        blocking(move || {
+            let begun = Instant::now();
+            loop {
+                let free = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
+                let put = TxnOp::put(key.clone(), value.as_str(), Some(PutOptions::new().with_lease(lease)));
+                // What counts is whose lease the key hangs on: an answer may be lost.
+                let _ = etcd.txn(Txn::new().when([free]).and_then([put]));
+                let found = etcd.get(&format!("members/{me}"), None);
+                if found.is_ok_and(|found| found.first().is_some_and(|kv| kv.lease() == lease)) {
+                    return Ok(());
+                }
+                if begun.elapsed() > patience {
+                    return Err(StoreError::InUse(format!("the name `{me}` of this scheduler (give each its own)")));
+                }
+                std::thread::sleep(AGAIN);
+            }
+        })
+        .await
+    }
+
+    /// Keeps to what should be until it is told to stop; then gives everything up.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let (mut slow, mut compacted) = (None::<Instant>, Instant::now());
+        while !stop.is_cancelled() {
+            if self.session().is_lost() {
+                self.begin_again(&stop).await;
+                continue;
+            }
+            let pause = match self.look().await {
+                Ok(seen) => {
+                    self.follow(seen).await;
+                    LOOK
+                }
+                Err(_) => AGAIN,
+            };
+            if slow.is_none_or(|at| at.elapsed() >= SLOW) {
+                slow = Some(Instant::now());
+                self.look_at_globals().await;
+                self.look_at_room().await;
+            }
+            if compacted.elapsed() >= COMPACT && self.logs().contains_key(&Shard(0)) {
+                compacted = Instant::now();
+                self.compact().await;
+            }
+            let lost = self.session().lost();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+                () = lost.cancelled() => {}
+            }
+        }
+        let shards: Vec<Shard> = self.logs().keys().copied().collect();
+        self.give(shards).await;
+        let (etcd, session) = (self.etcd.clone(), self.session());
+        let _ = blocking(move || {
+            session.end(&etcd);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// The lease is gone: what hung on it is dropped, and a new life begins (RELIABILITY F2).
+    async fn begin_again(&self, stop: &CancellationToken) {
+        tracing::warn!("the lease in etcd is lost: all shards are dropped");
+        self.view.see(Seen::default());
+        let logs = std::mem::take(&mut *self.logs());
+        let open = self.shared.shards.all();
+        join_all(open.iter().map(|env| env.close(true))).await;
+        drop(logs);
+        while !stop.is_cancelled() {
+            let (etcd, config) = (self.etcd.clone(), self.config.clone());
+            match blocking(move || Session::begin(&etcd, &config)).await {
+                Ok(session) => {
+                    *self.sessions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(session);
+                    match self.enter().await {
+                        Ok(()) => {
+                            tracing::info!("a new session begins");
+                            return;
+                        }
+                        Err(error) => tracing::error!(%error, "the cluster cannot be entered"),
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "no new session yet"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn look(&self) -> Result<Seen, StoreError> {
+        let etcd = self.etcd.clone();
+        blocking(move || {
+            let all = |prefix: &str| TxnOp::get(etcd.key(prefix), Some(GetOptions::new().with_prefix()));
+            let answer = etcd.txn(Txn::new().and_then([all("members/"), all("own/")]))?;
+            let found = answer.op_responses();
+            let pairs = |n: usize| match found.get(n) {
+                Some(TxnOpResponse::Get(got)) => got.kvs().to_vec(),
+                _ => Vec::new(),
+            };
+            let text = |kv: &KeyValue| String::from_utf8_lossy(kv.key()).into_owned();
+            let mut seen = Seen::default();
+            for kv in pairs(0) {
+                let name = text(&kv);
+                if let (Some(name), Ok(peer)) = (name.rsplit('/').next(), serde_json::from_slice(kv.value())) {
+                    seen.members.insert(name.into(), peer);
+                }
+            }
+            for kv in pairs(1) {
+                let name = text(&kv);
+                let shard = name.rsplit('/').next().and_then(|hex| u16::from_str_radix(hex, 16).ok());
+                if let (Some(shard), Ok(claim)) = (shard, serde_json::from_slice::<Claim>(kv.value())) {
+                    seen.owners.insert(Shard(shard), claim.scheduler);
+                }
+            }
+            Ok(seen)
+        })
+        .await
+    }
+
+    /// One step towards what should be.
+    async fn follow(&self, seen: Seen) {
+        let mine: BTreeSet<Shard> = self.logs().keys().copied().collect();
+        let lost: Vec<_> =
+            self.shared.shards.all().into_iter().filter(|env| env.committer.lost().is_cancelled()).collect();
+        for env in lost {
+            tracing::warn!(shard = env.shard.0, "a shard was taken by another scheduler: it is dropped");
+            self.logs().remove(&env.shard);
+            env.close(true).await;
+        }
+        let moves = ownership::moves(&self.me, &seen.names(), &seen.owners, &mine, self.shared.shards.count());
+        if self.view.see(seen) {
+            let links = self.view.links();
+            for (_, link) in self.shared.registry.links() {
+                // One that is full hears of it with its next link.
+                let _ = link.orders.try_send(Order::Peers { links: links.clone() });
+            }
+        }
+        self.give(moves.give).await;
+        join_all(moves.take.into_iter().map(|shard| self.take(shard))).await;
+    }
+
+    async fn take(&self, shard: Shard) {
+        let (etcd, session, me) = (self.etcd.clone(), self.session(), self.me.clone());
+        let begun = Instant::now();
+        let opened = blocking(move || EtcdLog::open(etcd, session, shard.0, &me)).await;
+        let (log, opened) = match opened {
+            Ok((log, opened)) => (Arc::new(log), opened),
+            // Somebody was faster; or etcd does not answer, and the next look tries again.
+            Err(StoreError::InUse(_) | StoreError::Lost | StoreError::Read(_)) => return,
+            Err(error) => {
+                tracing::error!(shard = shard.0, error = &error as &dyn std::error::Error, "a shard cannot be taken");
+                return;
+            }
+        };
+        if opened.cut > 0 {
+            tracing::warn!(shard = shard.0, entries = opened.cut, "a batch that was never finished was cut off");
+        }
+        match Env::open(&self.shared, shard, log.clone()).await {
+            Ok(env) => {
+                self.logs().insert(shard, log);
+                let functions = env.own_functions().into_iter().map(|(key, _)| key).collect();
+                self.api.follow_these(functions).await;
+                tracing::info!(
+                    shard = shard.0,
+                    epoch = env.epoch.0,
+                    entries = opened.entries,
+                    ms = begun.elapsed().as_millis() as u64,
+                    "a shard is ours"
+                );
+                let detail = serde_json::json!({"shard": shard, "epoch": env.epoch, "scheduler": self.me});
+                self.shared.telemetry.events.tell("shard_taken", detail);
+            }
+            Err(error) => {
+                tracing::error!(
+                    shard = shard.0,
+                    error = &*error as &dyn std::error::Error,
+                    "a shard cannot be recovered"
+                );
+                let _ = blocking(move || {
+                    log.release();
+                    Ok(())
+                })
+                .await;
+            }
+        }
+    }
+
+    /// Gives shards up: what is under way is written, then the next owner need not wait.
+    async fn give(&self, shards: Vec<Shard>) {
+        let give = |shard: Shard| async move {
+            let Some(log) = self.logs().get(&shard).cloned() else { return };
+            if let Some(env) = self.shared.shards.get(shard) {
+                env.close(false).await;
+            }
+            self.logs().remove(&shard);
+            let _ = blocking(move || {
+                log.release();
+                Ok(())
+            })
+            .await;
+            tracing::info!(shard = shard.0, "a shard was given up");
+            self.shared.telemetry.events.tell("shard_given", serde_json::json!({"shard": shard, "scheduler": self.me}));
+        };
+        join_all(shards.into_iter().map(give)).await;
+    }
+
+    /// What others have set that belongs to no function takes effect here too.
+    async fn look_at_globals(&self) {
+        let (etcd, after) = (self.etcd.clone(), *self.applied.lock().unwrap_or_else(PoisonError::into_inner));
+        let found = blocking(move || {
+            let options = GetOptions::new().with_prefix().with_min_mod_revision(after + 1);
+            Ok(etcd.get("global/", Some(options))?)
+        });
+        let Ok(found) = found.await else { return };
+        let skip = self.etcd.key("global/").len();
+        for kv in &found {
+            let key = &kv.key()[skip..];
+            if key == layout::ZERO {
+                self.api.adopt_zero(kv.value()).await;
+            } else if let Some(name) = key.strip_prefix(layout::NAMESPACES) {
+                self.api.adopt_namespace(&String::from_utf8_lossy(name), kv.value()).await;
+            } else if let Some(name) = key.strip_prefix(layout::WORKERS) {
+                let state = if layout::worker_drains(kv.value()) { WorkerState::Draining } else { WorkerState::Ready };
+                self.api.adopt_worker(&WorkerId(String::from_utf8_lossy(name).into()), state).await;
+            }
+        }
+        let newest = found.iter().map(KeyValue::mod_revision).max().unwrap_or(after);
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+    }
+
+    async fn look_at_room(&self) {
+        let (etcd, quota) = (self.etcd.clone(), self.config.quota_bytes);
+        let _ = blocking(move || {
+            let status = etcd.run(async move |mut client| client.status().await)?;
+            let told = status.db_size_quota().max(0) as u64;
+            let quota = [quota, told, QUOTA].into_iter().find(|q| *q > 0).unwrap_or(QUOTA);
+            etcd.set_room((status.db_size().max(0) as u64) < quota / 4 * 3);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Old revisions take room until somebody removes them; nobody here reads them.
+    async fn compact(&self) {
+        let etcd = self.etcd.clone();
+        let compacted = blocking(move || {
+            let answer = etcd.txn(Txn::new().and_then([TxnOp::get(etcd.key("format"), None)]))?;
+            let revision = answer.header().map_or(0, |header| header.revision());
+            etcd.run(async move |mut client| client.compact(revision - 100, None).await.map(drop))?;
+            Ok(())
+        });
+        if let Err(error) = compacted.await {
+            tracing::debug!(%error, "etcd was not compacted");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let gone = |_| StoreError::Read(std::io::Error::other("the thread ended"));
+    tokio::task::spawn_blocking(work).await.map_err(gone)?
+}

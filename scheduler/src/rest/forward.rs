@@ -1,0 +1,307 @@
+//! Any scheduler answers any request: what another one owns is passed on to it, bodies streaming both ways, and lists are
+//! gathered from all.
+
+use super::{
+    problem::Problem,
+    web::{
+        Proxy,
+        pass::{OWN, Upload, tunnel},
+    },
+};
+use crate::{api::Api, cluster::Peer};
+use actix_web::{
+    Error, HttpRequest, HttpResponse, ResponseError,
+    body::{self, BodyStream, EitherBody, MessageBody, SizedStream},
+    dev::{ServiceRequest, ServiceResponse},
+    http::header::{self, HeaderName},
+    middleware::Next,
+    web,
+};
+use capstan_common::{
+    id::{CallId, FunctionKey},
+    refusal::{Code, Refusal},
+};
+use futures_util::{StreamExt, future::join_all};
+use http_body_util::{BodyExt, Limited};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+/// Marks a request that another scheduler has passed on, and how often.
+const FORWARDED: &str = "capstan-forwarded";
+/// A request that was passed on so often runs after owners that change faster than it.
+const HOPS: u32 = 3;
+/// How long a request waits for its owner, while that is being replaced, and the pause between two looks.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+/// The longest list that one scheduler tells another.
+const LIST_MAX: usize = 64 << 20;
+
+/// Who answers a request.
+enum Route {
+    Here,
+    There(Peer),
+    Nobody,
+}
+
+/// How often a request was passed on.
+fn hops(request: &HttpRequest) -> u32 {
+    request.headers().get(FORWARDED).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// The place of the function that a path is about.
+fn place_of(path: &str) -> Option<u16> {
+    let mut parts = path.trim_start_matches('/').split('/').map(|part| percent_decode_str(part).decode_utf8_lossy());
+    let (first, second) = (parts.next()?, parts.next()?);
+    let third = parts.next();
+    if first == "web" {
+        return Some(FunctionKey::new(&second, &third?).place());
+    }
+    match &*second {
+        "namespaces" => {
+            let (kind, function) = (parts.next()?, parts.next()?);
+            (kind == "functions").then(|| FunctionKey::new(&third.unwrap_or_default(), &function).place())
+        }
+        "calls" => third?.parse::<CallId>().ok().map(CallId::place),
+        _ => None,
+    }
+}
+
+/// Waits for whoever owns the place: between two owners nobody does.
+async fn route(api: &Api, place: u16) -> Route {
+    let begun = Instant::now();
+    loop {
+        match api.owner(place) {
+            (true, _) => return Route::Here,
+            (false, Some(peer)) => return Route::There(peer),
+            (false, None) if begun.elapsed() > PATIENCE => return Route::Nobody,
+            (false, None) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+/// Lets a request through if its function is ours, and passes it on otherwise.
+pub async fn forward(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
+    let api = request.app_data::<web::Data<Api>>().cloned();
+    let place = place_of(request.path());
+    let (Some(api), Some(place)) = (api.filter(|api| api.is_clustered()), place) else {
+        return next.call(request).await.map(ServiceResponse::map_into_left_body);
+    };
+    if let Route::Here = route(&api, place).await {
+        return next.call(request).await.map(ServiceResponse::map_into_left_body);
+    }
+    let payload = request.extract::<web::Payload>().await?;
+    let (request, _) = request.into_parts();
+    let answer = pass(&api, &request, place, payload).await;
+    let answer = answer.unwrap_or_else(|refusal| Problem::from(refusal).error_response());
+    Ok(ServiceResponse::new(request, answer).map_into_right_body())
+}
+
+fn unavailable(detail: impl Into<String>) -> Refusal {
+    Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
+}
+
+async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payload) -> Result<HttpResponse, Refusal> {
+    let hops = hops(request);
+    if hops >= HOPS {
+        return Err(unavailable("owners change too fast; try again"));
+    }
+    let given = |name: HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let upgrades = given(header::UPGRADE).is_some_and(|v| v.eq_ignore_ascii_case("websocket"));
+    let has_body = given(header::CONTENT_LENGTH).is_some() || given(header::TRANSFER_ENCODING).is_some();
+    let upload = (has_body || upgrades).then(|| Upload::of(payload));
+    let proxy = request.app_data::<web::Data<Proxy>>().ok_or_else(|| unavailable("the scheduler starts"))?;
+    let begun = Instant::now();
+    loop {
+        let Route::There(peer) = route(api, place).await else {
+            return Err(unavailable("the scheduler that owns this function is being replaced; try again in a moment"));
+        };
+        let body = match &upload {
+            Some(upload) if !upgrades => upload.clone().body(),
+            _ => BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {})),
+        };
+        let sent = proxy.0.request(asked(request, &peer, hops, upgrades, body)?).await;
+        match sent {
+            Ok(response) => return Ok(answer(response, upload, upgrades).await),
+            // Nothing was sent: the next owner takes it.
+            Err(error) if error.is_connect() && begun.elapsed() < PATIENCE => tokio::time::sleep(LOOK).await,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the owner did not answer");
+                return Err(unavailable(
+                    "the scheduler that owns this function ended in the middle of the request; whether it was accepted is not known: ask, or send it again with an Idempotency-Key",
+                ));
+            }
+        }
+    }
+}
+
+/// The request as it goes to the owner.
+fn asked(
+    request: &HttpRequest,
+    peer: &Peer,
+    hops: u32,
+    upgrades: bool,
+    body: super::web::Body,
+) -> Result<hyper::Request<super::web::Body>, Refusal> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Refusal::new(Code::Malformed, format!("the request cannot be passed on: {error}"))
+    };
+    let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    let mut out = hyper::Request::builder().method(request.method().as_str()).uri(format!("{}{target}", peer.rest));
+    for (name, value) in request.headers() {
+        if !OWN.contains(name) && *name != header::HOST && name.as_str() != FORWARDED {
+            out = out.header(name.as_str(), value.as_bytes());
+        }
+    }
+    out = out.header(FORWARDED, hops + 1);
+    if upgrades {
+        out = out.header("connection", "upgrade").header("upgrade", "websocket");
+    }
+    if request.headers().contains_key(header::TRANSFER_ENCODING) {
+        out = out.header("transfer-encoding", "chunked");
+    }
+    out.body(body).map_err(|error| wrong(&error))
+}
+
+/// The owner's answer, as it comes.
+async fn answer(
+    response: hyper::Response<hyper::body::Incoming>,
+    upload: Option<Upload>,
+    upgrades: bool,
+) -> HttpResponse {
+    let status = response.status();
+    let code = actix_web::http::StatusCode::from_u16(status.as_u16());
+    let mut builder = HttpResponse::build(code.unwrap_or(actix_web::http::StatusCode::BAD_GATEWAY));
+    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|v| v.to_str().ok()?.parse().ok());
+    for (name, value) in response.headers() {
+        let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
+        if OWN.contains(&name) || name == header::CONTENT_LENGTH {
+            continue;
+        }
+        if let Ok(value) = header::HeaderValue::from_bytes(value.as_bytes()) {
+            builder.append_header((name, value));
+        }
+    }
+    if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
+        builder.upgrade("websocket");
+        return builder.body(BodyStream::new(Box::pin(tunnel(response, upload))));
+    }
+    if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+        return builder.body(body::None::new());
+    }
+    if upgrades {
+        // A refused handshake is answered on a connection that expected raw bytes: whole, and as its last.
+        let whole = Limited::new(response.into_body(), LIST_MAX).collect().await;
+        return builder.force_close().body(whole.map(|whole| whole.to_bytes()).unwrap_or_default());
+    }
+    let pieces = Box::pin(response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other)));
+    match length {
+        Some(length) => builder.body(SizedStream::new(length, pieces)),
+        None => builder.body(BodyStream::new(pieces)),
+    }
+}
+
+/// What the other schedulers answer to the same question about what they own; nothing for a question that another one asks. One
+/// that does not answer is left out: what it owns has a new owner soon.
+pub async fn gather(api: &Api, request: &HttpRequest, field: &str) -> Vec<Value> {
+    if hops(request) > 0 {
+        return Vec::new();
+    }
+    let Some(proxy) = request.app_data::<web::Data<Proxy>>() else { return Vec::new() };
+    let ask = |peer: Peer| async move {
+        let body = BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {}));
+        let answer = proxy.0.request(asked(request, &peer, 0, false, body).ok()?).await.ok()?;
+        let whole = Limited::new(answer.into_body(), LIST_MAX).collect().await.ok()?.to_bytes();
+        serde_json::from_slice::<Value>(&whole).ok()
+    };
+    let patient = |peer| tokio::time::timeout(PATIENCE / 5, ask(peer));
+    let answers = join_all(api.peers().into_iter().map(patient)).await;
+    let mut found = Vec::new();
+    for mut answer in answers.into_iter().filter_map(|answer| answer.ok().flatten()) {
+        if let Some(Value::Array(items)) = answer.get_mut(field).map(Value::take) {
+            found.extend(items);
+        }
+    }
+    found
+}
+
+/// One page of what all schedulers have: the first `limit` in the order of `by`. Answers where the next one begins, if there is
+/// one: behind the last item, by its `cursor` field.
+pub fn merge<T: Serialize>(
+    ours: Vec<T>,
+    theirs: Vec<Value>,
+    next: Option<String>,
+    limit: usize,
+    by: impl Fn(&Value, &Value) -> std::cmp::Ordering,
+    cursor: &str,
+) -> Result<(Vec<Value>, Option<String>), Refusal> {
+    let value = |item| serde_json::to_value(item).map_err(|e| Refusal::new(Code::Internal, e.to_string()));
+    let mut all = ours.into_iter().map(value).collect::<Result<Vec<_>, _>>()?;
+    // Each of the others has told at most a page of its own: a full page may have more behind it.
+    let more = next.is_some() || all.len() + theirs.len() > limit || theirs.len() >= limit;
+    if theirs.is_empty() {
+        return Ok((all, next));
+    }
+    all.extend(theirs);
+    all.sort_by(by);
+    all.truncate(limit);
+    let last = all.last().and_then(|item| item[cursor].as_str()).map(str::to_owned);
+    Ok((all, last.filter(|_| more)))
+}
+
+/// Another scheduler's answer to this request, from the first that knows what it is about.
+pub async fn elsewhere(api: &Api, request: &HttpRequest) -> Option<HttpResponse> {
+    if hops(request) > 0 {
+        return None;
+    }
+    let proxy = request.app_data::<web::Data<Proxy>>()?;
+    for peer in api.peers() {
+        let body = BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {}));
+        let Ok(Ok(response)) =
+            tokio::time::timeout(PATIENCE / 5, proxy.0.request(asked(request, &peer, 0, false, body).ok()?)).await
+        else {
+            continue;
+        };
+        if response.status() != hyper::StatusCode::NOT_FOUND {
+            return Some(answer(response, None, false).await);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lie_where_their_functions_lie() {
+        let function = FunctionKey::new("default", "my-app.f");
+        let call = CallId(0x0192_f0c1_d2e3_7a4b_8c5d_6e7f_8091_0a1b).placed(function.place());
+        for path in [
+            "/v1/namespaces/default/functions/my-app.f",
+            "/v1/namespaces/default/functions/my-app.f%3Bversion=3.5/invoke",
+            "/web/default/my-app.f/a/b",
+            &format!("/v1/calls/{call}/results"),
+        ] {
+            assert_eq!(place_of(path), Some(function.place()), "{path}");
+        }
+        for path in [
+            "/",
+            "/v1/calls",
+            "/v1/workers/x",
+            "/v1/namespaces/default",
+            "/v1/namespaces/default/functions",
+            "/v1/calls/x",
+        ] {
+            assert_eq!(place_of(path), None, "{path}");
+        }
+    }
+}

@@ -195,6 +195,8 @@ pub enum Command {
         #[command(subcommand)]
         action: ScaleToZero,
     },
+    /// List schedulers, and which shards of the functions each owns.
+    Schedulers,
     /// List workers.
     Workers,
     /// List containers.

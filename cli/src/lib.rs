@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod config;
 mod demo;
+pub mod local;
 mod manifest;
 mod output;
 mod top;

@@ -6,7 +6,7 @@ use crate::{
         alarm::AlarmActor,
         autoscaler::{AutoscalerActor, Told},
         committer::Committer,
-        function::{FunctionActor, Happen, Retire},
+        function::{Ask, FunctionActor, Happen, Retire},
         prometheus::Prometheus,
         registry::Registry,
     },
@@ -23,7 +23,12 @@ use capstan_common::{
     id::{Epoch, FunctionKey, Shard, WorkerId},
     order::Order,
 };
-use capstan_scheduler_core::{autoscaler, event::Event, function::ZeroRule, limits::Limits};
+use capstan_scheduler_core::{
+    autoscaler,
+    event::Event,
+    function::{Function, ZeroRule},
+    limits::Limits,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
@@ -32,6 +37,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// The pause between two looks whether a shard is empty of requests.
+const EMPTYING: Duration = Duration::from_millis(20);
 /// How long a shard that is given up waits for what is under way.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -100,8 +107,19 @@ pub struct Env {
     /// Workers that may hold something of it and have not told yet.
     awaited: Mutex<BTreeSet<String>>,
     committing: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Requests of the moment, and whether no more are let in.
+    guests: Mutex<(usize, bool)>,
     /// Cancelled when the shard is not ours any more.
     closed: CancellationToken,
+}
+
+/// A request that is being answered from a shard. While it lives the shard is not given up, for a while.
+pub struct Guest(Arc<Env>);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.guests.lock().unwrap_or_else(PoisonError::into_inner).0 -= 1;
+    }
 }
 
 impl Deref for Env {
@@ -177,6 +195,7 @@ impl Env {
             shared: shared.clone(),
             awaited: Mutex::new(known.into_iter().chain(linked).collect()),
             committing: Mutex::new(Some(committing)),
+            guests: Mutex::default(),
             closed: CancellationToken::new(),
         });
         for recovery in loaded {
@@ -240,6 +259,33 @@ impl Env {
         for (_, function) in self.own_functions() {
             // A function that is gone holds nothing.
             let _ = function.send(Happen(vec![Event::Settled])).await;
+        }
+    }
+
+    /// A request begins, unless the shard is about to be given up.
+    pub fn enter(self: &Arc<Self>) -> Option<Guest> {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if guests.1 {
+            return None;
+        }
+        guests.0 += 1;
+        Some(Guest(self.clone()))
+    }
+
+    /// Lets no more requests in, and waits for those that somebody waits for, a while.
+    pub async fn empty(&self, most: Duration) {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < most {
+            let mut waited_for = self.guests.lock().unwrap_or_else(PoisonError::into_inner).0 as u64;
+            for (_, function) in self.own_functions() {
+                let asked = function.send(Ask(Box::new(|core: &Function| core.interactive()))).await;
+                waited_for += asked.ok().flatten().unwrap_or(0);
+            }
+            if waited_for == 0 {
+                return;
+            }
+            tokio::time::sleep(EMPTYING).await;
         }
     }
 

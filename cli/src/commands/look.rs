@@ -134,6 +134,13 @@ async fn follow_one(client: &Client, id: &str, follow: bool, out: tokio::sync::m
     }
 }
 
+/// Lists schedulers.
+pub async fn schedulers(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let fields =
+        [("scheduler", "/name"), ("url", "/url"), ("link", "/link"), ("version", "/version"), ("shards", "/shards")];
+    super::list(client, "/v1/schedulers", "schedulers", &fields, as_json).await
+}
+
 /// Lists workers.
 pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
     let fields = [

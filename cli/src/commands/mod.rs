@@ -87,6 +87,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             govern::namespace(&client()?, &name, changes, json).await?;
         }
         Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,
+        Command::Schedulers => look::schedulers(&client()?, json).await?,
         Command::Workers => look::workers(&client()?, json).await?,
         Command::Containers { function } => look::containers(&client()?, function.as_deref(), json).await?,
     }

@@ -89,7 +89,8 @@ impl Committer {
     /// Makes changes durable that belong to no function's memory, such as packed inputs before their call is accepted.
     pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let (reply, done) = oneshot::channel();
-        let gone = || StoreError::Unknown(std::io::Error::other("the committer has stopped"));
+        // A committer ends with the scheduler, or with its shard.
+        let gone = || StoreError::Lost;
         let sent = self.requests.send_async(Request::Changes(changes, reply)).await;
         sent.map_err(|_| gone())?;
         done.await.map_err(|_| gone())?

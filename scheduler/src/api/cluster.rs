@@ -35,6 +35,37 @@ pub struct ContainersFilter {
 }
 
 impl Api {
+    /// Schedulers by name, with the shards that each owns, and how many shards there are.
+    pub fn schedulers(&self) -> Value {
+        let (view, count) = (&self.env.view, self.env.shards.count());
+        let seen = view.seen();
+        let mine: Vec<u16> = self.env.shards.all().iter().map(|env| env.shard.0).collect();
+        let owned = |name: &str| -> Vec<u16> {
+            if name == &**view.me() {
+                return mine.clone();
+            }
+            seen.owners.iter().filter(|(_, owner)| &***owner == name).map(|(shard, _)| shard.0).collect()
+        };
+        let mut schedulers: Vec<Value> = seen
+            .members
+            .iter()
+            .map(|(name, peer)| {
+                json!({
+                    "name": name, "url": peer.rest, "link": peer.link, "version": peer.version,
+                    "shards": owned(name), "answers": name == view.me(),
+                })
+            })
+            .collect();
+        if schedulers.is_empty() {
+            let version = env!("CARGO_PKG_VERSION");
+            let alone = json!({
+                "name": view.me(), "url": null, "link": null, "version": version, "shards": mine, "answers": true,
+            });
+            schedulers.push(alone);
+        }
+        json!({"schedulers": schedulers, "shards": count})
+    }
+
     /// Workers by name.
     pub async fn workers(&self) -> Vec<Value> {
         let mut views = Vec::new();

@@ -1,6 +1,6 @@
 //! Functions: deploy, look at, scale, remove.
 
-use super::{Api, no_function, store_refusal};
+use super::{Api, store_refusal};
 use crate::{
     actor::function::{Deploy, Deployed, Tell},
     clock,
@@ -156,7 +156,7 @@ impl Api {
         self.ask(key, |_| ()).await?;
         let _apart = self.locks.of(key).await;
         let told = self.actor(key)?.send(Tell(Event::Remove)).await;
-        told.map_err(|_| no_function(key))??;
+        told.map_err(|_| self.gone(key))??;
         self.follow(key).await;
         self.env.telemetry.events.tell("removed", json!({"function": key.to_string()}));
         Ok(())
@@ -181,7 +181,7 @@ impl Api {
     pub async fn patch(&self, key: &FunctionKey, patch: OverridesPatch) -> Result<SettingsView, Refusal> {
         self.ask(key, |_| ()).await?;
         let told = self.actor(key)?.send(Tell(Event::Patch(patch))).await;
-        told.map_err(|_| no_function(key))??;
+        told.map_err(|_| self.gone(key))??;
         self.settings(key).await
     }
 

@@ -1,6 +1,6 @@
 //! What operators set for many functions at once: namespaces' weights and quotas, scaling models to zero; and schedules.
 
-use super::{Api, mint_call, no_function, store_refusal};
+use super::{Api, mint_call, store_refusal};
 use crate::{
     actor::{
         autoscaler::{Governed, Spaces, Told},
@@ -199,7 +199,7 @@ impl Api {
     /// Pauses a schedule, or lets it go on.
     pub async fn pause_schedule(&self, key: &FunctionKey, paused: bool) -> Result<Value, Refusal> {
         let told = self.actor(key)?.send(Tell(Event::Pause(paused))).await;
-        told.map_err(|_| no_function(key))??;
+        told.map_err(|_| self.gone(key))??;
         self.schedule(key).await
     }
 

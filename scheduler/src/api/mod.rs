@@ -12,8 +12,9 @@ pub mod web;
 use crate::{
     actor::function::{Ask, FunctionActor},
     clock,
+    cluster::Peer,
     config::SchedulerConfig,
-    shard::{Env, Shared},
+    shard::{Env, Guest, Shared},
     store::{
         StoreError,
         layout::{self, StoredCall},
@@ -98,7 +99,12 @@ impl Api {
     }
 
     fn actor(&self, key: &FunctionKey) -> Result<Addr<FunctionActor>, Refusal> {
-        self.env.registry.function(key).ok_or_else(|| no_function(key))
+        self.env.registry.function(key).ok_or_else(|| self.gone(key))
+    }
+
+    /// Why a function has no actor here: there is none, or it is somebody else's now.
+    fn gone(&self, key: &FunctionKey) -> Refusal {
+        self.home(key.place()).err().unwrap_or_else(|| no_function(key))
     }
 
     /// Reads from a function's core.
@@ -108,7 +114,7 @@ impl Api {
         question: impl FnOnce(&Function) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
         let live = move |core: &Function| (!core.is_removed()).then(|| question(core));
-        self.ask_any(key, live).await?.ok_or_else(|| no_function(key))
+        self.ask_any(key, live).await?.ok_or_else(|| self.gone(key))
     }
 
     /// The same, also of a function that was removed and still has work.
@@ -119,7 +125,7 @@ impl Api {
     ) -> Result<T, Refusal> {
         let actor = self.actor(key)?;
         let answer = actor.send(Ask(Box::new(question))).await;
-        answer.ok().flatten().ok_or_else(|| no_function(key))
+        answer.ok().flatten().ok_or_else(|| self.gone(key))
     }
 
     /// Cancelled when the scheduler stops.
@@ -132,14 +138,20 @@ impl Api {
         self.env.sessions.is_some()
     }
 
-    /// Whether a place is ours, and the other scheduler whose it is.
-    pub fn owner(&self, place: u16) -> (bool, Option<crate::cluster::Peer>) {
+    /// Enters what is ours, for as long as the guest lives; or the other scheduler whose it is, if that is known.
+    pub fn enter(&self, place: u16) -> Result<Guest, Option<Peer>> {
         let shard = self.env.shards.shard(place);
-        (self.env.shards.get(shard).is_some(), self.env.view.owner(shard))
+        let guest = self.env.shards.get(shard).and_then(|env| env.enter());
+        guest.ok_or_else(|| self.env.view.owner(shard))
+    }
+
+    /// Where this scheduler is reached by others.
+    pub fn own_peer(&self) -> Option<Peer> {
+        self.env.view.own()
     }
 
     /// The other schedulers.
-    pub fn peers(&self) -> Vec<crate::cluster::Peer> {
+    pub fn peers(&self) -> Vec<Peer> {
         self.env.view.peers()
     }
 
@@ -275,7 +287,7 @@ impl Api {
         if stored.record.finished.is_none() {
             let actor = self.actor(&stored.function)?;
             let told = actor.send(crate::actor::function::Tell(Event::Cancel { call })).await;
-            told.map_err(|_| no_function(&stored.function))??;
+            told.map_err(|_| self.gone(&stored.function))??;
         }
         self.call(call).await
     }

@@ -1,6 +1,6 @@
 //! Bringing inputs: invoke, spawn, spawn_map, map.
 
-use super::{Api, mint_call, no_function, results::error_json, store_refusal};
+use super::{Api, mint_call, results::error_json, store_refusal};
 use crate::{
     actor::{
         function::{FunctionActor, Open, Pass, Watch},
@@ -103,7 +103,7 @@ impl Api {
     ) -> Result<CallId, Refusal> {
         let asked = opening.call;
         self.trace(asked, &opening);
-        let opened = actor.send(Open { opening, watcher }).await.map_err(|_| no_function(key)).flatten();
+        let opened = actor.send(Open { opening, watcher }).await.map_err(|_| self.gone(key)).flatten();
         if let Some(tracer) = self.env.telemetry.tracer.as_ref().filter(|_| opened != Ok(asked)) {
             tracer.forget(asked);
         }

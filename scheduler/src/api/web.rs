@@ -1,6 +1,6 @@
 //! Requests through `/web`: a place in a container for as long as each lasts, and what is told of it afterwards.
 
-use super::{Api, mint_call, no_function};
+use super::{Api, mint_call};
 use crate::{
     actor::function::{Enter, FunctionActor, Leave, Place},
     clock,
@@ -129,7 +129,7 @@ impl Api {
             submitted: clock::now(),
             inside: None,
         };
-        actor.send(Enter { request, place }).await.map_err(|_| no_function(key))??;
+        actor.send(Enter { request, place }).await.map_err(|_| self.gone(key))??;
         let gone = |_| Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back");
         let place = told.await.map_err(gone)??;
         visit.inside = Some(Inside {

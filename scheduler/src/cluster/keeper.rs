@@ -31,6 +31,10 @@ use tokio_util::sync::CancellationToken;
 const LOOK: Duration = Duration::from_millis(200);
 /// The pause after a look that failed.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long a shard that is given up in order waits for requests whose clients wait.
+const HAND_OVER: Duration = Duration::from_secs(5);
+/// Until all other schedulers have seen that this one owns nothing any more.
+const SEEN: Duration = Duration::from_secs(1);
 /// How often etcd's size is asked for, and what belongs to no function is looked at.
 const SLOW: Duration = Duration::from_secs(1);
 /// How often old revisions are removed from etcd, by the owner of the first shard.
@@ -154,8 +158,33 @@ impl Cluster {
                 () = lost.cancelled() => {}
             }
         }
+        self.leave().await;
+    }
+
+    /// Gives everything up in order: first it is no member any more, so that others take each shard as soon as it is free; then
+    /// it looks on for a while, to pass on what still comes.
+    async fn leave(&self) {
+        let (etcd, key) = (self.etcd.clone(), self.etcd.key(&format!("members/{}", self.me)));
+        let _ = blocking(move || Ok(etcd.txn(Txn::new().and_then([TxnOp::delete(key, None)]))?)).await;
         let shards: Vec<Shard> = self.logs().keys().copied().collect();
-        self.give(shards).await;
+        let looking = async {
+            loop {
+                if let Ok(seen) = self.look().await {
+                    self.view.see(seen);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        let leaving = async {
+            self.give(shards).await;
+            if !self.view.peers().is_empty() {
+                tokio::time::sleep(SEEN).await;
+            }
+        };
+        tokio::select! {
+            () = leaving => {}
+            () = looking => {}
+        }
         let (etcd, session) = (self.etcd.clone(), self.session());
         let _ = blocking(move || {
             session.end(&etcd);
@@ -294,6 +323,7 @@ impl Cluster {
         let give = |shard: Shard| async move {
             let Some(log) = self.logs().get(&shard).cloned() else { return };
             if let Some(env) = self.shared.shards.get(shard) {
+                env.empty(HAND_OVER).await;
                 env.close(false).await;
             }
             self.logs().remove(&shard);

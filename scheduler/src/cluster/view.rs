@@ -73,6 +73,11 @@ impl View {
         seen.members.get(owner).cloned()
     }
 
+    /// Where this one is reached.
+    pub fn own(&self) -> Option<Peer> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).members.get(&self.me).cloned()
+    }
+
     /// All other schedulers.
     pub fn peers(&self) -> Vec<Peer> {
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);

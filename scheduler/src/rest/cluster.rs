@@ -27,6 +27,10 @@ pub async fn metrics(api: web::Data<Api>) -> HttpResponse {
         .body(api.metrics().await)
 }
 
+pub async fn schedulers(api: web::Data<Api>) -> HttpResponse {
+    HttpResponse::Ok().json(api.schedulers())
+}
+
 pub async fn workers(api: web::Data<Api>) -> HttpResponse {
     HttpResponse::Ok().json(json!({"workers": api.workers().await}))
 }

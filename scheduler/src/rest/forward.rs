@@ -8,7 +8,7 @@ use super::{
         pass::{OWN, Upload, tunnel},
     },
 };
-use crate::{api::Api, cluster::Peer};
+use crate::{api::Api, cluster::Peer, shard::Guest};
 use actix_web::{
     Error, HttpRequest, HttpResponse, ResponseError,
     body::{self, BodyStream, EitherBody, MessageBody, SizedStream},
@@ -43,7 +43,7 @@ const LIST_MAX: usize = 64 << 20;
 
 /// Who answers a request.
 enum Route {
-    Here,
+    Here(Guest),
     There(Peer),
     Nobody,
 }
@@ -75,11 +75,11 @@ fn place_of(path: &str) -> Option<u16> {
 async fn route(api: &Api, place: u16) -> Route {
     let begun = Instant::now();
     loop {
-        match api.owner(place) {
-            (true, _) => return Route::Here,
-            (false, Some(peer)) => return Route::There(peer),
-            (false, None) if begun.elapsed() > PATIENCE => return Route::Nobody,
-            (false, None) => tokio::time::sleep(LOOK).await,
+        match api.enter(place) {
+            Ok(guest) => return Route::Here(guest),
+            Err(Some(peer)) => return Route::There(peer),
+            Err(None) if begun.elapsed() > PATIENCE => return Route::Nobody,
+            Err(None) => tokio::time::sleep(LOOK).await,
         }
     }
 }
@@ -94,7 +94,7 @@ pub async fn forward(
     let (Some(api), Some(place)) = (api.filter(|api| api.is_clustered()), place) else {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     };
-    if let Route::Here = route(&api, place).await {
+    if let Route::Here(_guest) = route(&api, place).await {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     }
     let payload = request.extract::<web::Payload>().await?;
@@ -120,7 +120,13 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
     let proxy = request.app_data::<web::Data<Proxy>>().ok_or_else(|| unavailable("the scheduler starts"))?;
     let begun = Instant::now();
     loop {
-        let Route::There(peer) = route(api, place).await else {
+        let peer = match route(api, place).await {
+            Route::There(peer) => Some(peer),
+            // It became ours while it was looked for: it comes in once more by the door.
+            Route::Here(_) => api.own_peer(),
+            Route::Nobody => None,
+        };
+        let Some(peer) = peer else {
             return Err(unavailable("the scheduler that owns this function is being replaced; try again in a moment"));
         };
         let body = match &upload {
@@ -130,8 +136,10 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
         let sent = proxy.0.request(asked(request, &peer, hops, upgrades, body)?).await;
         match sent {
             Ok(response) => return Ok(answer(response, upload, upgrades).await),
-            // Nothing was sent: the next owner takes it.
-            Err(error) if error.is_connect() && begun.elapsed() < PATIENCE => tokio::time::sleep(LOOK).await,
+            // Nothing was sent, or what was sent changes nothing: the next owner takes it.
+            Err(error) if (error.is_connect() || request.method().is_safe()) && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(LOOK).await;
+            }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the owner did not answer");
                 return Err(unavailable(

@@ -96,6 +96,7 @@ pub fn routes(app: &mut route::ServiceConfig) {
                 .service(route::resource("/calls/{id}/results").get(calls::results))
                 .service(route::resource("/calls/{id}/cancel").post(calls::cancel))
                 .service(route::resource("/calls/{id}/inputs/{index}/explain").get(calls::explain))
+                .service(route::resource("/schedulers").get(cluster::schedulers))
                 .service(route::resource("/workers").get(cluster::workers))
                 .service(route::resource("/workers/{id}").get(cluster::worker))
                 .service(route::resource("/workers/{id}/drain").post(cluster::drain))

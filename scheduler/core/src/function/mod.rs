@@ -433,6 +433,11 @@ impl Function {
         self.removed && self.pool.is_empty() && self.calls.is_empty()
     }
 
+    /// Inputs and web requests whose clients wait for them.
+    pub fn interactive(&self) -> u64 {
+        self.interactive.pending + self.interactive.running
+    }
+
     /// Whether no input waits or runs.
     pub fn is_idle(&self) -> bool {
         self.inactive_since().is_some()

@@ -104,6 +104,7 @@ impl Handler<Retire> for FunctionActor {
     fn handle(&mut self, Retire { lost }: Retire, ctx: &mut Context<Self>) -> Self::Result {
         let durable = (!lost).then(|| self.when_durable(ctx));
         self.core = None;
+        self.retired = true;
         let address = ctx.address();
         Box::pin(async move {
             if let Some(durable) = durable {

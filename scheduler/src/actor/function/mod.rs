@@ -68,6 +68,8 @@ pub struct FunctionActor {
     links: BTreeMap<WorkerId, mpsc::Sender<Order>>,
     web: web::Doors,
     alarm_at: Option<Time>,
+    /// The shard was given up.
+    retired: bool,
 }
 
 impl FunctionActor {
@@ -92,10 +94,15 @@ impl FunctionActor {
             links: BTreeMap::new(),
             web: web::Doors::default(),
             alarm_at: None,
+            retired: false,
         }
     }
 
     fn missing(&self) -> Refusal {
+        if self.retired {
+            let detail = "another scheduler takes the function over; try again in a moment";
+            return Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) };
+        }
         Refusal::new(Code::NotFound, format!("function `{}` does not exist", self.key))
     }
 

@@ -26,6 +26,10 @@ impl Format {
         }
         let others = etcd.get("", Some(GetOptions::new().with_prefix().with_limit(1).with_keys_only()))?;
         if let Some(other) = others.first() {
+            // Another scheduler may have made it a moment ago.
+            if let Some(found) = Self::read(etcd, config)? {
+                return Ok(found);
+            }
             let name = String::from_utf8_lossy(other.key()).into_owned();
             return Err(StoreError::Damaged(format!(
                 "etcd has `{name}` under the prefix `{}`, and no Capstan store: give another etcd.prefix",

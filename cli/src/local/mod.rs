@@ -1,0 +1,216 @@
+//! A whole cluster on this machine: etcd, schedulers and workers as processes of their own, on loopback ports, with a proxy in
+//! every connection that can be cut.
+
+mod process;
+mod proxy;
+
+pub use process::Process;
+pub use proxy::{Mode, Proxy};
+
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// How long a part may take to come up.
+const START: Duration = Duration::from_secs(30);
+
+/// How large a cluster is, and what its parts are told besides.
+#[derive(Debug, Clone)]
+pub struct Size {
+    /// etcd members.
+    pub etcd: usize,
+    /// Schedulers.
+    pub schedulers: usize,
+    /// Workers.
+    pub workers: usize,
+    /// Cores that each worker offers.
+    pub worker_cpu: f64,
+    /// Further settings of schedulers, as KEY=VALUE.
+    pub set: Vec<String>,
+    /// Further arguments of etcd.
+    pub etcd_arguments: Vec<String>,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { etcd: 3, schedulers: 3, workers: 3, worker_cpu: 4.0, set: Vec::new(), etcd_arguments: Vec::new() }
+    }
+}
+
+/// A scheduler and the proxies around it.
+pub struct Scheduler {
+    /// Its process.
+    pub process: Process,
+    /// Where its REST interface is.
+    pub url: String,
+    /// Between it and each etcd member.
+    pub to_etcd: Vec<Proxy>,
+    /// Between workers and it.
+    pub from_workers: Proxy,
+}
+
+/// A cluster that runs. Ends with this value.
+pub struct LocalCluster {
+    /// etcd members.
+    pub etcd: Vec<Process>,
+    /// Their client addresses.
+    pub etcd_urls: Vec<String>,
+    /// Schedulers.
+    pub schedulers: Vec<Scheduler>,
+    /// Workers.
+    pub workers: Vec<Process>,
+}
+
+/// So many ports that are free now; whoever is told of them takes them the next moment.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+impl LocalCluster {
+    /// Starts a cluster in a folder, with the programs of another, and waits until it can work.
+    pub async fn start(programs: &Path, folder: &Path, size: &Size) -> Result<Self> {
+        ensure!(size.etcd > 0 && size.schedulers > 0, "a cluster has at least one etcd member and one scheduler");
+        std::fs::create_dir_all(folder)?;
+        let (etcd, etcd_urls) = start_etcd(folder, size)?;
+        let mut cluster = Self { etcd, etcd_urls, schedulers: Vec::new(), workers: Vec::new() };
+        cluster.await_etcd().await?;
+        for n in 0..size.schedulers {
+            let scheduler = cluster.scheduler(programs, folder, size, n).await?;
+            cluster.schedulers.push(scheduler);
+        }
+        for scheduler in &mut cluster.schedulers {
+            let line = scheduler.process.first_line(START).await?;
+            scheduler.url = line.strip_prefix("ready ").context("a scheduler did not say `ready`")?.into();
+            // Its own port is known now; started again it has the same.
+            let address = scheduler.url.trim_start_matches("http://").to_owned();
+            scheduler.process.set_argument("--listen", &address);
+        }
+        let links: Vec<String> = cluster.schedulers.iter().map(|s| s.from_workers.address().to_string()).collect();
+        for n in 0..size.workers {
+            let name = format!("worker-{}", n + 1);
+            let data = folder.join(&name);
+            let arguments = [
+                "--data-dir".into(),
+                data.display().to_string(),
+                format!("--set=worker.name={name}"),
+                format!("--set=worker.cpu={}", size.worker_cpu),
+                format!("--set=worker.schedulers={}", links.join(",")),
+                format!("--set=worker.blob_dir={}", folder.join("blobs").display()),
+            ];
+            let program = programs.join("capstan-worker");
+            cluster.workers.push(Process::start(&name, program, arguments.into(), folder)?);
+        }
+        cluster.await_whole(size).await?;
+        Ok(cluster)
+    }
+
+    async fn scheduler(&self, programs: &Path, folder: &Path, size: &Size, n: usize) -> Result<Scheduler> {
+        let name = format!("scheduler-{}", n + 1);
+        let mut to_etcd = Vec::new();
+        for url in &self.etcd_urls {
+            to_etcd.push(Proxy::start(url.trim_start_matches("http://").parse()?).await?);
+        }
+        let link: SocketAddr = ([127, 0, 0, 1], free_ports(1)?[0]).into();
+        let from_workers = Proxy::start(link).await?;
+        let endpoints: Vec<String> = to_etcd.iter().map(|proxy| format!("http://{}", proxy.address())).collect();
+        let mut arguments = vec![
+            "--listen".into(),
+            "127.0.0.1:0".into(),
+            "--data-dir".into(),
+            folder.join(&name).display().to_string(),
+            format!("--set=scheduler.name={name}"),
+            format!("--set=scheduler.link_listen={link}"),
+            format!("--set=scheduler.link_advertise={}", from_workers.address()),
+            format!("--set=scheduler.etcd.endpoints={}", endpoints.join(",")),
+            format!("--set=scheduler.blob_dir={}", folder.join("blobs").display()),
+        ];
+        arguments.extend(size.set.iter().map(|pair| format!("--set={pair}")));
+        let process = Process::start(&name, programs.join("capstan-scheduler"), arguments, folder)?;
+        Ok(Scheduler { process, url: String::new(), to_etcd, from_workers })
+    }
+
+    /// Waits until etcd answers.
+    async fn await_etcd(&self) -> Result<()> {
+        let http = reqwest::Client::new();
+        let begun = Instant::now();
+        for url in &self.etcd_urls {
+            loop {
+                let answer = http.get(format!("{url}/health")).send().await;
+                let healthy = match answer {
+                    Ok(answer) => answer.text().await.is_ok_and(|text| text.contains("true")),
+                    Err(_) => false,
+                };
+                if healthy {
+                    break;
+                }
+                ensure!(begun.elapsed() < START, "etcd does not come up; is the package etcd-server installed?");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every scheduler knows every worker.
+    async fn await_whole(&self, size: &Size) -> Result<()> {
+        let http = reqwest::Client::new();
+        let begun = Instant::now();
+        for scheduler in &self.schedulers {
+            loop {
+                let answer = http.get(format!("{}/v1/workers", scheduler.url)).send().await;
+                let workers: serde_json::Value = match answer {
+                    Ok(answer) => answer.json().await.unwrap_or_default(),
+                    Err(_) => serde_json::Value::Null,
+                };
+                if workers["workers"].as_array().map_or(0, Vec::len) >= size.workers {
+                    break;
+                }
+                if begun.elapsed() > START {
+                    bail!("{} does not know all workers: {workers}", scheduler.process.name());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every connection passes, every process runs.
+    pub fn heal(&mut self) -> Result<()> {
+        for process in self.etcd.iter_mut().chain(&mut self.workers) {
+            process.heal()?;
+        }
+        for scheduler in &mut self.schedulers {
+            scheduler.process.heal()?;
+            scheduler.to_etcd.iter().chain([&scheduler.from_workers]).for_each(|proxy| proxy.set(Mode::Pass));
+        }
+        Ok(())
+    }
+}
+
+fn start_etcd(folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {
+    let ports = free_ports(2 * size.etcd)?;
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let all: Vec<String> = ports.chunks(2).enumerate().map(|(n, p)| format!("etcd-{}={}", n + 1, url(p[1]))).collect();
+    let mut members = Vec::new();
+    for (n, ports) in ports.chunks(2).enumerate() {
+        let name = format!("etcd-{}", n + 1);
+        let mut arguments: Vec<String> = [
+            ("--name", name.clone()),
+            ("--data-dir", folder.join(&name).display().to_string()),
+            ("--initial-cluster", all.join(",")),
+            ("--listen-client-urls", url(ports[0])),
+            ("--advertise-client-urls", url(ports[0])),
+            ("--listen-peer-urls", url(ports[1])),
+            ("--initial-advertise-peer-urls", url(ports[1])),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
+        arguments.extend(size.etcd_arguments.clone());
+        members.push(Process::start(&name, PathBuf::from("etcd"), arguments, folder)?);
+    }
+    Ok((members, ports.chunks(2).map(|p| url(p[0])).collect()))
+}

@@ -1,0 +1,289 @@
+//! Several schedulers and workers over a real etcd, and what happens when they die, pause and come back.
+
+use capstan::local::{LocalCluster, Mode, Size};
+use capstan_common::id::FunctionKey;
+use capstan_tests::real::{binary, spec};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+struct Bench {
+    folder: tempfile::TempDir,
+    cluster: LocalCluster,
+    http: reqwest::Client,
+}
+
+impl Bench {
+    async fn start(size: Size) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let programs = binary("capstan-scheduler").unwrap();
+        let cluster = LocalCluster::start(programs.parent().unwrap(), folder.path(), &size).await.unwrap();
+        Self { folder, cluster, http: reqwest::Client::new() }
+    }
+
+    fn at(&self, scheduler: usize, path: &str) -> String {
+        format!("{}{path}", self.cluster.schedulers[scheduler].url)
+    }
+
+    fn function(&self, scheduler: usize, name: &str, what: &str) -> String {
+        self.at(scheduler, &format!("/v1/namespaces/default/functions/{name}{what}"))
+    }
+
+    async fn get(&self, scheduler: usize, path: &str) -> Value {
+        self.http.get(self.at(scheduler, path)).send().await.unwrap().json().await.unwrap_or_default()
+    }
+
+    async fn deploy(&self, name: &str, spec: Value) {
+        let answer = self.http.put(self.function(0, name, "")).json(&spec).send().await.unwrap();
+        let status = answer.status();
+        assert!(status.is_success(), "{status}: {}", answer.text().await.unwrap());
+    }
+
+    async fn invoke(&self, scheduler: usize, name: &str, input: &str) -> (u16, Value) {
+        let sent =
+            self.http.post(self.function(scheduler, name, "/invoke")).body(input.to_owned()).send().await.unwrap();
+        (sent.status().as_u16(), sent.json().await.unwrap_or_default())
+    }
+
+    async fn call(&self, scheduler: usize, name: &str, verb: &str, body: String) -> String {
+        let sent = self.http.post(self.function(scheduler, name, verb)).body(body).send().await.unwrap();
+        let (status, answer) = (sent.status().as_u16(), sent.json::<Value>().await.unwrap());
+        assert_eq!(status, 202, "{answer}");
+        answer["call_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for a call's end, whoever owns it meanwhile.
+    async fn ended(&self, scheduler: usize, call: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let answer = self.http.get(self.at(scheduler, &format!("/v1/calls/{call}"))).send().await;
+            let view: Value = match answer {
+                Ok(answer) => answer.json().await.unwrap_or_default(),
+                Err(_) => Value::Null,
+            };
+            if view["finished_at"].is_string() {
+                return view;
+            }
+            assert!(begun.elapsed() < SOON * 3, "{call} does not end: {view}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The outputs of an ended call: each input once.
+    async fn outputs(&self, scheduler: usize, call: &str) -> Vec<Value> {
+        let path = format!("/v1/calls/{call}/results?ordered=true");
+        let text = self.http.get(self.at(scheduler, &path)).send().await.unwrap().text().await.unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let indexes: BTreeSet<u64> = lines.iter().map(|line| line["index"].as_u64().unwrap()).collect();
+        assert_eq!(indexes.len(), lines.len(), "an input ended twice");
+        lines.into_iter().map(|mut line| line["output"].take()).collect()
+    }
+
+    /// Which scheduler owns a function.
+    async fn owner(&self, asked: usize, name: &str) -> usize {
+        let begun = Instant::now();
+        loop {
+            let view = self.get(asked, "/v1/schedulers").await;
+            let shard = FunctionKey::new("default", name).shard(view["shards"].as_u64().unwrap_or(1) as u16).0;
+            let all = view["schedulers"].as_array().cloned().unwrap_or_default();
+            let owns = |s: &Value| s["shards"].as_array().is_some_and(|shards| shards.contains(&json!(shard)));
+            let found = all.iter().find(|s| owns(s)).and_then(|s| s["name"].as_str());
+            if let Some(found) = found {
+                return self.cluster.schedulers.iter().position(|s| s.process.name() == found).unwrap();
+            }
+            assert!(begun.elapsed() < SOON, "nobody owns {name}: {view}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Two that do not own a function, the one that does first.
+    async fn roles(&self, name: &str) -> (usize, usize) {
+        let owner = self.owner(0, name).await;
+        (owner, (owner + 1) % self.cluster.schedulers.len())
+    }
+}
+
+/// Writes a line for each run, waits, and gives its input back.
+fn slow(log: &Path, seconds: f64) -> Value {
+    let script = format!("echo run >> {}; sleep {seconds}; cat", log.display());
+    spec(&["sh", "-c", &script], "exec", json!({"resources": {"cpu": 0.25}}))
+}
+
+fn echo() -> Value {
+    spec(&["cat"], "exec", json!({"resources": {"cpu": 0.25}}))
+}
+
+fn lines(log: &Path) -> usize {
+    std::fs::read_to_string(log).unwrap_or_default().lines().count()
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < SOON, "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn any_scheduler_answers_for_any_function() {
+    let bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
+    let names: Vec<String> = (0..12).map(|n| format!("f{n}")).collect();
+    for name in &names {
+        bench.deploy(name, echo()).await;
+    }
+    let mut owners = BTreeSet::new();
+    for name in &names {
+        owners.insert(bench.owner(0, name).await);
+    }
+    assert!(owners.len() > 1, "all lie with one scheduler");
+    for scheduler in 0..3 {
+        for name in &names {
+            let (status, output) = bench.invoke(scheduler, name, "[1,2]").await;
+            assert_eq!((status, output), (200, json!([1, 2])), "{name} at {scheduler}");
+        }
+        let listed = bench.get(scheduler, "/v1/namespaces/default/functions?limit=5").await;
+        let found: Vec<&str> =
+            listed["functions"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
+        assert_eq!(found, ["f0", "f1", "f10", "f11", "f2"]);
+        let rest = bench
+            .get(scheduler, &format!("/v1/namespaces/default/functions?after={}", listed["next"].as_str().unwrap()))
+            .await;
+        assert_eq!(rest["functions"].as_array().unwrap().len(), 7);
+        assert_eq!(
+            bench.get(scheduler, "/v1/calls?limit=1000").await["calls"].as_array().unwrap().len(),
+            12 * (scheduler + 1)
+        );
+        assert!(bench.get(scheduler, "/v1/containers").await["containers"].as_array().unwrap().len() >= 12);
+    }
+    // A map streams both ways through a scheduler that does not own the function.
+    let (_, other) = bench.roles("f0").await;
+    let body: String = (0..3_000).map(|n| format!("{n}\n")).collect();
+    let text =
+        bench.http.post(bench.function(other, "f0", "/map")).body(body).send().await.unwrap().text().await.unwrap();
+    assert_eq!(text.lines().count(), 3_000);
+    let missing = bench.invoke(other, "nobody", "1").await;
+    assert_eq!((missing.0, &missing.1["code"]), (404, &json!("not_found")));
+}
+
+#[tokio::test]
+async fn a_killed_scheduler_is_replaced_and_what_runs_goes_on() {
+    // RELIABILITY F1 I1 I3 L1
+    let mut bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
+    let log = bench.folder.path().join("runs");
+    bench.deploy("slow", slow(&log, 6.0)).await;
+    bench.deploy("echo", echo()).await;
+    let (owner, other) = bench.roles("slow").await;
+    let running = bench.call(other, "slow", "/spawn", "[7]".into()).await;
+    until("the run", || lines(&log) == 1).await;
+    let many = bench.call(other, "slow", "/spawn_map", "1\n2\n3\n".into()).await;
+    bench.cluster.schedulers[owner].process.kill().await.unwrap();
+    // Everything is reached at the others, also what the dead one owned.
+    let (status, output) = bench.invoke(other, "echo", "1").await;
+    assert_eq!((status, output), (200, json!(1)));
+    bench.ended(other, &running).await;
+    assert_eq!(bench.outputs(other, &running).await, [json!([7])]);
+    assert_eq!(bench.ended(other, &many).await["inputs"]["succeeded"], 3);
+    assert_eq!(lines(&log), 4, "what ran when the scheduler died was run again");
+    // It comes back, and takes its share again.
+    bench.cluster.heal().unwrap();
+    let back = bench.cluster.schedulers[owner].process.name().to_owned();
+    let begun = Instant::now();
+    loop {
+        let view = bench.get(other, "/v1/schedulers").await;
+        let shares = |s: &Value| s["name"] == *back && s["shards"].as_array().is_some_and(|shards| !shards.is_empty());
+        if view["schedulers"].as_array().is_some_and(|all| all.iter().any(shares)) {
+            break;
+        }
+        assert!(begun.elapsed() < SOON, "it takes nothing: {view}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(bench.invoke(owner, "slow", "5").await, (200, json!(5)));
+}
+
+#[tokio::test]
+async fn a_scheduler_that_was_stopped_for_longer_than_its_lease_does_no_harm() {
+    // RELIABILITY F2 I4 I5
+    let mut bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
+    bench.deploy("echo", echo()).await;
+    let (owner, other) = bench.roles("echo").await;
+    let body: String = (0..900).map(|n| format!("{n}\n")).collect();
+    let call = bench.call(other, "echo", "/spawn_map", body).await;
+    let begun = Instant::now();
+    while bench.get(other, &format!("/v1/calls/{call}")).await["inputs"]["succeeded"].as_u64().unwrap_or(0) < 50 {
+        assert!(begun.elapsed() < SOON, "nothing ends");
+    }
+    bench.cluster.schedulers[owner].process.pause(true).unwrap();
+    let next = loop {
+        let next = bench.owner(other, "echo").await;
+        if next != owner {
+            break next;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    // It wakes in the middle of the new owner's work, and believes for a moment that it owns.
+    bench.cluster.schedulers[owner].process.pause(false).unwrap();
+    bench.ended(other, &call).await;
+    let outputs = bench.outputs(next, &call).await;
+    assert!(outputs.iter().eq((0..900).map(|n| json!(n)).collect::<Vec<_>>().iter()), "{} outputs", outputs.len());
+    // And it has a new life among the others.
+    assert_eq!(bench.invoke(owner, "echo", "3").await, (200, json!(3)));
+}
+
+#[tokio::test]
+async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_fails() {
+    // RELIABILITY §3.2, planned hand-over.
+    let mut bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
+    bench.deploy("echo", echo()).await;
+    let (owner, other) = bench.roles("echo").await;
+    let (url, http) = (bench.function(other, "echo", "/invoke"), bench.http.clone());
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let asking = tokio::spawn(async move {
+        let mut answers = 0;
+        while !*stopped.borrow_and_update() {
+            let sent = http.post(&url).body("1").send().await.unwrap();
+            let status = sent.status().as_u16();
+            assert_eq!(status, 200, "after {answers}: {}", sent.text().await.unwrap());
+            answers += 1;
+        }
+        answers
+    });
+    bench.invoke(other, "echo", "1").await;
+    bench.cluster.schedulers[owner].process.stop().await.unwrap();
+    assert_ne!(bench.owner(other, "echo").await, owner);
+    assert_eq!(bench.invoke(other, "echo", "2").await.0, 200);
+    stop.send(true).unwrap();
+    assert!(asking.await.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_dead_workers_inputs_run_elsewhere_and_a_cut_off_one_keeps_its_own() {
+    // RELIABILITY F4 F15 I6
+    let size = Size { etcd: 1, schedulers: 2, workers: 2, ..Size::default() };
+    let mut bench = Bench::start(size).await;
+    let log = bench.folder.path().join("runs");
+    bench.deploy("slow", slow(&log, 4.0)).await;
+    let body: String = (0..8).map(|n| format!("{n}\n")).collect();
+    let call = bench.call(0, "slow", "/spawn_map", body.clone()).await;
+    until("the runs", || lines(&log) == 8).await;
+    // A short partition of both schedulers from all workers: nothing is run again.
+    bench.cluster.schedulers.iter().for_each(|s| s.from_workers.set(Mode::Hold));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    bench.cluster.schedulers.iter().for_each(|s| s.from_workers.set(Mode::Pass));
+    bench.ended(0, &call).await;
+    assert_eq!((bench.outputs(1, &call).await.len(), lines(&log)), (8, 8));
+    // A worker that dies takes its runs along: they run again elsewhere.
+    let call = bench.call(0, "slow", "/spawn_map", body).await;
+    until("the runs", || lines(&log) == 16).await;
+    let held = bench.get(0, "/v1/containers?worker=worker-1").await;
+    let busy = held["containers"].as_array().unwrap().iter().filter(|c| c["inputs"].as_u64() > Some(0)).count();
+    bench.cluster.workers[0].kill().await.unwrap();
+    bench.ended(0, &call).await;
+    assert_eq!(bench.outputs(1, &call).await.len(), 8);
+    assert_eq!(lines(&log), 16 + busy, "{busy} were lost with their worker");
+}

@@ -18,6 +18,18 @@ struct Bench {
     http: reqwest::Client,
 }
 
+impl Drop for Bench {
+    /// What the schedulers wrote says why a test failed.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for scheduler in &self.cluster.schedulers {
+                let log = std::fs::read_to_string(scheduler.process.log()).unwrap_or_default();
+                eprintln!("{}:\n{log}", scheduler.process.name());
+            }
+        }
+    }
+}
+
 impl Bench {
     async fn start(size: Size) -> Self {
         let folder = tempfile::tempdir().unwrap();

@@ -154,22 +154,20 @@ impl LocalCluster {
         Ok(())
     }
 
-    /// Waits until every scheduler knows every worker.
+    /// Waits until every scheduler knows every worker, and that every scheduler has its share of the shards.
     async fn await_whole(&self, size: &Size) -> Result<()> {
         let http = reqwest::Client::new();
         let begun = Instant::now();
         for scheduler in &self.schedulers {
             loop {
-                let answer = http.get(format!("{}/v1/workers", scheduler.url)).send().await;
-                let workers: serde_json::Value = match answer {
-                    Ok(answer) => answer.json().await.unwrap_or_default(),
-                    Err(_) => serde_json::Value::Null,
-                };
-                if workers["workers"].as_array().map_or(0, Vec::len) >= size.workers {
+                let workers = ask(&http, &format!("{}/v1/workers", scheduler.url)).await;
+                let all = ask(&http, &format!("{}/v1/schedulers", scheduler.url)).await;
+                let know = workers["workers"].as_array().map_or(0, Vec::len) >= size.workers;
+                if know && is_shared(&all, size.schedulers) {
                     break;
                 }
                 if begun.elapsed() > START {
-                    bail!("{} does not know all workers: {workers}", scheduler.process.name());
+                    bail!("{} does not see the whole cluster: {workers} {all}", scheduler.process.name());
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -188,6 +186,21 @@ impl LocalCluster {
         }
         Ok(())
     }
+}
+
+async fn ask(http: &reqwest::Client, url: &str) -> serde_json::Value {
+    match http.get(url).send().await {
+        Ok(answer) => answer.json().await.unwrap_or_default(),
+        Err(_) => serde_json::Value::Null,
+    }
+}
+
+/// Whether so many schedulers own all shards between them, and none more than its share.
+fn is_shared(view: &serde_json::Value, schedulers: usize) -> bool {
+    let (Some(all), Some(shards)) = (view["schedulers"].as_array(), view["shards"].as_u64()) else { return false };
+    let held: Vec<usize> = all.iter().map(|s| s["shards"].as_array().map_or(0, Vec::len)).collect();
+    let most = (shards as usize).div_ceil(schedulers);
+    all.len() == schedulers && held.iter().sum::<usize>() == shards as usize && held.iter().all(|h| *h <= most)
 }
 
 fn start_etcd(folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {

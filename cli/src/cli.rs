@@ -35,8 +35,27 @@ pub struct Cli {
 pub enum Command {
     /// Run a scheduler and a worker in one process.
     Up(UpArgs),
+    /// Run a scheduler alone: it serves REST, owns functions, and gives their work to workers. Also called `capstan-scheduler`.
+    #[command(after_help = "\
+Examples:
+  capstan-scheduler --config /etc/capstan/scheduler.toml
+  capstan-scheduler --listen 127.0.0.1:7070 --set scheduler.link_listen=127.0.0.1:7071 \\
+      --set scheduler.etcd.endpoints=http://127.0.0.1:2379 --set scheduler.blob_dir=/srv/capstan/blobs")]
+    Scheduler(UpArgs),
+    /// Run a worker alone: it runs containers for the schedulers that it dials. Also called `capstan-worker`.
+    #[command(after_help = "\
+Examples:
+  capstan-worker --config /etc/capstan/worker.toml
+  capstan-worker --set worker.schedulers=10.0.0.1:7071 --set worker.blob_dir=/srv/capstan/blobs")]
+    Worker(UpArgs),
     /// Show everything at work: deploy the examples, map them over files, watch containers rise and fall.
     Demo(DemoArgs),
+    /// Run a cluster of schedulers, workers and etcd members on this machine, until it is interrupted.
+    #[command(after_help = "Example:\n  capstan local-cluster --schedulers 3 --workers 3 --etcd 3 --dir /tmp/capstan")]
+    LocalCluster(LocalClusterArgs),
+    /// Hurt a cluster on this machine by a seeded plan while clients bring work, and check that every promise was kept.
+    #[command(after_help = "Examples:\n  capstan chaos --faults 50\n  capstan chaos --seed 17 --faults 500 --json")]
+    Chaos(ChaosArgs),
     /// Deploy the functions of manifests (YAML or TOML).
     #[command(
         after_help = "Example manifest:\n  name: hello\n  runtime: {process: {command: [\"cat\"]}}\n  protocol: exec"
@@ -195,6 +214,14 @@ pub enum Command {
         #[command(subcommand)]
         action: ScaleToZero,
     },
+    /// API tokens: make, list, revoke.
+    #[command(
+        after_help = "Examples:\n  capstan token create --role invoke --in team-a --name ci\n  capstan token list\n  capstan token revoke tk-0123456789ab"
+    )]
+    Token {
+        #[command(subcommand)]
+        action: TokenAction,
+    },
     /// List schedulers, and which shards of the functions each owns.
     Schedulers,
     /// List workers.
@@ -289,46 +316,6 @@ pub enum Half {
     Worker,
 }
 
-/// A scheduler: it serves REST, owns functions, and gives their work to workers.
-#[derive(Parser)]
-#[command(
-    name = "capstan-scheduler",
-    version,
-    after_help = "\
-Example:
-  capstan-scheduler --config /etc/capstan/scheduler.toml
-  capstan-scheduler --listen 127.0.0.1:7070 --set scheduler.link_listen=127.0.0.1:7071 \\
-      --set scheduler.etcd.endpoints=http://127.0.0.1:2379 --set scheduler.blob_dir=/srv/capstan/blobs"
-)]
-pub struct SchedulerCli {
-    /// How to run.
-    #[command(flatten)]
-    pub args: UpArgs,
-}
-
-/// A worker: it runs containers for the schedulers that it dials.
-#[derive(Parser)]
-#[command(
-    name = "capstan-worker",
-    version,
-    after_help = "\
-Example:
-  capstan-worker --config /etc/capstan/worker.toml
-  capstan-worker --set worker.schedulers=10.0.0.1:7071 --set worker.blob_dir=/srv/capstan/blobs"
-)]
-pub struct WorkerCli {
-    /// How to run.
-    #[command(flatten)]
-    pub args: UpArgs,
-}
-
-impl Cli {
-    /// The command line that runs like this.
-    pub fn up(args: UpArgs) -> Self {
-        Self { url: String::new(), token: None, namespace: "default".into(), json: false, command: Command::Up(args) }
-    }
-}
-
 /// How to run.
 #[derive(Args, Clone, Default)]
 pub struct UpArgs {
@@ -351,6 +338,67 @@ pub struct UpArgs {
     /// Any one setting, for example --set scheduler.limits.map_running=100; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// What to do with tokens.
+#[derive(Subcommand)]
+pub enum TokenAction {
+    /// Make a token; it is shown once.
+    Create {
+        /// What it may do: read, invoke, deploy or admin.
+        #[arg(long)]
+        role: String,
+        /// A namespace that it holds in, again for each; without it, everywhere.
+        #[arg(long = "in", value_name = "NAMESPACE")]
+        namespaces: Vec<String>,
+        /// What people call it.
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List tokens, without what they are.
+    List,
+    /// Revoke a token at once.
+    Revoke { id: String },
+}
+
+/// How large a cluster.
+#[derive(Args, Clone)]
+pub struct LocalClusterArgs {
+    /// etcd members.
+    #[arg(long, default_value_t = 3)]
+    pub etcd: usize,
+    /// Schedulers.
+    #[arg(long, default_value_t = 3)]
+    pub schedulers: usize,
+    /// Workers.
+    #[arg(long, default_value_t = 3)]
+    pub workers: usize,
+    /// Where everything lies; without it a folder that goes when it ends.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// How much chaos.
+#[derive(Args, Clone)]
+pub struct ChaosArgs {
+    /// What the plan is made from: the same seed gives the same faults.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How many faults.
+    #[arg(long, default_value_t = 50)]
+    pub faults: usize,
+    /// etcd members.
+    #[arg(long, default_value_t = 3)]
+    pub etcd: usize,
+    /// Schedulers.
+    #[arg(long, default_value_t = 3)]
+    pub schedulers: usize,
+    /// Workers.
+    #[arg(long, default_value_t = 3)]
+    pub workers: usize,
+    /// Keep everything, logs included, in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub keep: Option<PathBuf>,
 }
 
 /// What to show.

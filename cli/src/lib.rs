@@ -1,6 +1,6 @@
-//! The programs: `capstan`, for people, which runs a whole scheduler and worker and speaks to one; `capstan-scheduler` and
-//! `capstan-worker`, the halves of a cluster.
+//! The program `capstan`: for people, who run a whole scheduler and worker with it, or the halves of a cluster, and speak to one.
 
+mod chaos;
 mod cli;
 mod client;
 mod commands;
@@ -19,19 +19,6 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     capstan_worker::keeper::run_if_asked();
     run(cli::Cli::parse())
-}
-
-/// The program `capstan-scheduler`: a scheduler alone. Workers dial in at its `link_listen`.
-pub fn scheduler() -> ExitCode {
-    let cli::SchedulerCli { args } = cli::SchedulerCli::parse();
-    run(cli::Cli::up(cli::UpArgs { half: Some(cli::Half::Scheduler), ..args }))
-}
-
-/// The program `capstan-worker`: a worker alone, which dials the schedulers of its configuration.
-pub fn worker() -> ExitCode {
-    capstan_worker::keeper::run_if_asked();
-    let cli::WorkerCli { args } = cli::WorkerCli::parse();
-    run(cli::Cli::up(cli::UpArgs { half: Some(cli::Half::Worker), ..args }))
 }
 
 fn run(cli: cli::Cli) -> ExitCode {

@@ -1,7 +1,12 @@
 //! `capstan up`: a scheduler and a worker in one process, over the same link as in a cluster.
 
-use crate::{cli::Half, config::Settings};
-use anyhow::bail;
+use crate::{
+    cli::{Half, LocalClusterArgs},
+    config::Settings,
+    local::{LocalCluster, Size},
+    output,
+};
+use anyhow::{Context, bail};
 use capstan_scheduler::server::{self, LinkListener, Server};
 use capstan_worker::{Address, Dial, Worker, config::WorkerConfig};
 use std::{path::PathBuf, time::Duration};
@@ -125,6 +130,32 @@ pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>)
     tracing::info!("stopping; once more to stop at once");
     tokio::select! {
         () = running.stop() => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Runs a cluster on this machine until a signal.
+pub async fn local_cluster(args: LocalClusterArgs, as_json: bool) -> anyhow::Result<()> {
+    let size = Size { etcd: args.etcd, schedulers: args.schedulers, workers: args.workers, ..Size::default() };
+    let own = tempfile::tempdir()?;
+    let folder = args.dir.unwrap_or_else(|| own.path().to_owned());
+    let programs = std::env::current_exe()?.parent().context("a folder")?.to_owned();
+    let cluster = LocalCluster::start(&programs, &folder, &size).await?;
+    let urls: Vec<&str> = cluster.schedulers.iter().map(|scheduler| scheduler.url.as_str()).collect();
+    if as_json {
+        output::print_json(&serde_json::json!({"schedulers": urls, "etcd": cluster.etcd_urls, "folder": folder}))?;
+    } else {
+        for url in &urls {
+            output::print(format!("scheduler {url}"))?;
+        }
+        output::print(format!("try: CAPSTAN_URL={} capstan schedulers", urls[0]))?;
+        output::print(format!("everything lies in {}; Ctrl-C ends it", folder.display()))?;
+    }
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }

@@ -109,6 +109,11 @@ impl Globals {
         self.pairs(layout::NAMESPACES).await?.into_iter().map(read).collect()
     }
 
+    /// API tokens, as they are stored.
+    pub async fn tokens(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        Ok(self.pairs(layout::TOKENS).await?.into_iter().map(|(_, value)| value.to_vec()).collect())
+    }
+
     /// The scale-to-zero configuration, as it was put.
     pub async fn zero(&self) -> Result<Map<String, Value>, StoreError> {
         let pairs = self.pairs(layout::ZERO).await?;

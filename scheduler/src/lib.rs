@@ -3,6 +3,7 @@
 //! `rest` speaks HTTP and knows only `api`; `api` finds a function's actor; actors stamp time and call one core method;
 //! the committer makes records durable; links carry orders and reports to and from workers.
 
+pub mod access;
 pub mod actor;
 pub mod api;
 pub mod clock;

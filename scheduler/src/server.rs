@@ -1,6 +1,7 @@
 //! A whole scheduler, started and stopped.
 
 use crate::{
+    access::Tokens,
     actor::{
         alarm::AlarmActor,
         autoscaler::{AutoscalerActor, Governed, Told},
@@ -154,6 +155,8 @@ impl Parts {
         let autoscaler =
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
+        let tokens = Tokens::default();
+        tokens.hold(globals.tokens().await?)?;
         for governed in globals.namespaces().await?.into_iter().map(Governed::event) {
             let _ = autoscaler.send(Told(governed)).await;
         }
@@ -165,6 +168,7 @@ impl Parts {
             telemetry,
             zero: RwLock::new(Arc::new(zero)),
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
+            tokens,
             globals,
             stopping: CancellationToken::new(),
             functions: functions.handle(),

@@ -2,6 +2,7 @@
 //! has many, and a scheduler owns some of them.
 
 use crate::{
+    access::Tokens,
     actor::{
         alarm::AlarmActor,
         autoscaler::{AutoscalerActor, Told},
@@ -58,6 +59,8 @@ pub struct Shared {
     pub zero: RwLock<Arc<ZeroConfig>>,
     /// Who is asked for requests of models that pass Capstan by.
     pub prometheus: Option<Prometheus>,
+    /// API tokens.
+    pub tokens: Tokens,
     /// What belongs to no function.
     pub globals: Globals,
     /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.

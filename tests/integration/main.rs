@@ -1,5 +1,6 @@
 //! Black-box tests: the real binary, its real interface, real processes.
 
+mod access;
 mod calls;
 mod cli;
 mod cluster;

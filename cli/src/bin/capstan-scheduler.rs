@@ -1,5 +1,15 @@
-//! `capstan-scheduler`: one half of a cluster.
+//! `capstan-scheduler`: one half of a cluster. It is `capstan scheduler` by a name of its own: what is linked once need not be linked
+//! three times.
 
-fn main() -> std::process::ExitCode {
-    capstan::scheduler()
+use std::{os::unix::process::CommandExt, process::ExitCode};
+
+fn main() -> ExitCode {
+    let beside = std::env::current_exe().map(|path| path.with_file_name("capstan"));
+    let error = match beside {
+        // Comes back only if it cannot be done.
+        Ok(program) => std::process::Command::new(program).arg("scheduler").args(std::env::args_os().skip(1)).exec(),
+        Err(error) => error,
+    };
+    eprintln!("capstan-scheduler: the program `capstan` must lie beside it: {error}");
+    ExitCode::FAILURE
 }

@@ -1,7 +1,7 @@
 //! Schedules, namespaces and scaling models to zero from the command line.
 
 use crate::{
-    cli::{ScaleToZero, ScheduleAction},
+    cli::{ScaleToZero, ScheduleAction, TokenAction},
     client::{Client, Failed, segment},
     output,
 };
@@ -128,6 +128,32 @@ pub async fn scale_to_zero(client: &Client, action: ScaleToZero, as_json: bool) 
                 vec![field.to_owned(), output::text(&effective[field]), output::text(&effective["decided_by"][field])]
             });
             output::print(output::table(&["field", "value", "decided by"], rows))
+        }
+    }
+}
+
+/// Makes, lists or revokes API tokens.
+pub async fn token(client: &Client, action: TokenAction, as_json: bool) -> anyhow::Result<()> {
+    match action {
+        TokenAction::List => {
+            let fields = [
+                ("token", "/id"),
+                ("name", "/name"),
+                ("role", "/role"),
+                ("namespaces", "/namespaces"),
+                ("created", "/created_at"),
+            ];
+            super::list(client, "/v1/tokens", "tokens", &fields, as_json).await
+        }
+        TokenAction::Create { role, namespaces, name } => {
+            let namespaces = (!namespaces.is_empty()).then_some(namespaces);
+            let wanted = json!({"role": role, "namespaces": namespaces, "name": name});
+            let made = client.send(Method::POST, "/v1/tokens", &wanted).await?;
+            if as_json { output::print_json(&made) } else { output::print(output::text(&made["token"])) }
+        }
+        TokenAction::Revoke { id } => {
+            let answer = client.send(Method::DELETE, &format!("/v1/tokens/{}", segment(&id)), &Value::Null).await?;
+            if as_json { output::print_json(&answer) } else { output::print(format!("revoked {id}")) }
         }
     }
 }

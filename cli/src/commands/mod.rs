@@ -8,7 +8,8 @@ pub mod map;
 mod whatif;
 
 use crate::{
-    cli::{Cli, Command, Half},
+    chaos,
+    cli::{Cli, Command, Half, UpArgs},
     client::{Client, Failed},
     config, demo, output, top, up,
 };
@@ -33,19 +34,20 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let json = cli.json;
     let client = || Client::new(&cli.url, cli.token.clone(), &cli.namespace);
     match cli.command {
-        Command::Up(args) => {
-            log("info");
-            let settings = usage(config::load(&args))?.settings;
-            if args.half != Some(Half::Worker) {
-                usage(settings.scheduler.check().map_err(anyhow::Error::msg))?;
-            }
-            let ran = up::up(settings, args.half, args.link).await;
-            // It did not start, or did not stop, as asked.
-            ran.map_err(|error| Failed::Refused(format!("{error:#}"), serde_json::Value::Null))?;
-        }
+        Command::Up(args) => run_up(args).await?,
+        Command::Scheduler(args) => run_up(UpArgs { half: Some(Half::Scheduler), ..args }).await?,
+        Command::Worker(args) => run_up(UpArgs { half: Some(Half::Worker), ..args }).await?,
         Command::Demo(args) => {
             log("error");
             return demo::demo(args).await;
+        }
+        Command::LocalCluster(args) => {
+            log("error");
+            up::local_cluster(args, json).await?;
+        }
+        Command::Chaos(args) => {
+            log("error");
+            return chaos::chaos(args, json).await;
         }
         Command::Config(args) => look::config(&args, json)?,
         Command::Completions { shell } => {
@@ -87,11 +89,24 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             govern::namespace(&client()?, &name, changes, json).await?;
         }
         Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,
+        Command::Token { action } => govern::token(&client()?, action, json).await?,
         Command::Schedulers => look::schedulers(&client()?, json).await?,
         Command::Workers => look::workers(&client()?, json).await?,
         Command::Containers { function } => look::containers(&client()?, function.as_deref(), json).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a scheduler, a worker, or both, until a signal.
+async fn run_up(args: UpArgs) -> anyhow::Result<()> {
+    log("info");
+    let settings = usage(config::load(&args))?.settings;
+    if args.half != Some(Half::Worker) {
+        usage(settings.scheduler.check().map_err(anyhow::Error::msg))?;
+    }
+    let ran = up::up(settings, args.half, args.link).await;
+    // It did not start, or did not stop, as asked.
+    ran.map_err(|error| Failed::Refused(format!("{error:#}"), serde_json::Value::Null).into())
 }
 
 /// A wrong configuration is wrong usage.

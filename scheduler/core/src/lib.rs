@@ -17,6 +17,7 @@ macro_rules! mutated {
     }};
 }
 
+pub mod access;
 pub mod autoscaler;
 pub mod decision;
 pub mod effect;

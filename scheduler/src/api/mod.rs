@@ -7,6 +7,7 @@ pub mod instances;
 pub mod models;
 pub mod results;
 pub mod submit;
+pub mod tokens;
 pub mod web;
 
 use crate::{
@@ -273,6 +274,21 @@ impl Api {
             finished_at: record.finished.map(clock::rfc3339),
             expires_at: record.finished.map(|at| clock::rfc3339(at.plus_ms(self.config.limits.retention_s * 1000))),
         }
+    }
+
+    /// The namespace of a call, if it is known here.
+    pub async fn namespace_of_call(&self, call: CallId) -> Option<String> {
+        Some(self.stored_call(call).await.ok()?.function.namespace.to_string())
+    }
+
+    /// The namespace of a container that exists, if it is known here.
+    pub fn namespace_of_container(&self, container: capstan_common::id::ContainerId) -> Option<String> {
+        self.env.registry.owner(container).map(|(key, _)| key.namespace.to_string())
+    }
+
+    /// Whether output of a container is kept here.
+    pub fn keeps_output(&self, container: &str) -> bool {
+        container.parse().is_ok_and(|container| self.env.telemetry.logs.read(container, 0).is_some())
     }
 
     /// A call's state.

@@ -358,6 +358,8 @@ impl Cluster {
                 self.api.adopt_worker(&WorkerId(String::from_utf8_lossy(name).into()), state).await;
             }
         }
+        // A token that was revoked is gone, and no change of a key tells of it.
+        self.api.adopt_tokens().await;
         let newest = found.iter().map(KeyValue::mod_revision).max().unwrap_or(after);
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = newest;
     }

@@ -4,6 +4,7 @@ use super::{
     body::{self, Lines},
     forward::{gather, merge},
     functions::{limit_of, used},
+    guard::subject,
     problem::{Answer, Problem, query},
 };
 use crate::api::{Api, results::Cursor, submit::Terms};
@@ -176,8 +177,10 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest) -> Answer {
         .map_err(|_| Refusal::field("state", "must be pending, running, succeeded, failed or cancelled"))?;
     let bad_after = |e: capstan_common::id::BadId| Refusal::field("after", e.to_string());
     let after = asked.after.map(|text| text.parse()).transpose().map_err(bad_after)?;
+    let subject = subject(&request);
     let matches = |view: &crate::api::CallView| {
-        asked.namespace.as_deref().is_none_or(|ns| *ns == *view.namespace)
+        subject.sees(&view.namespace)
+            && asked.namespace.as_deref().is_none_or(|ns| *ns == *view.namespace)
             && asked.function.as_deref().is_none_or(|name| *name == *view.function)
             && state.is_none_or(|state| state == view.state)
     };

@@ -2,6 +2,7 @@
 
 use super::{
     forward::{elsewhere, gather},
+    guard::subject,
     problem::{Answer, Problem, query},
 };
 use crate::api::{Api, cluster::ContainersFilter};
@@ -60,6 +61,8 @@ pub async fn containers(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let wanted = ContainersFilter { namespace: asked.namespace, function: asked.function, worker: asked.worker };
     let mut containers = api.containers(&wanted).await;
     containers.extend(gather(&api, &request, "containers").await);
+    let subject = subject(&request);
+    containers.retain(|container| container["namespace"].as_str().is_some_and(|ns| subject.sees(ns)));
     Ok(HttpResponse::Ok().json(json!({"containers": containers})))
 }
 

@@ -3,6 +3,7 @@
 use super::{
     body,
     functions::{self, key_of},
+    guard::subject,
     problem::{Answer, Problem, parse, query},
 };
 use crate::api::{
@@ -96,8 +97,10 @@ pub async fn scaling(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().json(api.scaling(&functions::seen(&api, &path).await?).await?))
 }
 
-pub async fn namespaces(api: web::Data<Api>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({"namespaces": api.namespaces().await}))
+pub async fn namespaces(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
+    let (mut namespaces, subject) = (api.namespaces().await, subject(&request));
+    namespaces.retain(|namespace| namespace["name"].as_str().is_some_and(|name| subject.sees(name)));
+    HttpResponse::Ok().json(json!({"namespaces": namespaces}))
 }
 
 pub async fn namespace(api: web::Data<Api>, path: web::Path<String>) -> Answer {

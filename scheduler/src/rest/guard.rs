@@ -1,9 +1,13 @@
 //! What every request passes: authentication, the rate limit, and the count of answers.
 
-use super::{openapi, problem::Problem, web::TOKEN_HEADER};
+use super::{
+    openapi::{self, Scope},
+    problem::Problem,
+    web::TOKEN_HEADER,
+};
 use crate::{api::Api, config::SchedulerConfig, telemetry::metrics::ApiLabel};
 use actix_web::{
-    Error, HttpMessage, ResponseError,
+    Error, HttpMessage, HttpRequest, ResponseError,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{Method, StatusCode, header},
@@ -11,20 +15,21 @@ use actix_web::{
     web,
 };
 use capstan_common::refusal::{Code, Refusal};
+use capstan_scheduler_core::access::{Denied, Object, Role, Subject};
 use governor::{
     DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
 };
-use std::{num::NonZeroU32, time::Instant};
+use std::{num::NonZeroU32, sync::Arc, time::Instant};
 use subtle::ConstantTimeEq;
 
 /// Who may pass, and how often.
 pub struct Gate {
     tokens: Vec<String>,
     /// What a token may send in any one second.
-    burst: DefaultKeyedRateLimiter<usize>,
+    burst: DefaultKeyedRateLimiter<Arc<str>>,
     /// What it may send for long: bursts are paid back here.
-    sustained: DefaultKeyedRateLimiter<usize>,
+    sustained: DefaultKeyedRateLimiter<Arc<str>>,
     clock: DefaultClock,
 }
 
@@ -43,30 +48,103 @@ impl Gate {
         }
     }
 
-    fn check(&self, request: &ServiceRequest) -> Result<(), Refusal> {
+    /// Who asks, if that is somebody who may ask at all now.
+    fn bearer(&self, request: &ServiceRequest, api: &Api) -> Result<Subject, Refusal> {
         if matches!(request.path(), "/healthz" | "/readyz") {
-            return Ok(());
+            return Ok(Subject::admin());
         }
-        if self.tokens.is_empty() {
-            return same_origin(request);
+        if self.tokens.is_empty() && !api.has_tokens() {
+            return same_origin(request).map(|()| Subject::admin());
         }
         let given = token_of(request);
-        // Every token is compared, in constant time: neither its position nor a common start can be measured.
+        // Every token of the configuration is compared, in constant time: neither its position nor a common start can be measured.
         let mut found = None;
         for (position, token) in self.tokens.iter().enumerate() {
             if bool::from(token.as_bytes().ct_eq(given.as_bytes())) {
-                found = Some(position);
+                found = Some((Arc::from(position.to_string()), Subject::admin()));
             }
         }
-        let token = found.ok_or_else(|| {
+        let found = found.or_else(|| api.bearer(given).map(|token| (token.id, token.subject)));
+        let (key, subject) = found.ok_or_else(|| {
             Refusal::new(Code::Unauthenticated, "send a valid token as `Authorization: Bearer TOKEN`")
         })?;
-        let both = self.burst.check_key(&token).and_then(|()| self.sustained.check_key(&token));
+        let both = self.burst.check_key(&key).and_then(|()| self.sustained.check_key(&key));
         both.map_err(|not_until| {
             let wait = not_until.wait_time_from(self.clock.now());
             Refusal::exhausted("too many requests with this token", wait.as_secs() as u32 + 1)
-        })
+        })?;
+        Ok(subject)
     }
+}
+
+/// Whether a subject may do what it asks for. What it may not see does not exist for it.
+async fn authorize(request: &ServiceRequest, subject: &Subject, api: &Api) -> Result<(), Refusal> {
+    let pattern = request.match_pattern().unwrap_or_default();
+    let pattern = if pattern.starts_with("/web/") { "/web/{ns}/{fn}/{path}".to_owned() } else { pattern };
+    let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    let Some(operations) = openapi::operations(&pattern) else { return Ok(()) };
+    let proxied = pattern.starts_with("/web/");
+    let operation = operations.get(method.as_str()).or_else(|| operations.values().next().filter(|_| proxied));
+    // What does not exist is told by the route.
+    let Some(operation) = operation else { return Ok(()) };
+    let part = |name: &str| part_of(&pattern, request.path(), name);
+    let owner;
+    let object = match operation.scope {
+        Scope::Namespace => {
+            owner = Some(part("ns"));
+            owner.as_deref().map_or(Object::Cluster, Object::In)
+        }
+        // Only those of some namespaces need to be looked after: for others it is as good as any.
+        Scope::Call | Scope::Container if subject.namespaces.is_none() => Object::List,
+        Scope::Call => {
+            owner = match part("id").parse() {
+                Ok(call) => api.namespace_of_call(call).await,
+                Err(_) => None,
+            };
+            // What is unknown here says so itself, or is its owner's to look after.
+            owner.as_deref().map_or(Object::List, Object::In)
+        }
+        Scope::Container => {
+            owner = part("id").parse().ok().and_then(|container| api.namespace_of_container(container));
+            // Its output may be kept longer than its function is known: that is for those who see everything. Where there are
+            // others, one of them may own it, and looks after it.
+            let unknown = if api.is_clustered() && !api.keeps_output(&part("id")) { Object::List } else { Object::In("") };
+            owner.as_deref().map_or(unknown, Object::In)
+        }
+        Scope::List => Object::List,
+        Scope::Cluster => Object::Cluster,
+    };
+    subject.authorize(operation.role, object).map_err(|denied| match denied {
+        Denied::Hidden => Refusal::new(Code::NotFound, "it does not exist"),
+        Denied::Role => {
+            let detail = format!("the token's role is {}, this needs {}", text(subject.role), text(operation.role));
+            Refusal::new(Code::Forbidden, detail)
+        }
+        Denied::Scope => {
+            Refusal::new(Code::Forbidden, "the token holds in some namespaces, this concerns all: use a token of all")
+        }
+    })
+}
+
+/// The part of a path that stands where the pattern has a name. Routing has not been done yet.
+fn part_of(pattern: &str, path: &str, name: &str) -> String {
+    let named = format!("{{{name}}}");
+    let written =
+        pattern.split('/').zip(path.split('/')).find(|(part, _)| *part == named).map_or("", |(_, written)| written);
+    percent_encoding::percent_decode_str(written).decode_utf8_lossy().into_owned()
+}
+
+fn text(role: Role) -> String {
+    serde_json::to_value(role).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Who asks; handlers of lists show it its own namespaces only.
+pub fn subject(request: &HttpRequest) -> Subject {
+    request
+        .extensions()
+        .get::<Subject>()
+        .cloned()
+        .unwrap_or(Subject { role: Role::Read, namespaces: Some(Default::default()) })
 }
 
 /// The token of a request; one through `/web` may bring it in a header of its own, so that `Authorization` reaches the container.
@@ -110,9 +188,17 @@ pub async fn guard(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<EitherBody<impl MessageBody>>, Error> {
     let begun = Instant::now();
-    let allowed = match request.app_data::<web::Data<Gate>>() {
-        Some(gate) => gate.check(&request),
-        None => Ok(()),
+    let (gate, door) = (request.app_data::<web::Data<Gate>>().cloned(), request.app_data::<web::Data<Api>>().cloned());
+    let allowed = match (gate, door) {
+        (Some(gate), Some(api)) => match gate.bearer(&request, &api) {
+            Ok(subject) => {
+                let may = authorize(&request, &subject, &api).await;
+                request.extensions_mut().insert(subject);
+                may
+            }
+            Err(refusal) => Err(refusal),
+        },
+        _ => Err(Refusal::new(Code::Internal, "the door has no guard")),
     };
     let allowed = allowed.and_then(|()| known_parameters(&request));
     let proxied = request.path().starts_with("/web/");
@@ -150,8 +236,8 @@ fn known_parameters(request: &ServiceRequest) -> Result<(), Refusal> {
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
     let Some(known) = operations.get(method.as_str()) else { return Ok(()) };
     for (name, _) in form_urlencoded::parse(request.query_string().as_bytes()) {
-        if !known.iter().any(|k| *k == name) {
-            let detail = match known.as_slice() {
+        if !known.parameters.iter().any(|k| *k == name) {
+            let detail = match known.parameters.as_slice() {
                 [] => "is not a parameter; this path takes none".to_owned(),
                 known => format!("is not a parameter; this path takes {}", known.join(", ")),
             };
@@ -191,17 +277,27 @@ fn explain_bare<B: MessageBody>(response: ServiceResponse<B>) -> ServiceResponse
 
 #[cfg(test)]
 mod tests {
-    use super::{Gate, is_local};
+    use super::{Gate, is_local, part_of};
     use crate::config::SchedulerConfig;
 
     #[test]
     fn a_token_may_burst_to_five_times_its_rate_for_five_seconds() {
         // SPEC D4 M07: with nothing paid back meanwhile, 4 × 200 a second are saved up for 5 s.
         let gate = Gate::new(&SchedulerConfig::default());
-        let in_one_second = (0..2_000).filter(|_| gate.burst.check_key(&0).is_ok()).count();
+        let in_one_second = (0..2_000).filter(|_| gate.burst.check_key(&"a".into()).is_ok()).count();
         assert!((1_000..1_050).contains(&in_one_second), "{in_one_second}");
-        let saved = (0..10_000).filter(|_| gate.sustained.check_key(&0).is_ok()).count();
+        let saved = (0..10_000).filter(|_| gate.sustained.check_key(&"a".into()).is_ok()).count();
         assert!((4_000..4_100).contains(&saved), "{saved}");
+    }
+
+    #[test]
+    fn parts_of_paths_are_found_by_their_names() {
+        let pattern = "/v1/namespaces/{ns}/functions/{fn}/invoke";
+        let path = "/v1/namespaces/a%20b/functions/f;v=1/invoke";
+        assert_eq!(part_of(pattern, path, "ns"), "a b");
+        assert_eq!(part_of(pattern, path, "fn"), "f;v=1");
+        assert_eq!(part_of("/web/{ns}/{fn}/{path}", "/web/mine", "ns"), "mine");
+        assert_eq!(part_of(pattern, path, "id"), "");
     }
 
     #[test]

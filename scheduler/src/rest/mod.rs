@@ -10,6 +10,7 @@ mod guard;
 mod map;
 mod openapi;
 mod problem;
+mod tokens;
 mod web;
 
 use crate::{api::Api, config::SchedulerConfig};
@@ -104,6 +105,8 @@ pub fn routes(app: &mut route::ServiceConfig) {
                 .service(route::resource("/containers").get(cluster::containers))
                 .service(route::resource("/containers/{id}/logs").get(cluster::logs))
                 .service(route::resource("/containers/{id}/stop").post(cluster::stop))
+                .service(route::resource("/tokens").get(tokens::list).post(tokens::make))
+                .service(route::resource("/tokens/{id}").delete(tokens::revoke))
                 .service(route::resource("/events").get(cluster::events)),
         )
         .service(route::resource(["/web/{ns}/{fn}", "/web/{ns}/{fn}/{path:.*}"]).to(web::web))

@@ -1,14 +1,43 @@
 //! The interface's own description, and the page that shows it.
 
 use actix_web::{HttpResponse, web};
+use capstan_scheduler_core::access::Role;
+use serde::Deserialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::LazyLock};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
-/// The methods of one path, each with the names of its query parameters.
-pub type Operations = BTreeMap<String, Vec<String>>;
+/// What one method of a path takes and needs.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// Names of its query parameters.
+    pub parameters: Vec<String>,
+    /// The role that it needs.
+    pub role: Role,
+    /// What it is about.
+    pub scope: Scope,
+}
+
+/// What an operation is about; that says where a token of some namespaces may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// The namespace of its path.
+    Namespace,
+    /// The call of its path.
+    Call,
+    /// The container of its path.
+    Container,
+    /// All namespaces, of which each token is shown its own.
+    List,
+    /// The cluster.
+    Cluster,
+}
+
+/// The methods of one path.
+pub type Operations = BTreeMap<String, Operation>;
 
 /// What the document says of a route.
 pub fn operations(pattern: &str) -> Option<&'static Operations> {
@@ -24,11 +53,17 @@ fn read() -> BTreeMap<String, Operations> {
     };
     let parameters =
         |of: &Value| -> Vec<String> { of["parameters"].as_array().into_iter().flatten().filter_map(named).collect() };
+    // What says nothing of itself is for those who may do everything.
+    let operation = |of: &Value| Operation {
+        parameters: parameters(of),
+        role: serde_json::from_value(of["x-role"].clone()).unwrap_or(Role::Admin),
+        scope: serde_json::from_value(of["x-scope"].clone()).unwrap_or(Scope::Cluster),
+    };
     let paths = document["paths"].as_object().into_iter().flatten();
     paths
         .map(|(path, operations)| {
             let listed = operations.as_object().into_iter().flatten().filter(|(method, _)| *method != "parameters");
-            (path.clone(), listed.map(|(method, operation)| (method.to_uppercase(), parameters(operation))).collect())
+            (path.clone(), listed.map(|(method, of)| (method.to_uppercase(), operation(of))).collect())
         })
         .collect()
 }

@@ -14,6 +14,7 @@
 //! | `N` ns | a namespace's weight and quota |
 //! | `P` ns `\0` name | where the schedule stands |
 //! | `T` ns `\0` name | the last revision of a function that was removed |
+//! | `U` token id | an API token's role, namespaces and hash |
 //! | `W` worker | a worker that has joined, and whether it drains |
 //! | `Z` | the scale-to-zero configuration |
 //!
@@ -43,6 +44,8 @@ pub const ENDED: &[u8] = b"D";
 pub const WORKERS: &[u8] = b"W";
 /// Prefix of namespaces.
 pub const NAMESPACES: &[u8] = b"N";
+/// Prefix of API tokens.
+pub const TOKENS: &[u8] = b"U";
 /// The key of the scale-to-zero configuration.
 pub const ZERO: &[u8] = b"Z";
 /// Version of all values.
@@ -143,6 +146,11 @@ pub fn schedule(function: &FunctionKey) -> Box<[u8]> {
 /// The key of a function's latest scale decisions.
 pub fn decisions(function: &FunctionKey) -> Box<[u8]> {
     key(&[b"G", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// The key of an API token.
+pub fn token(id: &str) -> Box<[u8]> {
+    key(&[TOKENS, id.as_bytes()])
 }
 
 /// What is stored of a worker.

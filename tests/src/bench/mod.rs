@@ -1,5 +1,6 @@
 //! Benchmarks against the real binary: one function each, one line of JSON each.
 
+mod etcd;
 mod load;
 mod pools;
 mod scale;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 21] = [
     "spawn_map",
     "spawn",
     "invoke",
@@ -29,6 +30,9 @@ const NAMES: [&str; 18] = [
     "share",
     "whatif",
     "day",
+    "etcd_backlog",
+    "etcd_map",
+    "failover",
 ];
 
 /// Runs the named benchmarks, or all.
@@ -54,6 +58,9 @@ pub async fn run(names: &[String]) -> Result<()> {
             "share" => pools::share().await?,
             "whatif" => pools::whatif().await?,
             "day" => pools::day()?,
+            "etcd_backlog" => etcd::backlog().await?,
+            "etcd_map" => etcd::map().await?,
+            "failover" => etcd::failover().await?,
             other => bail!("there is no benchmark `{other}`; there are {}", NAMES.join(", ")),
         };
         println!("{}", serde_json::json!({"bench": name, "figures": figures}));

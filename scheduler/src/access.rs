@@ -1,0 +1,123 @@
+//! API tokens: told once, kept as hashes, looked up by them.
+
+use crate::{
+    clock,
+    store::{Change, StoreError, layout},
+};
+use capstan_common::time::Time;
+use capstan_scheduler_core::access::{Role, Subject};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+/// What is kept of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id, for revoking it.
+    pub id: Arc<str>,
+    /// What people call it.
+    pub name: String,
+    /// Who brings it.
+    pub subject: Subject,
+    /// SHA-256 of it: it has 244 random bits, so that no slow hash is needed.
+    hash: [u8; 32],
+    /// When it was made.
+    pub created: Time,
+}
+
+/// Hash of a token.
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+/// All tokens, by their hashes.
+#[derive(Debug, Default)]
+pub struct Tokens(RwLock<BTreeMap<[u8; 32], Token>>);
+
+impl Tokens {
+    /// Makes one: what it is, what is kept of it, and how that is stored.
+    pub fn mint(name: String, subject: Subject) -> (String, Token, Change) {
+        let random = || uuid::Uuid::new_v4().simple().to_string();
+        let (text, id) = (format!("cap_{}{}", random(), random()), format!("tk-{}", &random()[..12]));
+        let token = Token { id: id.as_str().into(), name, subject, hash: hash(&text), created: clock::now() };
+        let change = Change::Put(layout::token(&id), layout::encode(&token));
+        (text, token, change)
+    }
+
+    /// Whose token this is. Looked up by its hash: how long that takes tells nothing of other tokens.
+    pub fn find(&self, text: &str) -> Option<Token> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&hash(text)).cloned()
+    }
+
+    /// Whether there is none: then only the configuration's tokens open anything.
+    pub fn is_empty(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// All, by name.
+    pub fn all(&self) -> Vec<Token> {
+        let mut all: Vec<Token> = self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        all
+    }
+
+    /// Opens doors from now on.
+    pub fn add(&self, token: Token) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(token.hash, token);
+    }
+
+    /// Opens none any more. Whether there was one.
+    pub fn revoke(&self, id: &str) -> bool {
+        let mut tokens = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = tokens.len();
+        tokens.retain(|_, token| &*token.id != id);
+        tokens.len() < before
+    }
+
+    /// Exactly these are stored.
+    pub fn hold(&self, stored: impl IntoIterator<Item = Vec<u8>>) -> Result<(), StoreError> {
+        let mut tokens = BTreeMap::new();
+        for value in stored {
+            let token: Token = layout::decode(&value)?;
+            tokens.insert(token.hash, token);
+        }
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+        Ok(())
+    }
+}
+
+/// What a request for a token says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// What people call it.
+    #[serde(default)]
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Where; nothing: everywhere.
+    #[serde(default)]
+    pub namespaces: Option<Vec<String>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_found_by_itself_and_never_stored_as_it_is() {
+        let tokens = Tokens::default();
+        let (text, token, change) = Tokens::mint("ci".into(), Subject::admin());
+        assert!(text.len() > 60);
+        let Change::Put(_, value) = change else { panic!("it is stored") };
+        assert!(!value.windows(16).any(|bytes| text.as_bytes().windows(16).any(|part| part == bytes)));
+        tokens.hold([value.to_vec()]).unwrap();
+        assert_eq!(tokens.find(&text).as_ref(), Some(&token));
+        assert_eq!(tokens.find(&text[..text.len() - 1]), None);
+        assert!(tokens.revoke(&token.id) && !tokens.revoke(&token.id));
+        assert_eq!(tokens.find(&text), None);
+    }
+}

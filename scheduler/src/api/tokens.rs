@@ -1,0 +1,85 @@
+//! API tokens: made, listed, revoked.
+
+use super::{Api, store_refusal};
+use crate::{
+    access::{Token, Tokens, Wanted},
+    clock,
+    store::{Change, layout},
+};
+use capstan_common::{
+    refusal::{Code, Refusal},
+    validate,
+};
+use capstan_scheduler_core::access::Subject;
+use serde_json::{Value, json};
+
+/// The longest name of a token.
+const NAME_MAX: usize = 128;
+
+fn view(token: &Token) -> Value {
+    let subject = &token.subject;
+    json!({
+        "id": token.id, "name": token.name, "role": subject.role, "namespaces": subject.namespaces,
+        "created_at": clock::rfc3339(token.created),
+    })
+}
+
+impl Api {
+    /// Whose token this is.
+    pub fn bearer(&self, token: &str) -> Option<Token> {
+        self.env.tokens.find(token)
+    }
+
+    /// Whether tokens were made.
+    pub fn has_tokens(&self) -> bool {
+        !self.env.tokens.is_empty()
+    }
+
+    /// All tokens, without what they are.
+    pub fn tokens(&self) -> Vec<Value> {
+        self.env.tokens.all().iter().map(view).collect()
+    }
+
+    /// Makes a token. What it is is told here and never again.
+    pub async fn make_token(&self, wanted: Wanted) -> Result<Value, Refusal> {
+        if wanted.name.len() > NAME_MAX {
+            return Err(Refusal::field(
+                "name",
+                format!("must have at most {NAME_MAX} bytes, has {}", wanted.name.len()),
+            ));
+        }
+        for namespace in wanted.namespaces.iter().flatten() {
+            validate::function_key(namespace, "any")
+                .map_err(|_| Refusal::field("namespaces", format!("`{namespace}` is not the name of a namespace")))?;
+        }
+        if wanted.namespaces.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Refusal::field("namespaces", "must name at least one; leave it out for all".to_owned()));
+        }
+        self.must_have_room_anywhere()?;
+        let namespaces = wanted.namespaces.map(|names| names.iter().map(|name| name.as_str().into()).collect());
+        let (text, token, change) = Tokens::mint(wanted.name, Subject { role: wanted.role, namespaces });
+        self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
+        let mut answer = view(&token);
+        answer["token"] = text.into();
+        self.env.tokens.add(token);
+        Ok(answer)
+    }
+
+    /// Revokes a token.
+    pub async fn revoke_token(&self, id: &str) -> Result<(), Refusal> {
+        if !self.env.tokens.all().iter().any(|token| &*token.id == id) {
+            return Err(Refusal::new(Code::NotFound, format!("token `{id}` does not exist")));
+        }
+        self.env.globals.write(vec![Change::Delete(layout::token(id))]).await.map_err(store_refusal)?;
+        self.env.tokens.revoke(id);
+        Ok(())
+    }
+
+    /// Another scheduler has made or revoked some.
+    pub async fn adopt_tokens(&self) {
+        if let Ok(stored) = self.env.globals.tokens().await {
+            // What cannot be read was written by a newer version: it opens nothing here.
+            let _ = self.env.tokens.hold(stored);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Who may do what: every operation of the interface, for every role, at home and abroad.
+
+use crate::fresh;
+use capstan_tests::real::{Up, spec};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+const ROOT: &str = "root-token-of-the-operator";
+const ROLES: [&str; 4] = ["read", "invoke", "deploy", "admin"];
+
+async fn send(up: &Up, method: &str, path: &str, token: &str, body: Option<Value>) -> (u16, Value) {
+    let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+    let mut request = up.http.request(method, up.at(path)).header("authorization", format!("Bearer {token}"));
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    let answer = request.send().await.unwrap();
+    let status = answer.status().as_u16();
+    if answer.headers().get("content-type").is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream")) {
+        return (status, Value::Null);
+    }
+    (status, answer.json().await.unwrap_or_default())
+}
+
+async fn make(up: &Up, role: &str, namespaces: Value) -> String {
+    let (status, made) =
+        send(up, "POST", "/v1/tokens", ROOT, Some(json!({"role": role, "namespaces": namespaces}))).await;
+    assert_eq!(status, 201, "{made}");
+    made["token"].as_str().unwrap().to_owned()
+}
+
+/// What the interface should say, from its role and scope: a refusal, or anything else.
+fn refused(role: usize, needed: usize, scope: &str, place: &str) -> Option<u16> {
+    let here = place != "everywhere";
+    match scope {
+        "namespace" | "call" if place == "theirs" => Some(404),
+        // The container asked for is absent: for those who see some namespaces it is as hidden as others'.
+        "container" if here => Some(404),
+        "cluster" if here => Some(403),
+        _ if role < needed => Some(403),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn every_role_meets_every_operation_in_its_own_and_in_others_namespaces() {
+    // RELIABILITY §4.3 API1 API2 API5
+    let (_folder, up) = fresh(&[
+        "--set",
+        &format!("scheduler.tokens={ROOT}"),
+        "--set",
+        "scheduler.rate_per_s=100000",
+        "--set",
+        "scheduler.rate_burst=100000",
+    ]);
+    let echo = spec(&["cat"], "exec", json!({}));
+    let mut calls = BTreeMap::new();
+    for ns in ["mine", "theirs"] {
+        let path = format!("/v1/namespaces/{ns}/functions/f");
+        assert_eq!(send(&up, "PUT", &path, ROOT, Some(echo.clone())).await.0, 201);
+        let (_, spawned) = send(&up, "POST", &format!("{path}/spawn"), ROOT, Some(json!(1))).await;
+        calls.insert(ns, spawned["call_id"].as_str().unwrap().to_owned());
+    }
+    let document: Value = up
+        .http
+        .get(up.at("/openapi.json"))
+        .header("authorization", format!("Bearer {ROOT}"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let mut tokens = BTreeMap::new();
+    for role in ROLES {
+        tokens.insert((role, "everywhere"), make(&up, role, Value::Null).await);
+        tokens.insert((role, "here"), make(&up, role, json!(["mine"])).await);
+    }
+    let mut met = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap().iter().filter(|(m, _)| *m != "parameters") {
+            if matches!(&**path, "/healthz" | "/readyz" | "/docs" | "/v1/events") {
+                continue;
+            }
+            let scope = operation["x-scope"].as_str().unwrap_or_else(|| panic!("{method} {path} has no scope"));
+            let needed = ROLES.iter().position(|role| operation["x-role"] == *role).expect("a role");
+            for (place, ns) in [("everywhere", "mine"), ("mine", "mine"), ("theirs", "theirs")] {
+                // A function of each role's own, so that what is removed is not missed by the next.
+                let path =
+                    path.replace("{ns}", ns).replace("{fn}", "absent").replace("{index}", "0").replace("{path}", "x");
+                let id = if path.starts_with("/v1/calls") { calls[ns].clone() } else { "absent".into() };
+                let path = path.replace("{id}", &id);
+                for (held, role) in ROLES.into_iter().enumerate() {
+                    let whose = if place == "everywhere" { "everywhere" } else { "here" };
+                    // A wrong body: whoever is let in is refused for that, and nothing is changed.
+                    let body = (method != "get" && method != "delete").then(|| json!({"nonsense": true}));
+                    let (status, answer) =
+                        send(&up, &method.to_uppercase(), &path, &tokens[&(role, whose)], body).await;
+                    let expected = refused(held, needed, scope, place);
+                    let what = format!("{role} {place} {method} {path}: {status} {answer}");
+                    match expected {
+                        Some(expected) => assert_eq!(status, expected, "{what}"),
+                        None => assert!(!matches!(status, 401 | 403), "{what}"),
+                    }
+                    met += 1;
+                }
+                for nobody in ["", "cap_wrong", &tokens[&("admin", "everywhere")][1..]] {
+                    assert_eq!(send(&up, &method.to_uppercase(), &path, nobody, None).await.0, 401, "{method} {path}");
+                }
+            }
+        }
+    }
+    assert!(met > 300, "{met} cases");
+}
+
+#[tokio::test]
+async fn lists_show_a_token_its_own_and_a_revoked_token_opens_nothing() {
+    let (folder, mut up) = fresh(&["--set", &format!("scheduler.tokens={ROOT}")]);
+    let echo = spec(&["cat"], "exec", json!({}));
+    for ns in ["mine", "theirs"] {
+        let path = format!("/v1/namespaces/{ns}/functions/f");
+        assert_eq!(send(&up, "PUT", &path, ROOT, Some(echo.clone())).await.0, 201);
+        assert_eq!(send(&up, "POST", &format!("{path}/invoke"), ROOT, Some(json!(1))).await.0, 200);
+    }
+    let (_, made) =
+        send(&up, "POST", "/v1/tokens", ROOT, Some(json!({"role": "invoke", "namespaces": ["mine"], "name": "ci"})))
+            .await;
+    let token = made["token"].as_str().unwrap().to_owned();
+    for (path, field, of) in [
+        ("/v1/calls", "calls", "namespace"),
+        ("/v1/containers", "containers", "namespace"),
+        ("/v1/namespaces", "namespaces", "name"),
+    ] {
+        let (status, listed) = send(&up, "GET", path, &token, None).await;
+        let listed = listed[field].as_array().unwrap();
+        assert_eq!(status, 200);
+        assert!(!listed.is_empty() && listed.iter().all(|item| item[of] == "mine"), "{path}: {listed:?}");
+    }
+    // It survives a crash, as what it is and no more: its text lies nowhere.
+    up.kill().unwrap();
+    let up = Up::start(&folder.path().join("data"), &["--set", &format!("scheduler.tokens={ROOT}")]).unwrap();
+    assert_eq!(send(&up, "POST", "/v1/namespaces/mine/functions/f/invoke", &token, Some(json!(2))).await.0, 200);
+    for file in std::fs::read_dir(folder.path().join("data/log")).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(token.len()).any(|part| part == token.as_bytes()), "the token is stored as it is");
+    }
+    let (_, listed) = send(&up, "GET", "/v1/tokens", ROOT, None).await;
+    assert!(listed["tokens"][0]["name"] == "ci" && listed["tokens"][0].get("token").is_none());
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(send(&up, "DELETE", &format!("/v1/tokens/{id}"), ROOT, None).await.0, 204);
+    assert_eq!(send(&up, "GET", "/v1/calls", &token, None).await.0, 401);
+    assert_eq!(send(&up, "DELETE", &format!("/v1/tokens/{id}"), ROOT, None).await.0, 404);
+    for (wrong, field) in [
+        (json!({"role": "king"}), "role"),
+        (json!({"role": "read", "namespaces": []}), "namespaces"),
+        (json!({"role": "read", "namespaces": ["a/b"]}), "namespaces"),
+        (json!({"role": "read", "more": 1}), "more"),
+    ] {
+        let (status, answer) = send(&up, "POST", "/v1/tokens", ROOT, Some(wrong)).await;
+        assert!(status == 422 && answer.to_string().contains(field), "{answer}");
+    }
+}

@@ -23,8 +23,6 @@ install npm npm
 install pip3 python3-pip
 install etcd etcd-server
 install etcdctl etcd-client
-install protoc protobuf-compiler
-[ -e /usr/include/google/protobuf/descriptor.proto ] || install descriptor.proto libprotobuf-dev
 
 pure=(-p capstan-common -p capstan-scheduler-core -p capstan-worker-core)
 run() {

@@ -23,6 +23,9 @@ pub struct SchedulerConfig {
     pub data_dir: PathBuf,
     /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
     pub blob_dir: PathBuf,
+    /// Says that the network between clients, schedulers and workers is kept from others: nothing that travels is encrypted by
+    /// Capstan. Without it only loopback addresses are listened on.
+    pub plaintext_on_my_own_network: bool,
     /// The store of a cluster.
     pub etcd: EtcdConfig,
     /// Bearer tokens, any of which opens everything. Empty: no token is needed, and only a loopback address may be listened on.
@@ -68,6 +71,7 @@ impl Default for SchedulerConfig {
             link_listen: String::new(),
             link_advertise: String::new(),
             blob_dir: PathBuf::new(),
+            plaintext_on_my_own_network: false,
             etcd: EtcdConfig::default(),
             data_dir: PathBuf::from("capstan-data"),
             tokens: Vec::new(),
@@ -137,6 +141,13 @@ impl SchedulerConfig {
                 self.listen
             ));
         }
+        let links = self.link_address()?.filter(|link| !link.ip().is_loopback());
+        let open = links.or(Some(self.listen).filter(|listen| !listen.ip().is_loopback()));
+        if let Some(open) = open.filter(|_| !self.plaintext_on_my_own_network) {
+            return Err(format!(
+                "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Listen on 127.0.0.1 behind a proxy with TLS, or say plaintext_on_my_own_network=true if nobody else is on that network"
+            ));
+        }
         if let Some(keda) = self.keda_address()?
             && !keda.ip().is_loopback()
             && !self.keda_open
@@ -189,6 +200,11 @@ mod tests {
         config.listen = SocketAddr::from(([0, 0, 0, 0], 7070));
         assert!(config.check().unwrap_err().contains("needs authentication"));
         config.tokens = vec!["0123456789abcdef".into()];
+        assert!(config.check().unwrap_err().contains("plaintext_on_my_own_network"));
+        config.plaintext_on_my_own_network = true;
         assert_eq!(config.check(), Ok(()));
+        // The links of workers are as open as REST.
+        let links = SchedulerConfig { link_listen: "10.0.0.1:7071".into(), ..SchedulerConfig::default() };
+        assert!(links.check().unwrap_err().contains("10.0.0.1:7071 lets others"));
     }
 }

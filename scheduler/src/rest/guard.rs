@@ -108,7 +108,8 @@ async fn authorize(request: &ServiceRequest, subject: &Subject, api: &Api) -> Re
             owner = part("id").parse().ok().and_then(|container| api.namespace_of_container(container));
             // Its output may be kept longer than its function is known: that is for those who see everything. Where there are
             // others, one of them may own it, and looks after it.
-            let unknown = if api.is_clustered() && !api.keeps_output(&part("id")) { Object::List } else { Object::In("") };
+            let unknown =
+                if api.is_clustered() && !api.keeps_output(&part("id")) { Object::List } else { Object::In("") };
             owner.as_deref().map_or(unknown, Object::In)
         }
         Scope::List => Object::List,

@@ -62,7 +62,7 @@ impl History {
                 None => self.broken.push(format!("{call}: there was no input {index}")),
             }
         }
-        let lost = accepted.inputs.len() - seen.len();
+        let lost = (0..accepted.inputs.len() as u64).filter(|index| !seen.contains(index)).count();
         if lost > 0 {
             self.broken.push(format!("{call}: {lost} of {} inputs have no outcome", accepted.inputs.len()));
         }

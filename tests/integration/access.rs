@@ -114,6 +114,20 @@ async fn every_role_meets_every_operation_in_its_own_and_in_others_namespaces() 
 }
 
 #[tokio::test]
+async fn nobody_locks_everybody_out() {
+    let (_folder, up) = fresh(&[]);
+    let (status, refused) = send(&up, "POST", "/v1/tokens", "", Some(json!({"role": "deploy"}))).await;
+    assert!(status == 422 && refused.to_string().contains("must be admin, everywhere"), "{refused}");
+    assert_eq!(send(&up, "GET", "/v1/calls", "", None).await.0, 200, "the door is as open as before");
+    let (_, admin) = send(&up, "POST", "/v1/tokens", "", Some(json!({"role": "admin"}))).await;
+    let text = admin["token"].as_str().unwrap();
+    assert_eq!(send(&up, "GET", "/v1/calls", "", None).await.0, 401);
+    assert_eq!(send(&up, "POST", "/v1/tokens", text, Some(json!({"role": "read"}))).await.0, 201);
+    let path = format!("/v1/tokens/{}", admin["id"].as_str().unwrap());
+    assert_eq!(send(&up, "DELETE", &path, text, None).await.0, 409, "the last one that may govern");
+}
+
+#[tokio::test]
 async fn lists_show_a_token_its_own_and_a_revoked_token_opens_nothing() {
     let (folder, mut up) = fresh(&["--set", &format!("scheduler.tokens={ROOT}")]);
     let echo = spec(&["cat"], "exec", json!({}));

@@ -209,8 +209,9 @@ async fn requests_drawn_from_the_description_never_meet_a_fault_of_ours() {
     for _ in 0..cases {
         for (path, operations) in document["paths"].as_object().unwrap() {
             for (method, operation) in operations.as_object().unwrap() {
-                // Endless by nature, and what would take the only worker or the echo function away.
-                let apart = path == "/v1/events" || path.ends_with("/drain") || method == "delete";
+                // Endless by nature, and what would take the only worker, the echo function or the open door away.
+                let tokens = path == "/v1/tokens" && method == "post";
+                let apart = path == "/v1/events" || path.ends_with("/drain") || method == "delete" || tokens;
                 if !apart {
                     wrong.extend(one(&up, &mut draw, method, path, operation).await);
                 }

@@ -10,7 +10,7 @@ use capstan_common::{
     refusal::{Code, Refusal},
     validate,
 };
-use capstan_scheduler_core::access::Subject;
+use capstan_scheduler_core::access::{Role, Subject};
 use serde_json::{Value, json};
 
 /// The longest name of a token.
@@ -55,6 +55,11 @@ impl Api {
         if wanted.namespaces.as_ref().is_some_and(Vec::is_empty) {
             return Err(Refusal::field("namespaces", "must name at least one; leave it out for all".to_owned()));
         }
+        let governs = wanted.role == Role::Admin && wanted.namespaces.is_none();
+        if !governs && !self.is_governed_without("") {
+            let detail = "must be admin, everywhere, for the first token: from then on every request needs a token, and with this one alone nobody could govern; or set scheduler.tokens";
+            return Err(Refusal::field("role", detail.to_owned()));
+        }
         self.must_have_room_anywhere()?;
         let namespaces = wanted.namespaces.map(|names| names.iter().map(|name| name.as_str().into()).collect());
         let (text, token, change) = Tokens::mint(wanted.name, Subject { role: wanted.role, namespaces });
@@ -65,10 +70,21 @@ impl Api {
         Ok(answer)
     }
 
+    /// Whether somebody may do everything without this token.
+    fn is_governed_without(&self, id: &str) -> bool {
+        let governs = |token: &Token| token.subject == Subject::admin() && &*token.id != id;
+        !self.config.tokens.is_empty() || self.env.tokens.all().iter().any(governs)
+    }
+
     /// Revokes a token.
     pub async fn revoke_token(&self, id: &str) -> Result<(), Refusal> {
         if !self.env.tokens.all().iter().any(|token| &*token.id == id) {
             return Err(Refusal::new(Code::NotFound, format!("token `{id}` does not exist")));
+        }
+        if self.env.tokens.all().len() > 1 && !self.is_governed_without(id) {
+            let detail =
+                "it is the last token that may govern, and others are in use: revoke those first, or make another one";
+            return Err(Refusal::new(Code::Conflict, detail));
         }
         self.env.globals.write(vec![Change::Delete(layout::token(id))]).await.map_err(store_refusal)?;
         self.env.tokens.revoke(id);

@@ -299,3 +299,16 @@ async fn a_dead_workers_inputs_run_elsewhere_and_a_cut_off_one_keeps_its_own() {
     assert_eq!(bench.outputs(1, &call).await.len(), 8);
     assert_eq!(lines(&log), 16 + busy, "{busy} were lost with their worker");
 }
+
+#[test]
+fn a_hurt_cluster_keeps_every_promise() {
+    // RELIABILITY I1 I2 I3 P3; CAPSTAN_CHAOS gives the number of faults, CAPSTAN_SEED the plan.
+    let number = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.into());
+    let ran = std::process::Command::new(binary("capstan").unwrap())
+        .args(["chaos", "--json", "--seed", &number("CAPSTAN_SEED", "5"), "--faults", &number("CAPSTAN_CHAOS", "12")])
+        .output()
+        .unwrap();
+    let report: Value = serde_json::from_slice(&ran.stdout).unwrap_or_default();
+    assert!(ran.status.success(), "{report} {}", String::from_utf8_lossy(&ran.stderr));
+    assert!(report["inputs"].as_u64() > Some(100) && report["broken"] == json!([]), "{report}");
+}

@@ -119,6 +119,8 @@ pub struct Hello {
     pub version: String,
     /// How it enforces limits, in words.
     pub limits: String,
+    /// Which life of the worker this is: another one of the same name is another worker, or its next life.
+    pub instance: String,
 }
 
 /// One container of an inventory.

@@ -250,6 +250,7 @@ fn hello_out(hello: Hello) -> link::Hello {
         memory_mib: hello.capacity.memory_mib,
         version: hello.version,
         limits: hello.limits,
+        instance: hello.instance,
     }
 }
 
@@ -349,6 +350,7 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
             capacity: Amount { cpu_milli: hello.cpu_milli, memory_mib: hello.memory_mib },
             version: hello.version,
             limits: hello.limits,
+            instance: hello.instance,
         }),
         Kind::Inventory(inventory) => Report::Inventory {
             shard: shard_in(inventory.shard)?,
@@ -423,6 +425,7 @@ mod tests {
                 capacity: Amount { cpu_milli: 2000, memory_mib: 99 },
                 version: "v".into(),
                 limits: "cgroup v1".into(),
+                instance: "17-1".into(),
             }),
             Report::Inventory {
                 shard: Shard(3),

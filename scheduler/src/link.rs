@@ -159,6 +159,11 @@ impl Session {
     async fn begin(server: &LinkServer, hello: Hello, host: IpAddr, link: Link) -> Result<Self, Status> {
         let worker = WorkerId(hello.worker.as_str().into());
         let shared = server.shared.clone();
+        if shared.registry.is_taken(&worker, &hello.instance) {
+            return Err(Status::already_exists(format!(
+                "a worker named `{worker}` is linked already: give each its own worker.name; if it is the same that has just died, it is let in as soon as its old link is known to be broken"
+            )));
+        }
         let remembered = shared.globals.remember_worker(&worker, None).await;
         let draining = remembered.map_err(|e| Status::unavailable(e.to_string()))?;
         let entry = WorkerEntry {
@@ -168,6 +173,7 @@ impl Session {
             version: hello.version.clone(),
             limits: hello.limits.clone(),
             joined: clock::now(),
+            instance: hello.instance.clone(),
             generation: 0,
         };
         let entry = shared.registry.join(&worker, entry);

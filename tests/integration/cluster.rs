@@ -300,6 +300,36 @@ async fn a_dead_workers_inputs_run_elsewhere_and_a_cut_off_one_keeps_its_own() {
     assert_eq!(lines(&log), 16 + busy, "{busy} were lost with their worker");
 }
 
+#[tokio::test]
+async fn a_second_worker_of_a_name_is_refused_and_the_first_goes_on() {
+    let mut bench = Bench::start(Size { etcd: 1, schedulers: 1, workers: 1, ..Size::default() }).await;
+    bench.deploy("echo", echo()).await;
+    let link = bench.cluster.schedulers[0].from_workers.address().to_string();
+    let second = |name: &str| {
+        let log = std::fs::File::create(bench.folder.path().join("second.log")).unwrap();
+        tokio::process::Command::new(binary("capstan-worker").unwrap())
+            .args(["--data-dir", bench.folder.path().join("second").to_str().unwrap()])
+            .args([format!("--set=worker.name={name}"), format!("--set=worker.schedulers={link}")])
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    };
+    let mut refused = second("worker-1");
+    let log = bench.folder.path().join("second.log");
+    until("the refusal", || {
+        std::fs::read_to_string(&log).unwrap_or_default().contains("give each its own worker.name")
+    })
+    .await;
+    assert_eq!(bench.invoke(0, "echo", "1").await, (200, json!(1)));
+    refused.kill().await.unwrap();
+    // The next life of a worker that was killed is let in.
+    bench.cluster.workers[0].kill().await.unwrap();
+    bench.cluster.heal().unwrap();
+    let (status, output) = bench.invoke(0, "echo", "2").await;
+    assert_eq!((status, output), (200, json!(2)));
+}
+
 #[test]
 fn a_hurt_cluster_keeps_every_promise() {
     // RELIABILITY I1 I2 I3 P3; CAPSTAN_CHAOS gives the number of faults, CAPSTAN_SEED the plan.

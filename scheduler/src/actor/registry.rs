@@ -59,6 +59,8 @@ pub struct WorkerEntry {
     pub limits: String,
     /// When it last joined.
     pub joined: Time,
+    /// Which life of it this is.
+    pub instance: String,
     /// Counts its links, so that an old link's end does not concern a newer one.
     pub generation: u64,
 }
@@ -137,6 +139,12 @@ impl Registry {
         let tables = self.read();
         let told = tables.told.contains(&(worker.clone(), shard));
         tables.links.get(worker).filter(|_| told).cloned()
+    }
+
+    /// Whether another life of this name is linked.
+    pub fn is_taken(&self, worker: &WorkerId, instance: &str) -> bool {
+        let tables = self.read();
+        tables.links.contains_key(worker) && tables.workers.get(worker).is_some_and(|w| w.instance != instance)
     }
 
     /// Whether a worker's link stands.

@@ -254,6 +254,7 @@ impl Handler<Introduce> for NodeActor {
             capacity: self.core.resources().0,
             version: env!("CARGO_PKG_VERSION").into(),
             limits: self.limits.clone(),
+            instance: self.instance.to_string(),
         })
     }
 }

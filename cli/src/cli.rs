@@ -222,6 +222,13 @@ Examples:
         #[command(subcommand)]
         action: TokenAction,
     },
+    /// Make a join token: it lets one worker into a cluster with encrypted links, within ten minutes.
+    #[command(
+        after_help = "Example:\n  capstan-worker --set worker.link_tls=true --set worker.join=$(capstan invite) --set worker.schedulers=10.0.0.1:7071"
+    )]
+    Invite,
+    /// Revoke a worker's certificate: its link ends, and it is never let in again by this name.
+    Revoke { worker: String },
     /// List schedulers, and which shards of the functions each owns.
     Schedulers,
     /// List workers.

@@ -6,6 +6,7 @@ pub mod call;
 pub mod container;
 pub mod function;
 pub mod id;
+pub mod identity;
 pub mod input;
 pub mod order;
 pub mod parameter;

@@ -19,6 +19,10 @@ pub struct SchedulerConfig {
     pub link_listen: String,
     /// Where workers reach that, if not there.
     pub link_advertise: String,
+    /// Whether links are encrypted, and workers must show a certificate of the cluster's own authority.
+    pub link_tls: bool,
+    /// How long a worker's certificate is good, in seconds; it is renewed at half of that.
+    pub worker_certificate_s: u32,
     /// Where everything durable lies, unless `etcd` has endpoints.
     pub data_dir: PathBuf,
     /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
@@ -70,6 +74,8 @@ impl Default for SchedulerConfig {
             advertise: String::new(),
             link_listen: String::new(),
             link_advertise: String::new(),
+            link_tls: false,
+            worker_certificate_s: 86_400,
             blob_dir: PathBuf::new(),
             plaintext_on_my_own_network: false,
             etcd: EtcdConfig::default(),
@@ -141,11 +147,11 @@ impl SchedulerConfig {
                 self.listen
             ));
         }
-        let links = self.link_address()?.filter(|link| !link.ip().is_loopback());
+        let links = self.link_address()?.filter(|link| !link.ip().is_loopback() && !self.link_tls);
         let open = links.or(Some(self.listen).filter(|listen| !listen.ip().is_loopback()));
         if let Some(open) = open.filter(|_| !self.plaintext_on_my_own_network) {
             return Err(format!(
-                "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Listen on 127.0.0.1 behind a proxy with TLS, or say plaintext_on_my_own_network=true if nobody else is on that network"
+                "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Set link_tls=true for links, listen on 127.0.0.1 behind a proxy with TLS for REST, or say plaintext_on_my_own_network=true if nobody else is on that network"
             ));
         }
         if let Some(keda) = self.keda_address()?
@@ -157,6 +163,9 @@ impl SchedulerConfig {
             ));
         }
         self.prometheus()?;
+        if self.worker_certificate_s == 0 {
+            return Err("worker_certificate_s must be at least 1".into());
+        }
         let link = self.link_address()?;
         if self.is_clustered() {
             self.etcd.check()?;

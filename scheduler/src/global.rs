@@ -8,7 +8,7 @@ use crate::{
 use bytes::Bytes;
 use capstan_common::id::WorkerId;
 use capstan_scheduler_core::autoscaler::Policy;
-use etcd_client::{GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use serde_json::{Map, Value};
 use std::sync::{Arc, OnceLock};
 
@@ -27,9 +27,10 @@ impl Globals {
     /// Makes changes durable.
     pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         match self {
-            Self::Beside(_, committer) => match committer.get() {
+            Self::Beside(store, committer) => match committer.get() {
                 Some(committer) => committer.write(changes).await,
-                None => Err(StoreError::Read(std::io::Error::other("the store is not open"))),
+                // While the scheduler starts nobody else writes.
+                None => store.commit(&changes),
             },
             Self::Etcd(etcd) => {
                 let etcd = etcd.clone();
@@ -55,6 +56,43 @@ impl Globals {
             Self::Etcd(etcd) => {
                 let (etcd, name) = (etcd.clone(), format!("global/{}", String::from_utf8_lossy(key)));
                 blocking(move || Ok(etcd.get(&name, None)?.first().map(|kv| Bytes::copy_from_slice(kv.value())))).await
+            }
+        }
+    }
+
+    /// Sets a key that nobody has set.
+    pub async fn create(&self, key: &[u8], value: Bytes) -> Result<(), StoreError> {
+        match self {
+            Self::Beside(store, _) if store.get(key)?.is_some() => Ok(()),
+            Self::Beside(..) => self.write(vec![Change::Put(key.into(), value)]).await,
+            Self::Etcd(etcd) => {
+                let (etcd, name) = (etcd.clone(), name(etcd, key));
+                blocking(move || {
+                    let none = Compare::create_revision(name.clone(), CompareOp::Equal, 0);
+                    etcd.txn(Txn::new().when([none]).and_then([TxnOp::put(name, value, None)]))?;
+                    Ok(())
+                })
+                .await
+            }
+        }
+    }
+
+    /// Removes a key that has this value. Whether it had: of two who take it, one does.
+    pub async fn take(&self, key: &[u8], value: Bytes) -> Result<bool, StoreError> {
+        match self {
+            Self::Beside(store, _) => {
+                let there = store.get(key)?.is_some_and(|found| found == value);
+                self.write(vec![Change::Delete(key.into())]).await?;
+                Ok(there)
+            }
+            Self::Etcd(etcd) => {
+                let (etcd, name) = (etcd.clone(), name(etcd, key));
+                blocking(move || {
+                    let same = Compare::value(name.clone(), CompareOp::Equal, value);
+                    let taken = etcd.txn(Txn::new().when([same]).and_then([TxnOp::delete(name, None)]))?;
+                    Ok(taken.succeeded())
+                })
+                .await
             }
         }
     }

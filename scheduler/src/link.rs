@@ -9,6 +9,8 @@ use crate::{
     clock,
     config::SchedulerConfig,
     shard::Shared,
+    store::layout,
+    tls,
 };
 use actix::Addr;
 use capstan_common::{
@@ -20,6 +22,7 @@ use capstan_common::{
     worker::WorkerState,
 };
 use capstan_scheduler_core::{autoscaler, event::Event};
+use rustls::pki_types::CertificateDer;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -30,10 +33,15 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::server::{TcpConnectInfo, TlsConnectInfo},
+};
 
 /// The pause between two looks whether orders may be sent.
 const HELD: Duration = Duration::from_millis(20);
+/// The longest name of a worker.
+const NAME_MAX: usize = 128;
 /// Orders that travel in one message.
 const ORDERS_AT_ONCE: usize = 512;
 
@@ -60,14 +68,37 @@ impl LinkServer {
     }
 }
 
+impl LinkServer {
+    /// Where links are encrypted, a worker is who its certificate says, and only as long as that was not revoked.
+    async fn must_be(&self, worker: &str, shown: Option<&CertificateDer<'_>>) -> Result<(), Status> {
+        if self.shared.authority.is_none() {
+            return Ok(());
+        }
+        if !shown.is_some_and(|shown| tls::is_of(shown, worker)) {
+            return Err(Status::unauthenticated(format!(
+                "the certificate is not that of a worker named `{worker}`: each worker enrols by its own name with a join token (`capstan invite`)"
+            )));
+        }
+        let revoked = self.shared.globals.get(&layout::revoked(worker)).await;
+        match revoked.map_err(|error| Status::unavailable(error.to_string()))? {
+            None => Ok(()),
+            Some(_) => Err(Status::unauthenticated(format!(
+                "the certificate of worker `{worker}` was revoked: remove its identity, and let it join by another name"
+            ))),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl link::link_server::Link for LinkServer {
     type JoinStream = Orders;
 
     async fn join(&self, request: Request<Streaming<link::Reports>>) -> Result<Response<Orders>, Status> {
         let host = request.remote_addr().map_or(Ipv4Addr::LOCALHOST.into(), |from| from.ip());
+        let shown = certificate(&request);
         let mut inbound = request.into_inner();
         let hello = first_hello(&mut inbound).await?;
+        self.must_be(&hello.worker, shown.as_ref()).await?;
         if hello.protocol != PROTOCOL {
             return Err(Status::failed_precondition(format!(
                 "worker {} speaks link protocol {}, this scheduler speaks {PROTOCOL}: run the same version on both",
@@ -95,6 +126,40 @@ impl link::link_server::Link for LinkServer {
         begins.await.map_err(|_| Status::internal("the session ended before it began"))??;
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
+
+    async fn enrol(&self, request: Request<link::EnrolRequest>) -> Result<Response<link::Enrolled>, Status> {
+        let shown = certificate(&request);
+        let asked = request.into_inner();
+        let authority = self.shared.authority.as_ref();
+        let authority = authority
+            .ok_or_else(|| Status::failed_precondition("links are not encrypted here: leave worker.link_tls out"))?;
+        if asked.worker.is_empty() || asked.worker.len() > NAME_MAX {
+            return Err(Status::invalid_argument(format!("a worker's name has 1 to {NAME_MAX} bytes")));
+        }
+        if asked.token.is_empty() {
+            self.must_be(&asked.worker, shown.as_ref()).await?;
+        } else {
+            let revoked = self.shared.globals.get(&layout::revoked(&asked.worker)).await;
+            if revoked.map_err(|error| Status::unavailable(error.to_string()))?.is_some() {
+                return Err(Status::unauthenticated(format!(
+                    "worker `{}` was revoked: let it join by another name",
+                    asked.worker
+                )));
+            }
+            let admitted = tls::admit(&self.shared.globals, &asked.token).await;
+            admitted.map_err(|error| Status::unauthenticated(format!("{error:#}")))?;
+        }
+        let signed = authority.sign(&asked.worker, &asked.request);
+        let (certificate, ours) = signed.map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
+        tracing::info!(worker = asked.worker, "a worker's certificate was signed");
+        Ok(Response::new(link::Enrolled { certificate, authority: ours, good_for_s: authority.worker_s() }))
+    }
+}
+
+/// The certificate that a worker shows.
+fn certificate<T>(request: &Request<T>) -> Option<CertificateDer<'static>> {
+    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
+    info.peer_certs()?.first().cloned()
 }
 
 async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, Status> {

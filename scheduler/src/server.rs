@@ -21,6 +21,7 @@ use crate::{
         etcd::{Etcd, Format, Session},
     },
     telemetry::{Telemetry, trace::Tracer},
+    tls::{self, Authority},
 };
 use actix::{Actor, Arbiter};
 use anyhow::Context;
@@ -155,6 +156,10 @@ impl Parts {
         let autoscaler =
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
+        let mut authority = None;
+        if config.link_tls {
+            authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
+        }
         let tokens = Tokens::default();
         tokens.hold(globals.tokens().await?)?;
         for governed in globals.namespaces().await?.into_iter().map(Governed::event) {
@@ -169,6 +174,7 @@ impl Parts {
             zero: RwLock::new(Arc::new(zero)),
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
             tokens,
+            authority,
             globals,
             stopping: CancellationToken::new(),
             functions: functions.handle(),
@@ -207,6 +213,7 @@ async fn serve_links(
 ) -> anyhow::Result<Option<SocketAddr>> {
     let (config, (ready, is_ready)) = (config.clone(), oneshot::channel());
     arbiter.spawn(async move {
+        let tls = shared.authority.as_ref().map(|authority| authority.server()).transpose();
         let service = link_server::LinkServer::new(LinkServer::new(shared, &config))
             .max_decoding_message_size(256 << 20)
             .max_encoding_message_size(256 << 20);
@@ -232,11 +239,21 @@ async fn serve_links(
                 }
             },
             LinkListener::Tcp(address) => match tokio::net::TcpListener::bind(address).await {
-                Ok(listener) => {
-                    let _ = ready.send(listener.local_addr().map(Some));
-                    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-                    router.serve_with_incoming(incoming).await
-                }
+                Ok(listener) => match tls {
+                    Ok(Some(tls)) => {
+                        let _ = ready.send(listener.local_addr().map(Some));
+                        router.serve_with_incoming(tls::incoming(listener, tls)).await
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(std::io::Error::other(format!("{error:#}"))));
+                        return;
+                    }
+                    Ok(None) => {
+                        let _ = ready.send(listener.local_addr().map(Some));
+                        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+                        router.serve_with_incoming(incoming).await
+                    }
+                },
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;

@@ -17,6 +17,7 @@ use crate::{
     global::Globals,
     store::{Store, load, outcomes::Outcomes},
     telemetry::Telemetry,
+    tls::Authority,
 };
 use actix::{Actor, Addr, ArbiterHandle};
 use anyhow::Context;
@@ -61,6 +62,8 @@ pub struct Shared {
     pub prometheus: Option<Prometheus>,
     /// API tokens.
     pub tokens: Tokens,
+    /// The cluster's own authority, where links are encrypted.
+    pub authority: Option<Arc<Authority>>,
     /// What belongs to no function.
     pub globals: Globals,
     /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.

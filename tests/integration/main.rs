@@ -9,6 +9,7 @@ mod faults;
 mod functions;
 mod fuzz;
 mod instances;
+mod joining;
 mod keda;
 mod kill;
 mod kubernetes;

@@ -12,6 +12,10 @@ pub struct WorkerConfig {
     pub name: String,
     /// Schedulers' addresses for links, like `10.0.0.1:7071`; one is enough, it tells of the others.
     pub schedulers: Vec<String>,
+    /// Whether links are encrypted, and the worker shows a certificate: where its schedulers have `link_tls`.
+    pub link_tls: bool,
+    /// The join token that gets it its first certificate; needed once.
+    pub join: String,
     /// Cores that it offers; all of the machine's by default.
     pub cpu: Option<f64>,
     /// Memory that it offers; nine tenths of the machine's by default.
@@ -35,6 +39,8 @@ impl Default for WorkerConfig {
         Self {
             name: if host.is_empty() { "worker".into() } else { host.into() },
             schedulers: Vec::new(),
+            link_tls: false,
+            join: String::new(),
             cpu: None,
             memory_mib: None,
             data_dir: PathBuf::from("capstan-data"),

@@ -6,6 +6,7 @@ pub mod actor;
 pub mod config;
 pub mod protocol;
 pub mod runtime;
+pub mod tls;
 
 pub use actor::{Address, Dial, Worker, start};
 pub use runtime::keeper;

@@ -157,3 +157,16 @@ pub async fn token(client: &Client, action: TokenAction, as_json: bool) -> anyho
         }
     }
 }
+
+/// Makes a join token.
+pub async fn invite(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let made = client.send(Method::POST, "/v1/join-tokens", &Value::Null).await?;
+    if as_json { output::print_json(&made) } else { output::print(output::text(&made["join_token"])) }
+}
+
+/// Revokes a worker's certificate.
+pub async fn revoke(client: &Client, worker: &str, as_json: bool) -> anyhow::Result<()> {
+    let path = format!("/v1/workers/{}/revoke", segment(worker));
+    let answer = client.send(Method::POST, &path, &Value::Null).await?;
+    if as_json { output::print_json(&answer) } else { output::print(format!("revoked {worker}")) }
+}

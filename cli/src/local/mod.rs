@@ -28,6 +28,8 @@ pub struct Size {
     pub workers: usize,
     /// Cores that each worker offers.
     pub worker_cpu: f64,
+    /// Whether links are encrypted, and workers join by tokens.
+    pub link_tls: bool,
     /// Further settings of schedulers, as KEY=VALUE.
     pub set: Vec<String>,
     /// Further arguments of etcd.
@@ -36,7 +38,15 @@ pub struct Size {
 
 impl Default for Size {
     fn default() -> Self {
-        Self { etcd: 3, schedulers: 3, workers: 3, worker_cpu: 4.0, set: Vec::new(), etcd_arguments: Vec::new() }
+        Self {
+            etcd: 3,
+            schedulers: 3,
+            workers: 3,
+            worker_cpu: 4.0,
+            link_tls: false,
+            set: Vec::new(),
+            etcd_arguments: Vec::new(),
+        }
     }
 }
 
@@ -93,7 +103,7 @@ impl LocalCluster {
         for n in 0..size.workers {
             let name = format!("worker-{}", n + 1);
             let data = folder.join(&name);
-            let arguments = [
+            let mut arguments: Vec<String> = vec![
                 "--data-dir".into(),
                 data.display().to_string(),
                 format!("--set=worker.name={name}"),
@@ -101,8 +111,12 @@ impl LocalCluster {
                 format!("--set=worker.schedulers={}", links.join(",")),
                 format!("--set=worker.blob_dir={}", folder.join("blobs").display()),
             ];
+            if size.link_tls {
+                let join = cluster.invite().await?;
+                arguments.extend(["--set=worker.link_tls=true".into(), format!("--set=worker.join={join}")]);
+            }
             let program = programs.join("capstan-worker");
-            cluster.workers.push(Process::start(&name, program, arguments.into(), folder)?);
+            cluster.workers.push(Process::start(&name, program, arguments, folder)?);
         }
         cluster.await_whole(size).await?;
         Ok(cluster)
@@ -128,6 +142,7 @@ impl LocalCluster {
             format!("--set=scheduler.etcd.endpoints={}", endpoints.join(",")),
             format!("--set=scheduler.blob_dir={}", folder.join("blobs").display()),
         ];
+        arguments.push(format!("--set=scheduler.link_tls={}", size.link_tls));
         arguments.extend(size.set.iter().map(|pair| format!("--set={pair}")));
         let process = Process::start(&name, programs.join("capstan-scheduler"), arguments, folder)?;
         Ok(Scheduler { process, url: String::new(), to_etcd, from_workers })
@@ -173,6 +188,13 @@ impl LocalCluster {
             }
         }
         Ok(())
+    }
+
+    /// A join token, from the first scheduler.
+    pub async fn invite(&self) -> Result<String> {
+        let url = format!("{}/v1/join-tokens", self.schedulers[0].url);
+        let made: serde_json::Value = reqwest::Client::new().post(url).send().await?.json().await?;
+        Ok(made["join_token"].as_str().with_context(|| format!("no join token was made: {made}"))?.to_owned())
     }
 
     /// Every connection passes, every process runs.

@@ -66,8 +66,9 @@ async fn connection(client: TcpStream, target: SocketAddr, modes: watch::Receive
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
+    // What breaks on one side breaks on the other; an end of one direction leaves the other open.
     let both = async {
-        tokio::join!(
+        tokio::try_join!(
             pass(client_read, server_write, modes.clone(), false),
             pass(server_read, client_write, modes, true)
         )
@@ -84,22 +85,19 @@ async fn pass(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut modes: watch::Receiver<Mode>,
     answers: bool,
-) {
+) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let Ok(count) = from.read(&mut buffer).await else { return };
+        let count = from.read(&mut buffer).await?;
         if count == 0 {
             // The other direction may still have something to say.
-            let _ = to.shutdown().await;
-            return;
+            return to.shutdown().await;
         }
         let held = |mode: &Mode| *mode == Mode::Hold || (answers && *mode == Mode::HoldAnswers);
-        let Ok(mode) = modes.wait_for(|mode| !held(mode)).await.map(|mode| *mode) else { return };
+        let Ok(mode) = modes.wait_for(|mode| !held(mode)).await.map(|mode| *mode) else { return Ok(()) };
         if let Mode::Slow(late) = mode {
             tokio::time::sleep(late).await;
         }
-        if to.write_all(&buffer[..count]).await.is_err() {
-            return;
-        }
+        to.write_all(&buffer[..count]).await?;
     }
 }

@@ -7,6 +7,7 @@ use crate::{
         function::{Happen, Tell},
     },
     clock,
+    store::{Change, layout},
     telemetry::metrics::{ContainerLabel, FunctionLabel},
 };
 use capstan_common::{
@@ -126,6 +127,40 @@ impl Api {
                 let _ = function.send(Happen(vec![event])).await;
             }
         }
+    }
+
+    /// A token that lets one worker join, within ten minutes.
+    pub async fn invite(&self) -> Result<Value, Refusal> {
+        let authority = self.env.authority.as_ref().ok_or_else(|| {
+            let detail = "links are not encrypted, so that workers need no certificate: set scheduler.link_tls";
+            Refusal::new(Code::Unsupported, detail)
+        })?;
+        self.must_have_room_anywhere()?;
+        let token = authority.invite(&self.env.globals).await.map_err(store_refusal)?;
+        Ok(json!({"join_token": token, "good_for_s": 600}))
+    }
+
+    /// A worker's certificate is not good any more: its link ends, and it is never let in again by this name.
+    pub async fn revoke_worker(&self, name: &str) -> Result<Value, Refusal> {
+        if self.env.authority.is_none() {
+            let detail =
+                "links are not encrypted, so that workers have no certificates to revoke: set scheduler.link_tls";
+            return Err(Refusal::new(Code::Unsupported, detail));
+        }
+        if name.is_empty() || name.len() > 128 {
+            return Err(no_worker(name));
+        }
+        let change = Change::Put(layout::revoked(name), layout::encode(&clock::now()));
+        self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
+        self.cut_revoked(name);
+        Ok(json!({"id": name, "revoked": true}))
+    }
+
+    /// Ends the link of a worker whose certificate was revoked.
+    pub fn cut_revoked(&self, name: &str) {
+        tracing::warn!(worker = name, "the worker's certificate is revoked");
+        self.env.registry.cut(&WorkerId(name.into()));
+        self.env.telemetry.events.tell("worker_revoked", json!({"worker": name}));
     }
 
     /// Containers that a filter lets through.

@@ -358,6 +358,11 @@ impl Cluster {
                 self.api.adopt_worker(&WorkerId(String::from_utf8_lossy(name).into()), state).await;
             }
         }
+        for kv in &found {
+            if let Some(name) = kv.key()[skip..].strip_prefix(b"R").filter(|_| after > 0) {
+                self.api.cut_revoked(&String::from_utf8_lossy(name));
+            }
+        }
         // A token that was revoked is gone, and no change of a key tells of it.
         self.api.adopt_tokens().await;
         let newest = found.iter().map(KeyValue::mod_revision).max().unwrap_or(after);

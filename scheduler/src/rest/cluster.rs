@@ -48,6 +48,14 @@ pub async fn resume(api: web::Data<Api>, path: web::Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(api.turn_worker(&path, WorkerState::Ready).await?))
 }
 
+pub async fn revoke(api: web::Data<Api>, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.revoke_worker(&path).await?))
+}
+
+pub async fn invite(api: web::Data<Api>) -> Answer {
+    Ok(HttpResponse::Created().json(api.invite().await?))
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ContainersQuery {

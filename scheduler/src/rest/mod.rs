@@ -102,6 +102,8 @@ pub fn routes(app: &mut route::ServiceConfig) {
                 .service(route::resource("/workers/{id}").get(cluster::worker))
                 .service(route::resource("/workers/{id}/drain").post(cluster::drain))
                 .service(route::resource("/workers/{id}/resume").post(cluster::resume))
+                .service(route::resource("/workers/{id}/revoke").post(cluster::revoke))
+                .service(route::resource("/join-tokens").post(cluster::invite))
                 .service(route::resource("/containers").get(cluster::containers))
                 .service(route::resource("/containers/{id}/logs").get(cluster::logs))
                 .service(route::resource("/containers/{id}/stop").post(cluster::stop))

@@ -14,6 +14,9 @@
 //! | `N` ns | a namespace's weight and quota |
 //! | `P` ns `\0` name | where the schedule stands |
 //! | `T` ns `\0` name | the last revision of a function that was removed |
+//! | `X` | the cluster's authority: its certificate and key |
+//! | `J` token id | a join token that was not used yet |
+//! | `R` worker | a worker whose certificate is not good any more |
 //! | `U` token id | an API token's role, namespaces and hash |
 //! | `W` worker | a worker that has joined, and whether it drains |
 //! | `Z` | the scale-to-zero configuration |
@@ -44,6 +47,8 @@ pub const ENDED: &[u8] = b"D";
 pub const WORKERS: &[u8] = b"W";
 /// Prefix of namespaces.
 pub const NAMESPACES: &[u8] = b"N";
+/// The key of the cluster's authority.
+pub const AUTHORITY: &[u8] = b"X";
 /// Prefix of API tokens.
 pub const TOKENS: &[u8] = b"U";
 /// The key of the scale-to-zero configuration.
@@ -146,6 +151,16 @@ pub fn schedule(function: &FunctionKey) -> Box<[u8]> {
 /// The key of a function's latest scale decisions.
 pub fn decisions(function: &FunctionKey) -> Box<[u8]> {
     key(&[b"G", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// The key of a join token.
+pub fn join(id: &str) -> Box<[u8]> {
+    key(&[b"J", id.as_bytes()])
+}
+
+/// The key of a worker whose certificate was revoked.
+pub fn revoked(worker: &str) -> Box<[u8]> {
+    key(&[b"R", worker.as_bytes()])
 }
 
 /// The key of an API token.

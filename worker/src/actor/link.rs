@@ -1,6 +1,7 @@
 //! The worker's side of the link: it dials, says Hello, carries orders in and reports out, and dials again.
 
 use super::node::{Introduce, NodeActor, Orders, Parted, Pulse};
+use crate::tls::{self, Tls};
 use actix::Addr;
 use capstan_common::{
     id::LinkId,
@@ -39,6 +40,8 @@ const DUPLEX_BYTES: usize = 1 << 20;
 const REDIAL_MS: u64 = 50;
 /// The longest such pause.
 const REDIAL_MAX_MS: u64 = 2000;
+/// How long a scheduler may take to let a worker in.
+const JOIN: Duration = Duration::from_secs(10);
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -60,13 +63,13 @@ pub enum Dial {
     At(Address),
 }
 
-async fn connect(dial: Dial) -> Result<Channel, tonic::transport::Error> {
+async fn connect(dial: Dial, tls: Option<Arc<Tls>>) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_static("http://scheduler")
         .initial_stream_window_size(16 << 20)
         .initial_connection_window_size(32 << 20);
     endpoint
         .connect_with_connector(service_fn(move |_| {
-            let dial = dial.clone();
+            let (dial, tls) = (dial.clone(), tls.clone());
             async move {
                 let stream: Box<dyn Stream> = match dial {
                     Dial::InProcess(listener) => {
@@ -76,16 +79,44 @@ async fn connect(dial: Dial) -> Result<Channel, tonic::transport::Error> {
                     }
                     Dial::At(Address::Unix(path)) => Box::new(UnixStream::connect(path).await?),
                     Dial::At(Address::Tcp(address)) => {
-                        let connecting = TcpStream::connect(address);
-                        let stream = tokio::time::timeout(CONNECT, connecting).await.map_err(io::Error::other)??;
-                        stream.set_nodelay(true)?;
-                        Box::new(stream)
+                        let stream = reach(&address).await?;
+                        match tls {
+                            Some(tls) => Box::new(tls.connect(stream).await?),
+                            None => Box::new(stream),
+                        }
                     }
                 };
                 Ok::<_, io::Error>(TokioIo::new(stream))
             }
         }))
         .await
+}
+
+async fn reach(address: &str) -> io::Result<TcpStream> {
+    let connecting = TcpStream::connect(address);
+    let stream = tokio::time::timeout(CONNECT, connecting).await.map_err(io::Error::other)??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A connection to the first of these schedulers that answers, for enrolling.
+pub async fn door(addresses: Vec<Address>, config: Arc<rustls::ClientConfig>) -> anyhow::Result<Channel> {
+    let mut last = anyhow::anyhow!("worker.schedulers is empty");
+    for address in addresses {
+        let Address::Tcp(address) = address else { continue };
+        let (named, config) = (address.clone(), config.clone());
+        let connector = service_fn(move |_| {
+            let (address, config) = (address.clone(), config.clone());
+            async move { Ok::<_, io::Error>(TokioIo::new(tls::handshake(config, reach(&address).await?).await?)) }
+        });
+        match Endpoint::from_static("http://scheduler").connect_with_connector(connector).await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => {
+                last = anyhow::Error::new(error).context(format!("the scheduler at {named} cannot be reached"))
+            }
+        }
+    }
+    Err(last)
 }
 
 trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
@@ -97,6 +128,7 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 /// The links of a worker: one to each scheduler that it was told of, by its operator or by another scheduler.
 pub struct Links {
     node: Addr<NodeActor>,
+    tls: Option<Arc<Tls>>,
     /// Those that its operator named are dialled for ever.
     named: BTreeSet<Address>,
     /// Those that schedulers told of last.
@@ -107,13 +139,13 @@ pub struct Links {
 
 impl Links {
     /// Links to these, kept on the arbiter that runs this.
-    pub fn keep(node: Addr<NodeActor>, dials: Vec<Dial>) {
+    pub fn keep(node: Addr<NodeActor>, dials: Vec<Dial>, tls: Option<Arc<Tls>>) {
         let named = dials.iter().filter_map(|dial| match dial {
             Dial::At(address) => Some(address.clone()),
             Dial::InProcess(_) => None,
         });
         let named: BTreeSet<Address> = named.collect();
-        let links = Arc::new(Self { node, kept: Mutex::new(named.clone()), named, told: Mutex::default() });
+        let links = Arc::new(Self { node, tls, kept: Mutex::new(named.clone()), named, told: Mutex::default() });
         for dial in dials {
             actix::spawn(links.clone().keep_linked(dial));
         }
@@ -165,7 +197,8 @@ impl Links {
 
     async fn session(self: &Arc<Self>, link: LinkId, dial: Dial) -> Result<(), String> {
         let node = &self.node;
-        let channel = connect(dial).await.map_err(|e| e.to_string())?;
+        let channel = tokio::time::timeout(JOIN, connect(dial, self.tls.clone())).await;
+        let channel = channel.map_err(|_| "the scheduler does not answer".to_owned())?.map_err(|e| whole(&e))?;
         let mut client = link::link_client::LinkClient::new(channel)
             .max_decoding_message_size(256 << 20)
             .max_encoding_message_size(256 << 20);
@@ -175,7 +208,10 @@ impl Links {
         let hello = node.send(introduce).await.map_err(|e| e.to_string())?;
         let (batches, stream) = mpsc::channel(16);
         actix::spawn(send_reports(Report::Hello(hello), reports, batches));
-        let joined = client.join(ReceiverStream::new(stream)).await.map_err(|status| status.message().to_owned())?;
+        // One that refuses our certificate closes the connection, and the channel would try again without a word.
+        let joining = tokio::time::timeout(JOIN, client.join(ReceiverStream::new(stream))).await;
+        let joined = joining.map_err(|_| "the scheduler does not let us in, or does not answer".to_owned())?;
+        let joined = joined.map_err(|status| status.message().to_owned())?;
         let mut inbound = joined.into_inner();
         loop {
             let message = tokio::select! {
@@ -229,6 +265,17 @@ fn welcomed(
         }
     });
     Ok(())
+}
+
+/// An error with its reasons.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut reason = error.source();
+    while let Some(error) = reason {
+        text.push_str(&format!(": {error}"));
+        reason = error.source();
+    }
+    text
 }
 
 /// Packs all reports that wait into one message.

@@ -9,6 +9,7 @@ pub use link::{Address, Dial};
 use crate::{
     config::WorkerConfig,
     runtime::{cgroup::Cgroups, keeper},
+    tls::{Open, Tls},
 };
 use actix::{Actor, Addr, Arbiter};
 use anyhow::Context;
@@ -27,6 +28,7 @@ pub struct Worker {
 
 /// Starts a worker that dials its schedulers and keeps dialling.
 pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Worker> {
+    let tls = if config.link_tls { Some(show_oneself(&config, &dials).await?) } else { None };
     let instance: Arc<str> = format!("{}-{}", std::process::id(), capstan_clock::now().0).into();
     let scratch = config.data_dir.join("scratch").join(&*instance);
     std::fs::create_dir_all(&scratch)
@@ -45,8 +47,25 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
         NodeActor::new(config, instance, scratch, cgroups, told, blobs)
     });
     let linked = node.clone();
-    arbiter.spawn_fn(move || link::Links::keep(linked, dials));
+    if let Some((tls, open)) = &tls {
+        arbiter.spawn(tls.clone().keep_fresh(open.clone()));
+    }
+    arbiter.spawn_fn(move || link::Links::keep(linked, dials, tls.map(|(tls, _)| tls)));
     Ok(Worker { node, arbiter, keeper, limits })
+}
+
+/// The worker's certificate, which it has or now gets, and the way to renew it.
+async fn show_oneself(config: &WorkerConfig, dials: &[Dial]) -> anyhow::Result<(Arc<Tls>, Open)> {
+    let addresses = dials.iter().filter_map(|dial| match dial {
+        Dial::At(address) => Some(address.clone()),
+        Dial::InProcess(_) => None,
+    });
+    let addresses: Vec<_> = addresses.collect();
+    let open: Open = Arc::new(move |config| Box::pin(link::door(addresses.clone(), config)));
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("the data folder {} cannot be made", config.data_dir.display()))?;
+    let tls = Tls::settle(&config.data_dir, &config.name, &config.join, &open).await?;
+    Ok((Arc::new(tls), open))
 }
 
 impl Worker {

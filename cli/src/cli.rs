@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::local::Size;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -370,7 +371,7 @@ pub enum TokenAction {
 
 /// How large a cluster.
 #[derive(Args, Clone)]
-pub struct LocalClusterArgs {
+pub struct SizeArgs {
     /// etcd members.
     #[arg(long, default_value_t = 3)]
     pub etcd: usize,
@@ -380,6 +381,21 @@ pub struct LocalClusterArgs {
     /// Workers.
     #[arg(long, default_value_t = 3)]
     pub workers: usize,
+}
+
+impl SizeArgs {
+    /// A cluster of this size.
+    pub fn size(&self) -> Size {
+        Size { etcd: self.etcd, schedulers: self.schedulers, workers: self.workers, ..Size::default() }
+    }
+}
+
+/// Which cluster.
+#[derive(Args, Clone)]
+pub struct LocalClusterArgs {
+    /// How large it is.
+    #[command(flatten)]
+    pub size: SizeArgs,
     /// Where everything lies; without it a folder that goes when it ends.
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -394,15 +410,9 @@ pub struct ChaosArgs {
     /// How many faults.
     #[arg(long, default_value_t = 50)]
     pub faults: usize,
-    /// etcd members.
-    #[arg(long, default_value_t = 3)]
-    pub etcd: usize,
-    /// Schedulers.
-    #[arg(long, default_value_t = 3)]
-    pub schedulers: usize,
-    /// Workers.
-    #[arg(long, default_value_t = 3)]
-    pub workers: usize,
+    /// How large the cluster is.
+    #[command(flatten)]
+    pub size: SizeArgs,
     /// Keep everything, logs included, in this folder.
     #[arg(long, value_name = "FOLDER")]
     pub keep: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use crate::{
     cli::{Half, LocalClusterArgs},
     config::Settings,
-    local::{LocalCluster, Size},
+    local::LocalCluster,
     output,
 };
 use anyhow::{Context, bail};
@@ -138,11 +138,10 @@ pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>)
 
 /// Runs a cluster on this machine until a signal.
 pub async fn local_cluster(args: LocalClusterArgs, as_json: bool) -> anyhow::Result<()> {
-    let size = Size { etcd: args.etcd, schedulers: args.schedulers, workers: args.workers, ..Size::default() };
     let own = tempfile::tempdir()?;
     let folder = args.dir.unwrap_or_else(|| own.path().to_owned());
     let programs = std::env::current_exe()?.parent().context("a folder")?.to_owned();
-    let cluster = LocalCluster::start(&programs, &folder, &size).await?;
+    let cluster = LocalCluster::start(&programs, &folder, &args.size.size()).await?;
     let urls: Vec<&str> = cluster.schedulers.iter().map(|scheduler| scheduler.url.as_str()).collect();
     if as_json {
         output::print_json(&serde_json::json!({"schedulers": urls, "etcd": cluster.etcd_urls, "folder": folder}))?;

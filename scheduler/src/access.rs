@@ -2,7 +2,7 @@
 
 use crate::{
     clock,
-    store::{Change, StoreError, layout},
+    store::{Change, layout},
 };
 use capstan_common::time::Time;
 use capstan_scheduler_core::access::{Role, Subject};
@@ -77,15 +77,11 @@ impl Tokens {
         tokens.len() < before
     }
 
-    /// Exactly these are stored.
-    pub fn hold(&self, stored: impl IntoIterator<Item = Vec<u8>>) -> Result<(), StoreError> {
-        let mut tokens = BTreeMap::new();
-        for value in stored {
-            let token: Token = layout::decode(&value)?;
-            tokens.insert(token.hash, token);
-        }
+    /// Exactly these are stored. One that cannot be read, of a newer version perhaps, opens nothing.
+    pub fn hold(&self, stored: impl IntoIterator<Item = Vec<u8>>) {
+        let readable = stored.into_iter().filter_map(|value| layout::decode::<Token>(&value).ok());
+        let tokens = readable.map(|token| (token.hash, token)).collect();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = tokens;
-        Ok(())
     }
 }
 
@@ -114,7 +110,7 @@ mod tests {
         assert!(text.len() > 60);
         let Change::Put(_, value) = change else { panic!("it is stored") };
         assert!(!value.windows(16).any(|bytes| text.as_bytes().windows(16).any(|part| part == bytes)));
-        tokens.hold([value.to_vec()]).unwrap();
+        tokens.hold([value.to_vec(), b"not a token".to_vec()]);
         assert_eq!(tokens.find(&text).as_ref(), Some(&token));
         assert_eq!(tokens.find(&text[..text.len() - 1]), None);
         assert!(tokens.revoke(&token.id) && !tokens.revoke(&token.id));

@@ -3,7 +3,7 @@
 
 use crate::{
     actor::committer::Committer,
-    store::{Change, Store, StoreError, etcd::Etcd, layout},
+    store::{Change, Store, StoreError, blocking, etcd::Etcd, layout},
 };
 use bytes::Bytes;
 use capstan_common::id::WorkerId;
@@ -162,11 +162,4 @@ impl Globals {
 
 fn name(etcd: &Etcd, key: &[u8]) -> String {
     etcd.key(&format!("global/{}", String::from_utf8_lossy(key)))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let gone = |_| StoreError::Read(std::io::Error::other("the reading thread ended"));
-    tokio::task::spawn_blocking(work).await.map_err(gone)?
 }

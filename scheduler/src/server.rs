@@ -16,7 +16,7 @@ use crate::{
     rest,
     shard::{Env, Shards, Shared},
     store::{
-        Store, StoreError,
+        Store, blocking,
         embedded::Embedded,
         etcd::{Etcd, Format, Session},
     },
@@ -38,8 +38,12 @@ use tokio::{
     io::DuplexStream,
     sync::{mpsc, oneshot},
 };
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_stream::{
+    StreamExt,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Router, TcpIncoming};
 
 /// Where workers dial in.
 pub enum LinkListener {
@@ -92,14 +96,14 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
 /// Starts a scheduler of a cluster: it enters, and takes its share of the shards.
 async fn start_clustered(config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
     let of = config.etcd.clone();
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = blocking(move || {
         let etcd = Arc::new(Etcd::connect(&of)?);
         let format = Format::settle(&etcd, &of)?;
         let epoch = etcd.next("epoch/scheduler")?;
         let session = Session::begin(&etcd, &of)?;
-        Ok::<_, StoreError>((etcd, format, epoch, session))
+        Ok((etcd, format, epoch, session))
     });
-    let (etcd, format, epoch, session) = opened.await.context("the opening thread ended")??;
+    let (etcd, format, epoch, session) = opened.await?;
     let sessions: Sessions = Arc::new(RwLock::new(Arc::new(session)));
     let globals = Globals::Etcd(etcd.clone());
     let parts = Parts::start(&config, Epoch(epoch), globals, format.shards, Some(sessions.clone())).await?;
@@ -161,7 +165,7 @@ impl Parts {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
         let tokens = Tokens::default();
-        tokens.hold(globals.tokens().await?)?;
+        tokens.hold(globals.tokens().await?);
         for governed in globals.namespaces().await?.into_iter().map(Governed::event) {
             let _ = autoscaler.send(Told(governed)).await;
         }
@@ -189,7 +193,7 @@ impl Parts {
     async fn serve(self, config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
         let Self { shared, functions, timers } = self;
         let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
-        let link = serve_links(&functions, shared.clone(), &config, links).await?;
+        let link = serve_links(&functions, shared.clone(), &config, links)?;
         let api = Arc::new(Api::new(shared.clone(), config.clone(), blobs));
         api.follow_all().await;
         let sweeper = Arbiter::new();
@@ -205,76 +209,88 @@ impl Parts {
     }
 }
 
-async fn serve_links(
+/// A listener that is bound, and what is needed to serve it.
+enum Bound {
+    InProcess(mpsc::Receiver<DuplexStream>),
+    Unix(std::os::unix::net::UnixListener),
+    Tcp(std::net::TcpListener, Option<Arc<rustls::ServerConfig>>),
+}
+
+impl LinkListener {
+    fn bind(self, authority: Option<&Authority>) -> anyhow::Result<Bound> {
+        Ok(match self {
+            Self::InProcess(dialled) => Bound::InProcess(dialled),
+            Self::Unix(path) => {
+                let listener = listen_unix(&path);
+                Bound::Unix(listener.with_context(|| format!("the link's socket {} cannot be made", path.display()))?)
+            }
+            Self::Tcp(address) => {
+                let listener = std::net::TcpListener::bind(address);
+                let listener = listener.with_context(|| format!("cannot listen for workers on {address}"))?;
+                listener.set_nonblocking(true)?;
+                Bound::Tcp(listener, authority.map(Authority::server).transpose()?)
+            }
+        })
+    }
+}
+
+/// Serves links on the arbiter. Answers where, if by TCP.
+fn serve_links(
     arbiter: &Arbiter,
     shared: Arc<Shared>,
     config: &SchedulerConfig,
     links: LinkListener,
 ) -> anyhow::Result<Option<SocketAddr>> {
-    let (config, (ready, is_ready)) = (config.clone(), oneshot::channel());
+    let bound = links.bind(shared.authority.as_deref())?;
+    let address = match &bound {
+        Bound::Tcp(listener, _) => Some(listener.local_addr()?),
+        Bound::InProcess(_) | Bound::Unix(_) => None,
+    };
+    let service = link_server::LinkServer::new(LinkServer::new(shared, config))
+        .max_decoding_message_size(256 << 20)
+        .max_encoding_message_size(256 << 20);
     arbiter.spawn(async move {
-        let tls = shared.authority.as_ref().map(|authority| authority.server()).transpose();
-        let service = link_server::LinkServer::new(LinkServer::new(shared, &config))
-            .max_decoding_message_size(256 << 20)
-            .max_encoding_message_size(256 << 20);
         let router = tonic::transport::Server::builder()
             .initial_stream_window_size(16 << 20)
             .initial_connection_window_size(32 << 20)
             .add_service(service);
-        let served = match links {
-            LinkListener::InProcess(dialled) => {
-                let _ = ready.send(Ok(None));
-                let incoming = ReceiverStream::new(dialled).map(Ok::<_, std::io::Error>);
-                router.serve_with_incoming(incoming).await
-            }
-            LinkListener::Unix(path) => match listen_unix(&path) {
-                Ok(listener) => {
-                    let _ = ready.send(Ok(None));
-                    let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-                    router.serve_with_incoming(incoming).await
-                }
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                    return;
-                }
-            },
-            LinkListener::Tcp(address) => match tokio::net::TcpListener::bind(address).await {
-                Ok(listener) => match tls {
-                    Ok(Some(tls)) => {
-                        let _ = ready.send(listener.local_addr().map(Some));
-                        router.serve_with_incoming(tls::incoming(listener, tls)).await
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(std::io::Error::other(format!("{error:#}"))));
-                        return;
-                    }
-                    Ok(None) => {
-                        let _ = ready.send(listener.local_addr().map(Some));
-                        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-                        router.serve_with_incoming(incoming).await
-                    }
-                },
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                    return;
-                }
-            },
-        };
-        if let Err(error) = served {
-            tracing::error!(error = &error as &dyn std::error::Error, "the link ended");
+        if let Err(error) = serve_bound(router, bound).await {
+            tracing::error!(error = &*error as &dyn std::error::Error, "the link ended");
         }
     });
-    is_ready.await.context("the link's thread ended")?.context("the link's socket cannot be made")
+    Ok(address)
+}
+
+async fn serve_bound(router: Router, bound: Bound) -> anyhow::Result<()> {
+    match bound {
+        Bound::InProcess(dialled) => {
+            router.serve_with_incoming(ReceiverStream::new(dialled).map(Ok::<_, std::io::Error>)).await?;
+        }
+        Bound::Unix(listener) => {
+            let listener = tokio::net::UnixListener::from_std(listener)?;
+            router.serve_with_incoming(UnixListenerStream::new(listener)).await?;
+        }
+        Bound::Tcp(listener, None) => {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await?;
+        }
+        Bound::Tcp(listener, Some(tls)) => {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            router.serve_with_incoming(tls::incoming(listener, tls)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A socket that only its owner can open; one that a dead scheduler left is replaced.
-fn listen_unix(path: &std::path::Path) -> std::io::Result<tokio::net::UnixListener> {
+fn listen_unix(path: &std::path::Path) -> std::io::Result<std::os::unix::net::UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = tokio::net::UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

@@ -15,12 +15,11 @@ use crate::{
     clock,
     cluster::{Sessions, View},
     global::Globals,
-    store::{Store, load, outcomes::Outcomes},
+    store::{Store, blocking, load, outcomes::Outcomes},
     telemetry::Telemetry,
     tls::Authority,
 };
 use actix::{Actor, Addr, ArbiterHandle};
-use anyhow::Context;
 use capstan_common::{
     id::{Epoch, FunctionKey, Shard, WorkerId},
     order::Order,
@@ -181,8 +180,7 @@ impl Env {
     /// no work before all known workers have told, or a while has passed.
     pub async fn open(shared: &Arc<Shared>, shard: Shard, store: Arc<dyn Store>) -> anyhow::Result<Arc<Self>> {
         let (read, head) = (store.clone(), shared.limits.spawn_head);
-        let loaded = tokio::task::spawn_blocking(move || load::load(&*read, head, clock::now())).await;
-        let loaded = loaded.context("the loading thread ended")??;
+        let loaded = blocking(move || load::load(&*read, head, clock::now())).await?;
         let stored: BTreeMap<_, _> = loaded.iter().map(|f| (f.key.clone(), f.deployed.clone())).collect();
         let recovered = loaded.iter().flat_map(|f| &f.calls);
         let outcomes = Outcomes::after(recovered.clone().map(|call| (call.record.id, call.outcome_records)));

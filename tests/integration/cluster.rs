@@ -1,67 +1,22 @@
 //! Several schedulers and workers over a real etcd, and what happens when they die, pause and come back.
 
-use capstan::local::{LocalCluster, Mode, Size};
-use capstan_common::id::FunctionKey;
-use capstan_tests::real::{binary, spec};
-use serde_json::{Value, json};
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    time::{Duration, Instant},
+use capstan::local::{Mode, Size};
+use capstan_tests::{
+    cluster::{Cluster, eventually, lines},
+    real::{binary, spec},
 };
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
-const SOON: Duration = Duration::from_secs(30);
-
-struct Bench {
-    folder: tempfile::TempDir,
-    cluster: LocalCluster,
-    http: reqwest::Client,
+/// Brings work and waits for its end.
+trait Work {
+    async fn call(&self, scheduler: usize, name: &str, verb: &str, body: String) -> String;
+    async fn ended(&self, scheduler: usize, call: &str) -> Value;
+    async fn outputs(&self, scheduler: usize, call: &str) -> Vec<Value>;
+    async fn roles(&self, name: &str) -> (usize, usize);
 }
 
-impl Drop for Bench {
-    /// What the schedulers wrote says why a test failed.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for scheduler in &self.cluster.schedulers {
-                let log = std::fs::read_to_string(scheduler.process.log()).unwrap_or_default();
-                eprintln!("{}:\n{log}", scheduler.process.name());
-            }
-        }
-    }
-}
-
-impl Bench {
-    async fn start(size: Size) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let programs = binary("capstan-scheduler").unwrap();
-        let cluster = LocalCluster::start(programs.parent().unwrap(), folder.path(), &size).await.unwrap();
-        Self { folder, cluster, http: reqwest::Client::new() }
-    }
-
-    fn at(&self, scheduler: usize, path: &str) -> String {
-        format!("{}{path}", self.cluster.schedulers[scheduler].url)
-    }
-
-    fn function(&self, scheduler: usize, name: &str, what: &str) -> String {
-        self.at(scheduler, &format!("/v1/namespaces/default/functions/{name}{what}"))
-    }
-
-    async fn get(&self, scheduler: usize, path: &str) -> Value {
-        self.http.get(self.at(scheduler, path)).send().await.unwrap().json().await.unwrap_or_default()
-    }
-
-    async fn deploy(&self, name: &str, spec: Value) {
-        let answer = self.http.put(self.function(0, name, "")).json(&spec).send().await.unwrap();
-        let status = answer.status();
-        assert!(status.is_success(), "{status}: {}", answer.text().await.unwrap());
-    }
-
-    async fn invoke(&self, scheduler: usize, name: &str, input: &str) -> (u16, Value) {
-        let sent =
-            self.http.post(self.function(scheduler, name, "/invoke")).body(input.to_owned()).send().await.unwrap();
-        (sent.status().as_u16(), sent.json().await.unwrap_or_default())
-    }
-
+impl Work for Cluster {
     async fn call(&self, scheduler: usize, name: &str, verb: &str, body: String) -> String {
         let sent = self.http.post(self.function(scheduler, name, verb)).body(body).send().await.unwrap();
         let (status, answer) = (sent.status().as_u16(), sent.json::<Value>().await.unwrap());
@@ -71,19 +26,11 @@ impl Bench {
 
     /// Waits for a call's end, whoever owns it meanwhile.
     async fn ended(&self, scheduler: usize, call: &str) -> Value {
-        let begun = Instant::now();
-        loop {
-            let answer = self.http.get(self.at(scheduler, &format!("/v1/calls/{call}"))).send().await;
-            let view: Value = match answer {
-                Ok(answer) => answer.json().await.unwrap_or_default(),
-                Err(_) => Value::Null,
-            };
-            if view["finished_at"].is_string() {
-                return view;
-            }
-            assert!(begun.elapsed() < SOON * 3, "{call} does not end: {view}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        eventually(&format!("the end of {call}"), async || {
+            let view = self.get(scheduler, &format!("/v1/calls/{call}")).await;
+            view["finished_at"].is_string().then_some(view)
+        })
+        .await
     }
 
     /// The outputs of an ended call: each input once.
@@ -96,27 +43,10 @@ impl Bench {
         lines.into_iter().map(|mut line| line["output"].take()).collect()
     }
 
-    /// Which scheduler owns a function.
-    async fn owner(&self, asked: usize, name: &str) -> usize {
-        let begun = Instant::now();
-        loop {
-            let view = self.get(asked, "/v1/schedulers").await;
-            let shard = FunctionKey::new("default", name).shard(view["shards"].as_u64().unwrap_or(1) as u16).0;
-            let all = view["schedulers"].as_array().cloned().unwrap_or_default();
-            let owns = |s: &Value| s["shards"].as_array().is_some_and(|shards| shards.contains(&json!(shard)));
-            let found = all.iter().find(|s| owns(s)).and_then(|s| s["name"].as_str());
-            if let Some(found) = found {
-                return self.cluster.schedulers.iter().position(|s| s.process.name() == found).unwrap();
-            }
-            assert!(begun.elapsed() < SOON, "nobody owns {name}: {view}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Two that do not own a function, the one that does first.
+    /// The scheduler that owns a function, and one that does not.
     async fn roles(&self, name: &str) -> (usize, usize) {
         let owner = self.owner(0, name).await;
-        (owner, (owner + 1) % self.cluster.schedulers.len())
+        (owner, (owner + 1) % self.local.schedulers.len())
     }
 }
 
@@ -130,24 +60,17 @@ fn echo() -> Value {
     spec(&["cat"], "exec", json!({"resources": {"cpu": 0.25}}))
 }
 
-fn lines(log: &Path) -> usize {
-    std::fs::read_to_string(log).unwrap_or_default().lines().count()
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < SOON, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+/// Waits until so many runs have begun.
+async fn runs(log: &Path, count: usize) {
+    eventually(&format!("run {count}"), async || (lines(log) >= count).then_some(())).await;
 }
 
 #[tokio::test]
 async fn any_scheduler_answers_for_any_function() {
-    let bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
+    let bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
     let names: Vec<String> = (0..12).map(|n| format!("f{n}")).collect();
     for name in &names {
-        bench.deploy(name, echo()).await;
+        bench.deploy(name, &echo()).await.unwrap();
     }
     let mut owners = BTreeSet::new();
     for name in &names {
@@ -186,15 +109,15 @@ async fn any_scheduler_answers_for_any_function() {
 #[tokio::test]
 async fn a_killed_scheduler_is_replaced_and_what_runs_goes_on() {
     // RELIABILITY F1 I1 I3 L1
-    let mut bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
+    let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
     let log = bench.folder.path().join("runs");
-    bench.deploy("slow", slow(&log, 6.0)).await;
-    bench.deploy("echo", echo()).await;
+    bench.deploy("slow", &slow(&log, 6.0)).await.unwrap();
+    bench.deploy("echo", &echo()).await.unwrap();
     let (owner, other) = bench.roles("slow").await;
     let running = bench.call(other, "slow", "/spawn", "[7]".into()).await;
-    until("the run", || lines(&log) == 1).await;
+    runs(&log, 1).await;
     let many = bench.call(other, "slow", "/spawn_map", "1\n2\n3\n".into()).await;
-    bench.cluster.schedulers[owner].process.kill().await.unwrap();
+    bench.local.schedulers[owner].process.kill().await.unwrap();
     // Everything is reached at the others, also what the dead one owned.
     let (status, output) = bench.invoke(other, "echo", "1").await;
     assert_eq!((status, output), (200, json!(1)));
@@ -203,43 +126,38 @@ async fn a_killed_scheduler_is_replaced_and_what_runs_goes_on() {
     assert_eq!(bench.ended(other, &many).await["inputs"]["succeeded"], 3);
     assert_eq!(lines(&log), 4, "what ran when the scheduler died was run again");
     // It comes back, and takes its share again.
-    bench.cluster.heal().unwrap();
-    let back = bench.cluster.schedulers[owner].process.name().to_owned();
-    let begun = Instant::now();
-    loop {
+    bench.local.heal().unwrap();
+    let back = bench.local.schedulers[owner].process.name().to_owned();
+    eventually("its share", async || {
         let view = bench.get(other, "/v1/schedulers").await;
         let shares = |s: &Value| s["name"] == *back && s["shards"].as_array().is_some_and(|shards| !shards.is_empty());
-        if view["schedulers"].as_array().is_some_and(|all| all.iter().any(shares)) {
-            break;
-        }
-        assert!(begun.elapsed() < SOON, "it takes nothing: {view}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        view["schedulers"].as_array()?.iter().any(shares).then_some(())
+    })
+    .await;
     assert_eq!(bench.invoke(owner, "slow", "5").await, (200, json!(5)));
 }
 
 #[tokio::test]
 async fn a_scheduler_that_was_stopped_for_longer_than_its_lease_does_no_harm() {
     // RELIABILITY F2 I4 I5
-    let mut bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
-    bench.deploy("echo", echo()).await;
+    let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
+    bench.deploy("echo", &echo()).await.unwrap();
     let (owner, other) = bench.roles("echo").await;
     let body: String = (0..900).map(|n| format!("{n}\n")).collect();
     let call = bench.call(other, "echo", "/spawn_map", body).await;
-    let begun = Instant::now();
-    while bench.get(other, &format!("/v1/calls/{call}")).await["inputs"]["succeeded"].as_u64().unwrap_or(0) < 50 {
-        assert!(begun.elapsed() < SOON, "nothing ends");
-    }
-    bench.cluster.schedulers[owner].process.pause(true).unwrap();
-    let next = loop {
+    eventually("the first outcomes", async || {
+        let view = bench.get(other, &format!("/v1/calls/{call}")).await;
+        (view["inputs"]["succeeded"].as_u64()? >= 50).then_some(())
+    })
+    .await;
+    bench.local.schedulers[owner].process.pause(true).unwrap();
+    let next = eventually("another owner", async || {
         let next = bench.owner(other, "echo").await;
-        if next != owner {
-            break next;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+        (next != owner).then_some(next)
+    })
+    .await;
     // It wakes in the middle of the new owner's work, and believes for a moment that it owns.
-    bench.cluster.schedulers[owner].process.pause(false).unwrap();
+    bench.local.schedulers[owner].process.pause(false).unwrap();
     bench.ended(other, &call).await;
     let outputs = bench.outputs(next, &call).await;
     assert!(outputs.iter().eq((0..900).map(|n| json!(n)).collect::<Vec<_>>().iter()), "{} outputs", outputs.len());
@@ -250,8 +168,8 @@ async fn a_scheduler_that_was_stopped_for_longer_than_its_lease_does_no_harm() {
 #[tokio::test]
 async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_fails() {
     // RELIABILITY §3.2, planned hand-over.
-    let mut bench = Bench::start(Size { etcd: 1, ..Size::default() }).await;
-    bench.deploy("echo", echo()).await;
+    let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
+    bench.deploy("echo", &echo()).await.unwrap();
     let (owner, other) = bench.roles("echo").await;
     let (url, http) = (bench.function(other, "echo", "/invoke"), bench.http.clone());
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
@@ -266,7 +184,7 @@ async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_
         answers
     });
     bench.invoke(other, "echo", "1").await;
-    bench.cluster.schedulers[owner].process.stop().await.unwrap();
+    bench.local.schedulers[owner].process.stop().await.unwrap();
     assert_ne!(bench.owner(other, "echo").await, owner);
     assert_eq!(bench.invoke(other, "echo", "2").await.0, 200);
     stop.send(true).unwrap();
@@ -277,24 +195,25 @@ async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_
 async fn a_dead_workers_inputs_run_elsewhere_and_a_cut_off_one_keeps_its_own() {
     // RELIABILITY F4 F15 I6
     let size = Size { etcd: 1, schedulers: 2, workers: 2, ..Size::default() };
-    let mut bench = Bench::start(size).await;
+    let mut bench = Cluster::start(size).await.unwrap();
     let log = bench.folder.path().join("runs");
-    bench.deploy("slow", slow(&log, 4.0)).await;
+    bench.deploy("slow", &slow(&log, 4.0)).await.unwrap();
     let body: String = (0..8).map(|n| format!("{n}\n")).collect();
     let call = bench.call(0, "slow", "/spawn_map", body.clone()).await;
-    until("the runs", || lines(&log) == 8).await;
+    runs(&log, 8).await;
     // A short partition of both schedulers from all workers: nothing is run again.
-    bench.cluster.schedulers.iter().for_each(|s| s.from_workers.set(Mode::Hold));
+    bench.local.schedulers.iter().for_each(|s| s.from_workers.set(Mode::Hold));
+    // How long it lasts.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    bench.cluster.schedulers.iter().for_each(|s| s.from_workers.set(Mode::Pass));
+    bench.local.schedulers.iter().for_each(|s| s.from_workers.set(Mode::Pass));
     bench.ended(0, &call).await;
     assert_eq!((bench.outputs(1, &call).await.len(), lines(&log)), (8, 8));
     // A worker that dies takes its runs along: they run again elsewhere.
     let call = bench.call(0, "slow", "/spawn_map", body).await;
-    until("the runs", || lines(&log) == 16).await;
+    runs(&log, 16).await;
     let held = bench.get(0, "/v1/containers?worker=worker-1").await;
     let busy = held["containers"].as_array().unwrap().iter().filter(|c| c["inputs"].as_u64() > Some(0)).count();
-    bench.cluster.workers[0].kill().await.unwrap();
+    bench.local.workers[0].kill().await.unwrap();
     bench.ended(0, &call).await;
     assert_eq!(bench.outputs(1, &call).await.len(), 8);
     assert_eq!(lines(&log), 16 + busy, "{busy} were lost with their worker");
@@ -302,9 +221,9 @@ async fn a_dead_workers_inputs_run_elsewhere_and_a_cut_off_one_keeps_its_own() {
 
 #[tokio::test]
 async fn a_second_worker_of_a_name_is_refused_and_the_first_goes_on() {
-    let mut bench = Bench::start(Size { etcd: 1, schedulers: 1, workers: 1, ..Size::default() }).await;
-    bench.deploy("echo", echo()).await;
-    let link = bench.cluster.schedulers[0].from_workers.address().to_string();
+    let mut bench = Cluster::start(Size { etcd: 1, schedulers: 1, workers: 1, ..Size::default() }).await.unwrap();
+    bench.deploy("echo", &echo()).await.unwrap();
+    let link = bench.local.schedulers[0].from_workers.address().to_string();
     let second = |name: &str| {
         let log = std::fs::File::create(bench.folder.path().join("second.log")).unwrap();
         tokio::process::Command::new(binary("capstan-worker").unwrap())
@@ -317,15 +236,16 @@ async fn a_second_worker_of_a_name_is_refused_and_the_first_goes_on() {
     };
     let mut refused = second("worker-1");
     let log = bench.folder.path().join("second.log");
-    until("the refusal", || {
-        std::fs::read_to_string(&log).unwrap_or_default().contains("give each its own worker.name")
+    eventually("the refusal", async || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.contains("give each its own worker.name").then_some(())
     })
     .await;
     assert_eq!(bench.invoke(0, "echo", "1").await, (200, json!(1)));
     refused.kill().await.unwrap();
     // The next life of a worker that was killed is let in.
-    bench.cluster.workers[0].kill().await.unwrap();
-    bench.cluster.heal().unwrap();
+    bench.local.workers[0].kill().await.unwrap();
+    bench.local.heal().unwrap();
     let (status, output) = bench.invoke(0, "echo", "2").await;
     assert_eq!((status, output), (200, json!(2)));
 }

@@ -1,38 +1,30 @@
 //! Workers join by tokens, show certificates, and are who those say.
 
-use capstan::local::{LocalCluster, Process, Size};
-use capstan_tests::real::{binary, spec};
-use serde_json::{Value, json};
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
+use capstan::local::{Process, Size};
+use capstan_tests::{
+    cluster::{Cluster, eventually},
+    real::{binary, spec},
 };
+use serde_json::{Value, json};
+use std::{path::PathBuf, time::Duration};
 
-const SOON: Duration = Duration::from_secs(30);
-
-struct Bench {
-    folder: tempfile::TempDir,
-    cluster: LocalCluster,
-    http: reqwest::Client,
-}
+/// A cluster with encrypted links, and further workers of it.
+struct Bench(Cluster);
 
 impl Bench {
     async fn start(certificate_s: u32) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let programs = binary("capstan-scheduler").unwrap();
         let set = vec![format!("scheduler.worker_certificate_s={certificate_s}")];
         let size = Size { etcd: 1, schedulers: 2, workers: 1, link_tls: true, set, ..Size::default() };
-        let cluster = LocalCluster::start(programs.parent().unwrap(), folder.path(), &size).await.unwrap();
-        Self { folder, cluster, http: reqwest::Client::new() }
+        Self(Cluster::start(size).await.unwrap())
     }
 
     fn folder(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.0.folder.path().join(name)
     }
 
     /// Another worker, with a folder and a name of its own.
     fn worker(&self, folder: &str, name: &str, more: &[&str]) -> Process {
-        let link = self.cluster.schedulers[0].from_workers.address();
+        let link = self.0.local.schedulers[0].from_workers.address();
         let mut arguments = vec![
             "--data-dir".into(),
             self.folder(folder).display().to_string(),
@@ -40,50 +32,34 @@ impl Bench {
             format!("--set=worker.schedulers={link}"),
         ];
         arguments.extend(more.iter().map(|pair| format!("--set={pair}")));
-        Process::start(
-            &format!("log-{folder}-{name}"),
-            binary("capstan-worker").unwrap(),
-            arguments,
-            self.folder.path(),
-        )
-        .unwrap()
+        let program = binary("capstan-worker").unwrap();
+        Process::start(&format!("log-{folder}-{name}"), program, arguments, self.0.folder.path()).unwrap()
     }
 
-    /// Waits until a worker that must not come in says why.
-    async fn refused(&self, worker: &Process, why: &str) {
-        let begun = Instant::now();
-        loop {
-            let log = std::fs::read_to_string(worker.log()).unwrap_or_default();
-            if log.contains(why) {
-                return;
-            }
-            assert!(begun.elapsed() < SOON, "`{why}` is not in {log}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    /// Waits until a worker says so.
+    async fn says(&self, worker: &Process, what: &str) {
+        eventually(&format!("`{what}` of {}", worker.name()), async || {
+            std::fs::read_to_string(worker.log()).unwrap_or_default().contains(what).then_some(())
+        })
+        .await;
     }
 
     /// Waits until a worker is as asked at every scheduler.
     async fn until(&self, name: &str, asked: impl Fn(Option<&str>) -> bool) {
-        let begun = Instant::now();
-        for scheduler in &self.cluster.schedulers {
-            loop {
-                let answer = self.http.get(format!("{}/v1/workers", scheduler.url)).send().await.unwrap();
-                let view: Value = answer.json().await.unwrap();
-                let found = view["workers"].as_array().unwrap().iter().find(|w| w["name"] == name).cloned();
-                if asked(found.as_ref().and_then(|w| w["state"].as_str())) {
-                    break;
-                }
-                assert!(begun.elapsed() < SOON, "{name} is not as asked: {view}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+        for scheduler in 0..self.0.local.schedulers.len() {
+            eventually(&format!("the asked state of {name}"), async || {
+                let view = self.0.get(scheduler, "/v1/workers").await;
+                let found = view["workers"].as_array()?.iter().find(|w| w["name"] == name);
+                asked(found.and_then(|w| w["state"].as_str())).then_some(())
+            })
+            .await;
         }
     }
 
     async fn works(&self) {
-        let url = format!("{}/v1/namespaces/default/functions/echo", self.cluster.schedulers[1].url);
         let echo = spec(&["cat"], "exec", json!({"resources": {"cpu": 0.25}}));
-        assert!(self.http.put(&url).json(&echo).send().await.unwrap().status().is_success());
-        assert_eq!(self.http.post(format!("{url}/invoke")).body("1").send().await.unwrap().status(), 200);
+        self.0.deploy("echo", &echo).await.unwrap();
+        assert_eq!(self.0.invoke(1, "echo", "1").await, (200, json!(1)));
     }
 }
 
@@ -93,26 +69,26 @@ async fn a_join_token_lets_one_worker_in_and_only_as_itself() {
     let bench = Bench::start(3600).await;
     bench.works().await;
     const TLS: &str = "worker.link_tls=true";
-    let token = bench.cluster.invite().await.unwrap();
+    let token = bench.0.local.invite().await.unwrap();
     let join = format!("worker.join={token}");
     let _second = bench.worker("second", "second", &[TLS, &join]);
     bench.until("second", |state| state == Some("ready")).await;
     // The token is used up; others never were any.
-    bench.refused(&bench.worker("third", "third", &[TLS, &join]), "the join token is not known").await;
+    bench.says(&bench.worker("third", "third", &[TLS, &join]), "the join token is not known").await;
     let (head, authority) = token.rsplit_once('_').unwrap();
     let forged = format!("worker.join={head}x_{authority}");
-    bench.refused(&bench.worker("fourth", "fourth", &[TLS, &forged]), "the join token is not known").await;
-    let fresh = bench.cluster.invite().await.unwrap();
+    bench.says(&bench.worker("fourth", "fourth", &[TLS, &forged]), "the join token is not known").await;
+    let fresh = bench.0.local.invite().await.unwrap();
     let elsewhere = format!("worker.join={}_{}", fresh.rsplit_once('_').unwrap().0, "0".repeat(64));
     let foreign = "not of the cluster that the join token is for";
-    bench.refused(&bench.worker("fifth", "fifth", &[TLS, &elsewhere]), foreign).await;
-    bench.refused(&bench.worker("sixth", "sixth", &[TLS]), "make a join token with `capstan invite`").await;
-    bench.refused(&bench.worker("seventh", "seventh", &[TLS, "worker.join=nonsense"]), "is not a join token").await;
+    bench.says(&bench.worker("fifth", "fifth", &[TLS, &elsewhere]), foreign).await;
+    bench.says(&bench.worker("sixth", "sixth", &[TLS]), "make a join token with `capstan invite`").await;
+    bench.says(&bench.worker("seventh", "seventh", &[TLS, "worker.join=nonsense"]), "is not a join token").await;
     // A worker that shows another's certificate, and one that shows none.
     std::fs::create_dir_all(bench.folder("eighth")).unwrap();
     std::fs::copy(bench.folder("second/identity.json"), bench.folder("eighth/identity.json")).unwrap();
-    bench.refused(&bench.worker("eighth", "somebody-else", &[TLS]), "not that of a worker named `somebody-else`").await;
-    bench.refused(&bench.worker("ninth", "plain", &[]), "dialling again").await;
+    bench.says(&bench.worker("eighth", "somebody-else", &[TLS]), "not that of a worker named `somebody-else`").await;
+    bench.says(&bench.worker("ninth", "plain", &[]), "dialling again").await;
     bench.until("somebody-else", |state| state.is_none()).await;
     bench.until("plain", |state| state.is_none()).await;
     // Its own may read the key, and nobody else.
@@ -126,22 +102,22 @@ async fn a_join_token_lets_one_worker_in_and_only_as_itself() {
 async fn a_revoked_worker_is_cut_off_and_not_let_in_again() {
     let bench = Bench::start(3600).await;
     bench.until("worker-1", |state| state == Some("ready")).await;
-    let url = format!("{}/v1/workers/worker-1/revoke", bench.cluster.schedulers[1].url);
-    assert_eq!(bench.http.post(url).send().await.unwrap().status(), 200);
-    bench.refused(&bench.cluster.workers[0], "the certificate of worker `worker-1` was revoked").await;
+    let url = bench.0.at(1, "/v1/workers/worker-1/revoke");
+    assert_eq!(bench.0.http.post(url).send().await.unwrap().status(), 200);
+    bench.says(&bench.0.local.workers[0], "the certificate of worker `worker-1` was revoked").await;
     bench.until("worker-1", |state| state != Some("ready")).await;
-    let join = format!("worker.join={}", bench.cluster.invite().await.unwrap());
+    let join = format!("worker.join={}", bench.0.local.invite().await.unwrap());
     let again = bench.worker("again", "worker-1", &["worker.link_tls=true", &join]);
-    bench.refused(&again, "let it join by another name").await;
+    bench.says(&again, "let it join by another name").await;
 }
 
 #[tokio::test]
 async fn a_certificate_is_renewed_at_half_its_life_and_an_expired_one_is_refused() {
     // RELIABILITY F39
     let mut bench = Bench::start(4).await;
-    bench.refused(&bench.cluster.workers[0], "the worker's certificate was renewed").await;
+    bench.says(&bench.0.local.workers[0], "the worker's certificate was renewed").await;
     bench.works().await;
-    bench.cluster.workers[0].kill().await.unwrap();
+    bench.0.local.workers[0].kill().await.unwrap();
     let identity = bench.folder("worker-1/identity.json");
     let until = |path: &PathBuf| {
         let text = std::fs::read_to_string(path).unwrap();
@@ -149,17 +125,19 @@ async fn a_certificate_is_renewed_at_half_its_life_and_an_expired_one_is_refused
     };
     // Certificates count whole seconds.
     let expires = Duration::from_millis(until(&identity)) + Duration::from_millis(2_000);
-    while std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap() < expires {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bench.cluster.heal().unwrap();
-    bench.refused(&bench.cluster.workers[0], "the worker's certificate has expired").await;
+    eventually("the certificate's end", async || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        (now > expires).then_some(())
+    })
+    .await;
+    bench.0.local.heal().unwrap();
+    bench.says(&bench.0.local.workers[0], "the worker's certificate has expired").await;
     // A worker that lies about the time is found out by the scheduler.
     let mut text: Value = serde_json::from_str(&std::fs::read_to_string(&identity).unwrap()).unwrap();
     text["until_ms"] = json!(u64::MAX / 2);
     std::fs::create_dir_all(bench.folder("liar")).unwrap();
     std::fs::write(bench.folder("liar/identity.json"), text.to_string()).unwrap();
     let liar = bench.worker("liar", "worker-1", &["worker.link_tls=true"]);
-    bench.refused(&liar, "the link to the scheduler broke").await;
+    bench.says(&liar, "the link to the scheduler broke").await;
     bench.until("worker-1", |state| state != Some("ready")).await;
 }

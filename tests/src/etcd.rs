@@ -1,10 +1,10 @@
 //! Real etcd servers on free ports, of one member or several, which can be killed, paused and started again.
 
 use anyhow::{Context, Result, ensure};
+use capstan::local::{etcd_arguments, free_ports};
 use capstan_scheduler::store::etcd::EtcdConfig;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,26 +13,21 @@ use tempfile::TempDir;
 /// An etcd cluster. Ends with it.
 pub struct EtcdServers {
     folder: TempDir,
-    members: Vec<Member>,
-    arguments: Vec<String>,
-}
-
-struct Member {
-    client: u16,
-    peer: u16,
-    child: Option<Child>,
+    /// Where clients reach each member, and how it is started.
+    members: Vec<(u16, Vec<String>)>,
+    children: Vec<Option<Child>>,
 }
 
 impl EtcdServers {
     /// Starts so many members with further arguments, and waits until they answer.
     pub fn start(members: usize, arguments: &[&str]) -> Result<Self> {
-        // Free while nobody takes them: the next moment they are etcd's own.
-        let held = (0..2 * members).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-        let ports = held.iter().map(|l| Ok(l.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;
-        drop(held);
-        let members = ports.chunks(2).map(|p| Member { client: p[0], peer: p[1], child: None }).collect();
-        let arguments = arguments.iter().map(|&a| a.to_owned()).collect();
-        let mut servers = Self { folder: tempfile::tempdir()?, members, arguments };
+        let folder = tempfile::tempdir()?;
+        let ports: Vec<(u16, u16)> = free_ports(2 * members)?.chunks(2).map(|p| (p[0], p[1])).collect();
+        let more = arguments.iter().map(|&a| a.to_owned());
+        let told =
+            etcd_arguments(folder.path(), &ports).into_iter().map(|own| own.into_iter().chain(more.clone()).collect());
+        let members: Vec<(u16, Vec<String>)> = ports.iter().map(|(client, _)| *client).zip(told).collect();
+        let mut servers = Self { folder, children: members.iter().map(|_| None).collect(), members };
         for n in 0..servers.members.len() {
             servers.run(n)?;
         }
@@ -42,23 +37,11 @@ impl EtcdServers {
 
     /// Starts a member, or starts it again on what it had.
     pub fn run(&mut self, n: usize) -> Result<()> {
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let all: Vec<String> = self.members.iter().enumerate().map(|(n, m)| format!("m{n}={}", url(m.peer))).collect();
-        let log =
-            std::fs::File::options().create(true).append(true).open(self.folder.path().join(format!("m{n}.log")))?;
-        let member = &mut self.members[n];
-        let child = Command::new("etcd")
-            .args(["--name", &format!("m{n}"), "--initial-cluster", &all.join(",")])
-            .arg("--data-dir")
-            .arg(self.folder.path().join(format!("m{n}")))
-            .args(["--listen-client-urls", &url(member.client), "--advertise-client-urls", &url(member.client)])
-            .args(["--listen-peer-urls", &url(member.peer), "--initial-advertise-peer-urls", &url(member.peer)])
-            .args(&self.arguments)
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(log))
-            .spawn()
-            .context("the package etcd-server; test.sh installs it")?;
-        member.child = Some(child);
+        let log = self.folder.path().join(format!("m{n}.log"));
+        let log = std::fs::File::options().create(true).append(true).open(log)?;
+        let mut command = Command::new("etcd");
+        command.args(&self.members[n].1).stdout(Stdio::null()).stderr(Stdio::from(log));
+        self.children[n] = Some(command.spawn().context("the package etcd-server; test.sh installs it")?);
         Ok(())
     }
 
@@ -74,7 +57,7 @@ impl EtcdServers {
 
     /// How it is reached.
     pub fn config(&self) -> EtcdConfig {
-        let endpoints = self.members.iter().map(|m| format!("http://127.0.0.1:{}", m.client)).collect();
+        let endpoints = self.members.iter().map(|(client, _)| format!("http://127.0.0.1:{client}")).collect();
         EtcdConfig { endpoints, ..EtcdConfig::default() }
     }
 
@@ -91,7 +74,7 @@ impl EtcdServers {
 
     /// Ends a member at once.
     pub fn kill(&mut self, n: usize) -> Result<()> {
-        if let Some(mut child) = self.members[n].child.take() {
+        if let Some(mut child) = self.children[n].take() {
             child.kill()?;
             child.wait()?;
         }
@@ -100,7 +83,7 @@ impl EtcdServers {
 
     /// Stops a member's clock, or lets it go on.
     pub fn pause(&self, n: usize, paused: bool) -> Result<()> {
-        let child = self.members[n].child.as_ref().context("the member does not run")?;
+        let child = self.children[n].as_ref().context("the member does not run")?;
         kill_process(Pid::from_child(child), if paused { Signal::STOP } else { Signal::CONT })?;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What tests share: the real binary, started and stopped, and a client of its interface.
 
 pub mod bench;
+pub mod cluster;
 pub mod etcd;
 pub mod real;
 pub mod spec;

@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(120);
 
 /// Runs it.
 pub async fn chaos(args: ChaosArgs, as_json: bool) -> Result<ExitCode> {
-    let size = Size { etcd: args.etcd, schedulers: args.schedulers, workers: args.workers, ..Size::default() };
+    let size = args.size.size();
     let own = tempfile::tempdir()?;
     let folder = args.keep.clone().unwrap_or_else(|| own.path().to_owned());
     let report = run(&args, &size, folder).await?;

@@ -75,7 +75,7 @@ pub struct LocalCluster {
 }
 
 /// So many ports that are free now; whoever is told of them takes them the next moment.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
@@ -225,27 +225,33 @@ fn is_shared(view: &serde_json::Value, schedulers: usize) -> bool {
     all.len() == schedulers && held.iter().sum::<usize>() == shards as usize && held.iter().all(|h| *h <= most)
 }
 
-fn start_etcd(folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {
-    let ports = free_ports(2 * size.etcd)?;
+/// How etcd members of these ports, for clients and for each other, are told to be a cluster in a folder.
+pub fn etcd_arguments(folder: &Path, ports: &[(u16, u16)]) -> Vec<Vec<String>> {
     let url = |port: u16| format!("http://127.0.0.1:{port}");
-    let all: Vec<String> = ports.chunks(2).enumerate().map(|(n, p)| format!("etcd-{}={}", n + 1, url(p[1]))).collect();
-    let mut members = Vec::new();
-    for (n, ports) in ports.chunks(2).enumerate() {
-        let name = format!("etcd-{}", n + 1);
-        let mut arguments: Vec<String> = [
-            ("--name", name.clone()),
-            ("--data-dir", folder.join(&name).display().to_string()),
+    let name = |n: usize| format!("etcd-{}", n + 1);
+    let all: Vec<String> =
+        ports.iter().enumerate().map(|(n, (_, peer))| format!("{}={}", name(n), url(*peer))).collect();
+    let of = |(n, (client, peer)): (usize, &(u16, u16))| {
+        let arguments = [
+            ("--name", name(n)),
+            ("--data-dir", folder.join(name(n)).display().to_string()),
             ("--initial-cluster", all.join(",")),
-            ("--listen-client-urls", url(ports[0])),
-            ("--advertise-client-urls", url(ports[0])),
-            ("--listen-peer-urls", url(ports[1])),
-            ("--initial-advertise-peer-urls", url(ports[1])),
-        ]
-        .into_iter()
-        .flat_map(|(flag, value)| [flag.to_owned(), value])
-        .collect();
+            ("--listen-client-urls", url(*client)),
+            ("--advertise-client-urls", url(*client)),
+            ("--listen-peer-urls", url(*peer)),
+            ("--initial-advertise-peer-urls", url(*peer)),
+        ];
+        arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    };
+    ports.iter().enumerate().map(of).collect()
+}
+
+fn start_etcd(folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {
+    let ports: Vec<(u16, u16)> = free_ports(2 * size.etcd)?.chunks(2).map(|p| (p[0], p[1])).collect();
+    let mut members = Vec::new();
+    for (n, mut arguments) in etcd_arguments(folder, &ports).into_iter().enumerate() {
         arguments.extend(size.etcd_arguments.clone());
-        members.push(Process::start(&name, PathBuf::from("etcd"), arguments, folder)?);
+        members.push(Process::start(&format!("etcd-{}", n + 1), PathBuf::from("etcd"), arguments, folder)?);
     }
-    Ok((members, ports.chunks(2).map(|p| url(p[0])).collect()))
+    Ok((members, ports.iter().map(|(client, _)| format!("http://127.0.0.1:{client}")).collect()))
 }

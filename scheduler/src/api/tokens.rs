@@ -94,8 +94,7 @@ impl Api {
     /// Another scheduler has made or revoked some.
     pub async fn adopt_tokens(&self) {
         if let Ok(stored) = self.env.globals.tokens().await {
-            // What cannot be read was written by a newer version: it opens nothing here.
-            let _ = self.env.tokens.hold(stored);
+            self.env.tokens.hold(stored);
         }
     }
 }

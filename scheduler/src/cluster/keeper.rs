@@ -6,7 +6,7 @@ use crate::{
     api::Api,
     shard::{Env, Shared},
     store::{
-        StoreError,
+        StoreError, blocking,
         etcd::{Etcd, EtcdConfig, EtcdLog, Session},
         layout,
     },
@@ -394,11 +394,4 @@ impl Cluster {
             tracing::debug!(%error, "etcd was not compacted");
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let gone = |_| StoreError::Read(std::io::Error::other("the thread ended"));
-    tokio::task::spawn_blocking(work).await.map_err(gone)?
 }

@@ -5,13 +5,13 @@ use super::{
     problem::Problem,
     web::{
         Proxy,
-        pass::{OWN, Upload, tunnel},
+        pass::{OWN, Upload, begin, nothing, streamed, tunnel},
     },
 };
 use crate::{api::Api, cluster::Peer, shard::Guest};
 use actix_web::{
     Error, HttpRequest, HttpResponse, ResponseError,
-    body::{self, BodyStream, EitherBody, MessageBody, SizedStream},
+    body::{self, BodyStream, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::header::{self, HeaderName},
     middleware::Next,
@@ -131,7 +131,7 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
         };
         let body = match &upload {
             Some(upload) if !upgrades => upload.clone().body(),
-            _ => BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {})),
+            _ => nothing(),
         };
         let sent = proxy.0.request(asked(request, &peer, hops, upgrades, body)?).await;
         match sent {
@@ -185,10 +185,7 @@ async fn answer(
     upgrades: bool,
 ) -> HttpResponse {
     let status = response.status();
-    let code = actix_web::http::StatusCode::from_u16(status.as_u16());
-    let mut builder = HttpResponse::build(code.unwrap_or(actix_web::http::StatusCode::BAD_GATEWAY));
-    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
-    let length: Option<u64> = length.and_then(|v| v.to_str().ok()?.parse().ok());
+    let (mut builder, length) = begin(&response);
     for (name, value) in response.headers() {
         let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
         if OWN.contains(&name) || name == header::CONTENT_LENGTH {
@@ -210,11 +207,8 @@ async fn answer(
         let whole = Limited::new(response.into_body(), LIST_MAX).collect().await;
         return builder.force_close().body(whole.map(|whole| whole.to_bytes()).unwrap_or_default());
     }
-    let pieces = Box::pin(response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other)));
-    match length {
-        Some(length) => builder.body(SizedStream::new(length, pieces)),
-        None => builder.body(BodyStream::new(pieces)),
-    }
+    let pieces = response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other));
+    streamed(builder, length, Box::pin(pieces))
 }
 
 /// What the other schedulers answer to the same question about what they own; nothing for a question that another one asks. One
@@ -225,8 +219,7 @@ pub async fn gather(api: &Api, request: &HttpRequest, field: &str) -> Vec<Value>
     }
     let Some(proxy) = request.app_data::<web::Data<Proxy>>() else { return Vec::new() };
     let ask = |peer: Peer| async move {
-        let body = BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {}));
-        let answer = proxy.0.request(asked(request, &peer, 0, false, body).ok()?).await.ok()?;
+        let answer = proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?).await.ok()?;
         let whole = Limited::new(answer.into_body(), LIST_MAX).collect().await.ok()?.to_bytes();
         serde_json::from_slice::<Value>(&whole).ok()
     };
@@ -272,9 +265,8 @@ pub async fn elsewhere(api: &Api, request: &HttpRequest) -> Option<HttpResponse>
     }
     let proxy = request.app_data::<web::Data<Proxy>>()?;
     for peer in api.peers() {
-        let body = BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {}));
         let Ok(Ok(response)) =
-            tokio::time::timeout(PATIENCE / 5, proxy.0.request(asked(request, &peer, 0, false, body).ok()?)).await
+            tokio::time::timeout(PATIENCE / 5, proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?)).await
         else {
             continue;
         };

@@ -6,6 +6,7 @@ mod frame;
 pub mod layout;
 pub mod load;
 pub mod outcomes;
+mod places;
 
 use bytes::Bytes;
 use capstan_common::id::Epoch;
@@ -74,14 +75,10 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// The first key that is after all keys with the prefix.
-fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            return Some(end);
-        }
-    }
-    None
+/// Runs what blocks on a thread where it may.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let gone = |_| StoreError::Read(std::io::Error::other("the thread ended"));
+    tokio::task::spawn_blocking(work).await.map_err(gone)?
 }

@@ -42,7 +42,8 @@ pub(super) async fn broken(expelled: &mut oneshot::Receiver<Refusal>, deadline: 
     }
 }
 
-type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>;
+/// A body's pieces as they come.
+pub type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>;
 
 /// A container's answer, streamed as it comes; the visit lasts as long.
 pub(super) async fn answer(
@@ -54,11 +55,7 @@ pub(super) async fn answer(
 ) -> Result<HttpResponse, Refusal> {
     let status = response.status();
     visit.answered(status.as_u16());
-    let mut builder = HttpResponse::build(
-        actix_web::http::StatusCode::from_u16(status.as_u16()).unwrap_or(actix_web::http::StatusCode::BAD_GATEWAY),
-    );
-    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
-    let length: Option<u64> = length.and_then(|v| v.to_str().ok()?.parse().ok());
+    let (mut builder, length) = begin(&response);
     copy_headers(response.headers(), &asked.reached, &mut builder);
     builder.insert_header(("capstan-container", place.container.to_string()));
     if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
@@ -82,11 +79,23 @@ pub(super) async fn answer(
     }
     let pieces: Pieces = Box::pin(response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other)));
     let pieces = guarded(pieces, visit, place, deadline);
-    // Not as `streaming`, which makes up a content type.
-    Ok(match length {
+    Ok(streamed(builder, length, pieces))
+}
+
+/// An answer of the same status, and how long its body is, if that was said.
+pub fn begin(response: &hyper::Response<Incoming>) -> (HttpResponseBuilder, Option<u64>) {
+    let status = actix_web::http::StatusCode::from_u16(response.status().as_u16());
+    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
+    let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
+    (HttpResponse::build(status.unwrap_or(actix_web::http::StatusCode::BAD_GATEWAY)), length)
+}
+
+/// An answer whose body comes in pieces; not as `streaming`, which makes up a content type.
+pub fn streamed(mut builder: HttpResponseBuilder, length: Option<u64>, pieces: Pieces) -> HttpResponse {
+    match length {
         Some(length) => builder.body(SizedStream::new(length, pieces)),
         None => builder.body(BodyStream::new(pieces)),
-    })
+    }
 }
 
 fn copy_headers(headers: &hyper::HeaderMap, reached: &Reached, to: &mut HttpResponseBuilder) {
@@ -110,12 +119,7 @@ fn copy_headers(headers: &hyper::HeaderMap, reached: &Reached, to: &mut HttpResp
 }
 
 /// An answer's pieces for as long as its container and its time last; with them the visit ends.
-fn guarded(
-    mut pieces: Pieces,
-    mut visit: Visit,
-    mut place: Place,
-    deadline: Instant,
-) -> Pin<Box<dyn Stream<Item = io::Result<Bytes>>>> {
+fn guarded(mut pieces: Pieces, mut visit: Visit, mut place: Place, deadline: Instant) -> Pieces {
     Box::pin(async_stream::stream! {
         loop {
             let next = tokio::select! {

@@ -62,6 +62,11 @@ impl Upload {
     }
 }
 
+/// A body without anything in it.
+pub fn nothing() -> Body {
+    BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {}))
+}
+
 /// What a client asked for, as it is sent to a container.
 pub(super) struct Asked {
     method: hyper::Method,
@@ -100,7 +105,7 @@ impl Asked {
         let body = match &self.upload {
             // What follows an upgrade is no body.
             Some(upload) if !self.upgrades => upload.clone().body(),
-            _ => BodyExt::boxed_unsync(http_body_util::Empty::new().map_err(|never| match never {})),
+            _ => nothing(),
         };
         let uri = format!("http://{}{}", place.address, self.path);
         let mut request =

@@ -5,7 +5,11 @@ mod asked;
 
 /// What every proxy needs.
 pub mod pass {
-    pub use super::{OWN, answer::tunnel, asked::Upload};
+    pub use super::{
+        OWN,
+        answer::{begin, streamed, tunnel},
+        asked::{Upload, nothing},
+    };
 }
 
 use super::{calls, functions::used, problem::Problem};

@@ -8,7 +8,10 @@ mod file;
 
 mod replay;
 
-use super::{Change, Store, StoreError, after_prefix, frame, layout};
+use super::{
+    Change, Store, StoreError, frame, layout,
+    places::{Place, Places},
+};
 use bytes::Bytes;
 use capstan_common::id::Epoch;
 use file::{FILE_BYTES, FILE_HEAD, LogFile};
@@ -16,7 +19,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
     io,
-    ops::Bound,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -36,18 +38,10 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Bytes of the oldest file that one round of housekeeping moves.
 const MOVE_BYTES: usize = 1 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    file: u32,
-    len: u32,
-    at: u64,
-    crc: u32,
-}
-
+#[derive(Default)]
 struct Index {
-    places: BTreeMap<Box<[u8]>, Place>,
-    files: BTreeMap<u32, Arc<File>>,
-    live: u64,
+    places: Places,
+    files: BTreeMap<u64, Arc<File>>,
 }
 
 struct Log {
@@ -95,7 +89,7 @@ impl Embedded {
         std::fs::create_dir_all(folder).map_err(written)?;
         let lock = File::create(folder.join("lock")).map_err(written)?;
         take(&lock).map_err(|()| StoreError::InUse(folder.display().to_string()))?;
-        let mut index = Index { places: BTreeMap::new(), files: BTreeMap::new(), live: 0 };
+        let mut index = Index::default();
         let (log, opened) = read_back(folder, file_bytes, &mut index)?;
         let mut store = Self {
             folder: folder.into(),
@@ -135,7 +129,7 @@ impl Embedded {
             log.sequence += 1;
         }
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        index.files.insert(number, next.file.clone());
+        index.files.insert(u64::from(number), next.file.clone());
         log.files.push_back(next);
         log.end = FILE_HEAD;
         self.prepare_next();
@@ -193,14 +187,14 @@ impl Embedded {
             match change {
                 Change::Put(key, bytes) => {
                     let place = Place {
-                        file: current.number,
+                        part: u64::from(current.number),
                         len: bytes.len() as u32,
                         at: start + value as u64,
                         crc: crc32c::crc32c(bytes),
                     };
-                    index.set(key, Some(place));
+                    index.places.set(key, Some(place));
                 }
-                Change::Delete(key) => index.set(key, None),
+                Change::Delete(key) => index.places.set(key, None),
             }
         }
         Ok(())
@@ -245,7 +239,7 @@ impl Embedded {
             log.files.pop_front();
             log.moved = 0;
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-            index.files.remove(&oldest.number);
+            index.files.remove(&u64::from(oldest.number));
             std::fs::remove_file(&oldest.path).map_err(StoreError::Unknown)?;
         }
         Ok(())
@@ -257,26 +251,11 @@ impl Embedded {
             .filter_map(|change| {
                 let (value, len, _) = change.value?;
                 let place = index.places.get(change.key)?;
-                let same = place.file == file && place.at == frame_at + value as u64;
+                let same = place.part == u64::from(file) && place.at == frame_at + value as u64;
                 let bytes = &frame[value..value + len as usize];
                 same.then(|| Change::Put(change.key.into(), Bytes::copy_from_slice(bytes)))
             })
             .collect()
-    }
-}
-
-impl Index {
-    fn set(&mut self, key: &[u8], place: Option<Place>) {
-        let before = match place {
-            Some(place) => {
-                self.live += u64::from(place.len) + key.len() as u64;
-                self.places.insert(key.into(), place)
-            }
-            None => self.places.remove(key),
-        };
-        if let Some(before) = before {
-            self.live -= u64::from(before.len) + key.len() as u64;
-        }
     }
 }
 
@@ -298,18 +277,22 @@ fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, 
         }
         let before = log.sequence;
         let replayed = replay::replay(&file, before, last, |frame_at, _, change| {
-            let place =
-                change.value.map(|(at, len, crc)| Place { file: file.number, len, at: frame_at + at as u64, crc });
-            index.set(change.key, place);
+            let place = change.value.map(|(at, len, crc)| Place {
+                part: u64::from(file.number),
+                len,
+                at: frame_at + at as u64,
+                crc,
+            });
+            index.places.set(change.key, place);
         })?;
         opened.batches += replayed.sequence - before;
         opened.cut += replayed.cut;
         log.sequence = replayed.sequence;
         log.end = if replayed.ended { file_bytes } else { replayed.end };
-        index.files.insert(file.number, file.file.clone());
+        index.files.insert(u64::from(file.number), file.file.clone());
         log.files.push_back(file);
     }
-    opened.keys = index.places.len();
+    opened.keys = index.places.count();
     Ok((log, opened))
 }
 
@@ -382,7 +365,7 @@ impl Store for Embedded {
         if self.no_spare.load(Ordering::Acquire) {
             self.prepare_next();
         }
-        let live = self.index.read().unwrap_or_else(PoisonError::into_inner).live;
+        let live = self.index.read().unwrap_or_else(PoisonError::into_inner).places.live();
         let total = log.files.len() as u64 * self.file_bytes;
         let moving = log.moved > 0;
         if log.files.len() < 3 || (!moving && total < 2 * live + SLACK * self.file_bytes) {
@@ -395,37 +378,25 @@ impl Store for Embedded {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let (place, file) = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            let Some(place) = index.places.get(key).copied() else {
+            let Some(place) = index.places.get(key) else {
                 return Ok(None);
             };
-            let Some(file) = index.files.get(&place.file).cloned() else {
-                return Err(StoreError::Damaged(format!("log file {} is missing", place.file)));
+            let Some(file) = index.files.get(&place.part).cloned() else {
+                return Err(StoreError::Damaged(format!("log file {} is missing", place.part)));
             };
             (place, file)
         };
         let mut bytes = vec![0u8; place.len as usize];
         file.read_exact_at(&mut bytes, place.at).map_err(StoreError::Read)?;
         if crc32c::crc32c(&bytes) != place.crc {
-            let what = format!("a value of log file {} at byte {} is damaged", place.file, place.at);
+            let what = format!("a value of log file {} at byte {} is damaged", place.part, place.at);
             return Err(StoreError::Damaged(what));
         }
         Ok(Some(bytes.into()))
     }
 
     fn keys(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, reverse: bool) -> Vec<Box<[u8]>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let end = after_prefix(prefix);
-        let mut low = Bound::Included(prefix);
-        let mut high = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        if let Some(after) = after {
-            if reverse {
-                high = Bound::Excluded(after);
-            } else {
-                low = Bound::Excluded(after);
-            }
-        }
-        let found = index.places.range::<[u8], _>((low, high)).map(|(key, _)| key.clone());
-        if reverse { found.rev().take(limit).collect() } else { found.take(limit).collect() }
+        self.index.read().unwrap_or_else(PoisonError::into_inner).places.keys(prefix, after, limit, reverse)
     }
 
     fn has_room(&self) -> bool {
@@ -435,7 +406,7 @@ impl Store for Embedded {
 
     fn size(&self) -> (u64, u64) {
         let files = self.log().files.len() as u64;
-        let live = self.index.read().unwrap_or_else(PoisonError::into_inner).live;
+        let live = self.index.read().unwrap_or_else(PoisonError::into_inner).places.live();
         (files * self.file_bytes, live)
     }
 }

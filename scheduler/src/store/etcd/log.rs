@@ -1,7 +1,10 @@
 //! One shard's log in etcd: each batch a key, its keys in memory, and every write behind the fence of ownership.
 
-use super::{Etcd, Session, Trouble};
-use crate::store::{Change, Store, StoreError, frame};
+use super::{Etcd, Session, Trouble, ownership::Ownership};
+use crate::store::{
+    Change, Store, StoreError, frame,
+    places::{Place, Places},
+};
 use bytes::Bytes;
 use capstan_common::id::Epoch;
 use etcd_client::{
@@ -11,7 +14,6 @@ use lru::LruCache;
 use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
-    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
@@ -32,20 +34,11 @@ const MOVE_BYTES: usize = 512 << 10;
 /// The pause before an unanswered request is sent again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    entry: u64,
-    at: u32,
-    len: u32,
-    crc: u32,
-}
-
 #[derive(Default)]
 struct Index {
-    places: BTreeMap<Box<[u8]>, Place>,
+    places: Places,
     /// Bytes of each entry.
     entries: BTreeMap<u64, u32>,
-    live: u64,
     total: u64,
 }
 
@@ -65,9 +58,7 @@ pub struct EtcdLog {
     etcd: Arc<Etcd>,
     session: Arc<Session>,
     shard: u16,
-    epoch: Epoch,
-    /// The create revision of the key of ownership.
-    fence: i64,
+    ownership: Ownership,
     index: RwLock<Index>,
     /// The number of the next entry.
     next: Mutex<u64>,
@@ -86,13 +77,12 @@ enum Written {
 impl EtcdLog {
     /// Takes a shard that nobody owns, and reads it back. `InUse` while it has an owner.
     pub fn open(etcd: Arc<Etcd>, session: Arc<Session>, shard: u16, owner: &str) -> Result<(Self, Opened), StoreError> {
-        let (epoch, fence) = acquire(&etcd, &session, shard, owner)?;
+        let ownership = Ownership::take(&etcd, &session, shard, owner)?;
         let mut store = Self {
             etcd,
             session,
             shard,
-            epoch,
-            fence,
+            ownership,
             index: RwLock::default(),
             next: Mutex::new(1),
             cache: Mutex::new(LruCache::new(CACHED)),
@@ -106,10 +96,7 @@ impl EtcdLog {
 
     /// Gives the shard up: the next owner need not wait for the lease's end. Nothing may be under way.
     pub fn release(&self) {
-        let own = self.etcd.key(&own_key(self.shard));
-        let ours = Compare::create_revision(own.clone(), CompareOp::Equal, self.fence);
-        // Otherwise it falls with the lease.
-        let _ = self.etcd.txn(Txn::new().when([ours]).and_then([TxnOp::delete(own, None)]));
+        self.ownership.release();
     }
 
     fn read_back(&mut self) -> Result<Opened, StoreError> {
@@ -160,7 +147,7 @@ impl EtcdLog {
             self.cut(next)?;
         }
         *self.next() = next;
-        opened.keys = self.index.get_mut().unwrap_or_else(PoisonError::into_inner).places.len();
+        opened.keys = self.index.get_mut().unwrap_or_else(PoisonError::into_inner).places.count();
         Ok(opened)
     }
 
@@ -169,7 +156,7 @@ impl EtcdLog {
         let end = self.etcd.key(&log_key(self.shard, u64::MAX));
         let range = DeleteOptions::new().with_range(end);
         let delete = TxnOp::delete(self.etcd.key(&log_key(self.shard, from)), Some(range));
-        let answer = patiently(|| self.etcd.txn(Txn::new().when([self.ours()]).and_then([delete.clone()])))?;
+        let answer = patiently(|| self.etcd.txn(Txn::new().when([self.ownership.holds()]).and_then([delete.clone()])))?;
         if answer.succeeded() { Ok(()) } else { Err(StoreError::Lost) }
     }
 
@@ -200,8 +187,8 @@ impl EtcdLog {
         index.entries.insert(number, value.len() as u32);
         index.total += value.len() as u64;
         for change in frame::changes(&value[HEAD..]) {
-            let place = change.value.map(|(at, len, crc)| Place { entry: number, at: (HEAD + at) as u32, len, crc });
-            index.set(change.key, place);
+            let place = change.value.map(|(at, len, crc)| Place { part: number, at: (HEAD + at) as u64, len, crc });
+            index.places.set(change.key, place);
         }
         drop(index);
         self.cache().put(number, value);
@@ -215,28 +202,24 @@ impl EtcdLog {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ours(&self) -> Compare {
-        Compare::create_revision(self.etcd.key(&own_key(self.shard)), CompareOp::Equal, self.fence)
-    }
-
     fn entry(&self, number: u64, changes: &[Change], more: bool) -> Vec<u8> {
         let mut value = vec![FORMAT, u8::from(more)];
-        value.extend_from_slice(&self.epoch.0.to_le_bytes());
+        value.extend_from_slice(&self.ownership.epoch.0.to_le_bytes());
         frame::write(u32::from(self.shard), number, changes, &mut value);
         value
     }
 
     /// Writes one entry, again and again with the same bytes until it is known to be there, and removes those before `keep`.
     fn write(&self, number: u64, value: &Bytes, keep: Option<u64>) -> Result<Written, StoreError> {
-        let (own, key) = (self.etcd.key(&own_key(self.shard)), self.etcd.key(&log_key(self.shard, number)));
+        let key = self.etcd.key(&log_key(self.shard, number));
         let free = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
         let mut then = vec![TxnOp::put(key.clone(), value.to_vec(), None)];
         if let Some(keep) = keep {
             let range = DeleteOptions::new().with_range(self.etcd.key(&log_key(self.shard, keep)));
             then.push(TxnOp::delete(self.etcd.key(&log_key(self.shard, 0)), Some(range)));
         }
-        let otherwise = [TxnOp::get(own, None), TxnOp::get(key, None)];
-        let txn = Txn::new().when([self.ours(), free]).and_then(then).or_else(otherwise);
+        let otherwise = [self.ownership.look(), TxnOp::get(key, None)];
+        let txn = Txn::new().when([self.ownership.holds(), free]).and_then(then).or_else(otherwise);
         loop {
             if self.session.is_lost() {
                 return Ok(Written::Lost);
@@ -259,7 +242,7 @@ impl EtcdLog {
             Some(TxnOpResponse::Get(got)) => got.kvs().first().cloned(),
             _ => None,
         };
-        if first(0).is_none_or(|own| own.create_revision() != self.fence) {
+        if !self.ownership.is_ours(first(0).as_ref()) {
             return Written::Lost;
         }
         match first(1) {
@@ -276,16 +259,16 @@ impl EtcdLog {
         let mut written = Vec::with_capacity(parts.len());
         for (position, part) in parts.iter().enumerate() {
             let more = position + 1 < parts.len();
-            let number = loop {
+            loop {
                 let number = *next + written.len() as u64;
                 let value = Bytes::from(self.entry(number, part, more));
                 match self.write(number, &value, keep.filter(|_| !more)) {
                     Ok(Written::Done) => {
                         written.push((number, value));
-                        break number;
+                        break;
                     }
                     Ok(Written::Lost) => {
-                        self.session_is_lost();
+                        tracing::warn!(shard = self.shard, "the shard has another owner: nothing more is written");
                         return Err(StoreError::Lost);
                     }
                     Ok(Written::Taken(there)) => self.skip(&mut next, &there, &written)?,
@@ -296,8 +279,7 @@ impl EtcdLog {
                         return Err(error);
                     }
                 }
-            };
-            debug_assert!(number >= *next);
+            }
         }
         *next += written.len() as u64;
         written.into_iter().for_each(|(number, value)| self.take_in(number, value));
@@ -307,17 +289,13 @@ impl EtcdLog {
     /// An entry of ours that was believed to be refused got in after all: it counts.
     fn skip(&self, next: &mut u64, there: &Bytes, written: &[(u64, Bytes)]) -> Result<(), StoreError> {
         let number = *next + written.len() as u64;
-        let ours = there.get(2..HEAD) == Some(&self.epoch.0.to_le_bytes()[..]);
+        let ours = there.get(2..HEAD) == Some(&self.ownership.epoch.0.to_le_bytes()[..]);
         if !ours || !written.is_empty() || self.check(number, there)? {
             return Err(self.damaged(number, "was written by somebody else"));
         }
         self.take_in(number, there.clone());
         *next += 1;
         Ok(())
-    }
-
-    fn session_is_lost(&self) {
-        tracing::warn!(shard = self.shard, "the shard has another owner: nothing more is written");
     }
 
     fn fetch(&self, number: u64) -> Result<Bytes, StoreError> {
@@ -333,14 +311,15 @@ impl EtcdLog {
     }
 
     fn place(&self, key: &[u8]) -> Option<Place> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).places.get(key).copied()
+        self.index.read().unwrap_or_else(PoisonError::into_inner).places.get(key)
     }
 
     fn value(&self, place: Place) -> Result<Bytes, StoreError> {
-        let entry = self.fetch(place.entry)?;
-        let bytes = entry.slice(place.at as usize..(place.at + place.len) as usize);
+        let entry = self.fetch(place.part)?;
+        let at = place.at as usize;
+        let bytes = entry.slice(at..at + place.len as usize);
         if crc32c::crc32c(&bytes) != place.crc {
-            return Err(self.damaged(place.entry, "is damaged"));
+            return Err(self.damaged(place.part, "is damaged"));
         }
         Ok(bytes)
     }
@@ -357,7 +336,7 @@ impl EtcdLog {
             for change in frame::changes(&entry[HEAD..]) {
                 let Some((at, len, _)) = change.value else { continue };
                 let at = HEAD + at;
-                if self.place(change.key).is_some_and(|p| p.entry == number && p.at == at as u32) {
+                if self.place(change.key).is_some_and(|p| p.part == number && p.at == at as u64) {
                     bytes += len as usize;
                     live.push(Change::Put(change.key.into(), entry.slice(at..at + len as usize)));
                 }
@@ -368,21 +347,6 @@ impl EtcdLog {
             }
         }
         Ok((live, keep))
-    }
-}
-
-impl Index {
-    fn set(&mut self, key: &[u8], place: Option<Place>) {
-        let before = match place {
-            Some(place) => {
-                self.live += u64::from(place.len) + key.len() as u64;
-                self.places.insert(key.into(), place)
-            }
-            None => self.places.remove(key),
-        };
-        if let Some(before) = before {
-            self.live -= u64::from(before.len) + key.len() as u64;
-        }
     }
 }
 
@@ -419,10 +383,6 @@ fn patiently<T>(mut ask: impl FnMut() -> Result<T, Trouble>) -> Result<T, StoreE
     }
 }
 
-fn own_key(shard: u16) -> String {
-    format!("own/{shard:04x}")
-}
-
 fn log_prefix(shard: u16) -> String {
     format!("log/{shard:04x}/")
 }
@@ -437,46 +397,9 @@ fn number_of(key: &[u8]) -> u64 {
     std::str::from_utf8(&key[digits..]).ok().and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0)
 }
 
-/// Becomes a shard's owner: answers how often it was taken, and the fence. What counts is what the key says, not what the
-/// transaction answered: an answer may be lost.
-fn acquire(etcd: &Etcd, session: &Session, shard: u16, owner: &str) -> Result<(Epoch, i64), StoreError> {
-    let (own, epoch) = (own_key(shard), format!("epoch/{shard:04x}"));
-    let claim = serde_json::json!({"scheduler": owner, "session": session.lease()}).to_string();
-    for _ in 0..8 {
-        if session.is_lost() {
-            return Err(StoreError::Lost);
-        }
-        let before = etcd.get(&epoch, None)?;
-        let number: u64 = before.first().and_then(|kv| kv.value_str().ok()?.parse().ok()).unwrap_or(0);
-        let revision = before.first().map_or(0, KeyValue::mod_revision);
-        if let Some(found) = etcd.get(&own, None)?.first() {
-            if found.value() == claim.as_bytes() && found.lease() == session.lease() {
-                return Ok((Epoch(number), found.create_revision()));
-            }
-            let whose = String::from_utf8_lossy(found.value()).into_owned();
-            return Err(StoreError::InUse(format!("shard {shard} ({whose})")));
-        }
-        let free = [
-            Compare::create_revision(etcd.key(&own), CompareOp::Equal, 0),
-            Compare::mod_revision(etcd.key(&epoch), CompareOp::Equal, revision),
-        ];
-        let lease = etcd_client::PutOptions::new().with_lease(session.lease());
-        let take = [
-            TxnOp::put(etcd.key(&own), claim.as_str(), Some(lease)),
-            TxnOp::put(etcd.key(&epoch), (number + 1).to_string(), None),
-        ];
-        // Whether it was done or not, the next look says.
-        match etcd.txn(Txn::new().when(free).and_then(take)) {
-            Ok(_) | Err(Trouble::Unknown(_)) => {}
-            Err(trouble) => return Err(trouble.into()),
-        }
-    }
-    Err(StoreError::Read(std::io::Error::other("etcd does not say who owns the shard")))
-}
-
 impl Store for EtcdLog {
     fn epoch(&self) -> Epoch {
-        self.epoch
+        self.ownership.epoch
     }
 
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
@@ -486,7 +409,7 @@ impl Store for EtcdLog {
     fn maintain(&self) -> Result<bool, StoreError> {
         let (live, total, entries) = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            (index.live, index.total, index.entries.len())
+            (index.places.live(), index.total, index.entries.len())
         };
         if entries < 2 || total < 2 * live + SLACK {
             return Ok(false);
@@ -513,17 +436,7 @@ impl Store for EtcdLog {
     }
 
     fn keys(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, reverse: bool) -> Vec<Box<[u8]>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let end = crate::store::after_prefix(prefix);
-        let mut low = Bound::Included(prefix);
-        let mut high = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        match after {
-            Some(after) if reverse => high = Bound::Excluded(after),
-            Some(after) => low = Bound::Excluded(after),
-            None => {}
-        }
-        let found = index.places.range::<[u8], _>((low, high)).map(|(key, _)| key.clone());
-        if reverse { found.rev().take(limit).collect() } else { found.take(limit).collect() }
+        self.index.read().unwrap_or_else(PoisonError::into_inner).places.keys(prefix, after, limit, reverse)
     }
 
     fn has_room(&self) -> bool {
@@ -532,7 +445,7 @@ impl Store for EtcdLog {
 
     fn size(&self) -> (u64, u64) {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        (index.total, index.live)
+        (index.total, index.places.live())
     }
 
     fn answers(&self) -> bool {

@@ -14,6 +14,7 @@
 mod client;
 mod format;
 mod log;
+mod ownership;
 mod session;
 
 pub use client::{Etcd, Trouble};

@@ -72,11 +72,6 @@ impl Session {
         self.state.lost_token.clone()
     }
 
-    /// Somebody has seen that it is gone.
-    pub fn doubt(&self) {
-        self.state.lose();
-    }
-
     /// Gives the lease back: what hangs on it is free at once.
     pub fn end(&self, etcd: &Etcd) {
         self.ended.cancel();

@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long a shard that is given up in order waits for requests whose clients wait.
 const HAND_OVER: Duration = Duration::from_secs(5);
-/// Until all other schedulers have seen that this one owns nothing any more.
+/// Until all other schedulers have seen who owns what instead.
 const SEEN: Duration = Duration::from_secs(1);
 /// How often etcd's size is asked for, and what belongs to no function is looked at.
 const SLOW: Duration = Duration::from_secs(1);
@@ -166,18 +166,19 @@ impl Cluster {
     async fn leave(&self) {
         let (etcd, key) = (self.etcd.clone(), self.etcd.key(&format!("members/{}", self.me)));
         let _ = blocking(move || Ok(etcd.txn(Txn::new().and_then([TxnOp::delete(key, None)]))?)).await;
+        // What was seen last may be from before the others came: then nobody would be waited for.
+        self.see().await;
         let shards: Vec<Shard> = self.logs().keys().copied().collect();
         let looking = async {
             loop {
-                if let Ok(seen) = self.look().await {
-                    self.view.see(seen);
-                }
                 tokio::time::sleep(AGAIN).await;
+                self.see().await;
             }
         };
         let leaving = async {
-            self.give(shards).await;
+            self.give(shards.clone()).await;
             if !self.view.peers().is_empty() {
+                let _ = tokio::time::timeout(HAND_OVER, self.taken(&shards)).await;
                 tokio::time::sleep(SEEN).await;
             }
         };
@@ -193,14 +194,26 @@ impl Cluster {
         .await;
     }
 
+    async fn see(&self) {
+        if let Ok(seen) = self.look().await {
+            self.view.see(seen);
+        }
+    }
+
+    /// Waits until others own these shards.
+    async fn taken(&self, shards: &[Shard]) {
+        while !shards.iter().all(|shard| self.view.owner(*shard).is_some()) {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
     /// The lease is gone: what hung on it is dropped, and a new life begins (RELIABILITY F2).
     async fn begin_again(&self, stop: &CancellationToken) {
         tracing::warn!("the lease in etcd is lost: all shards are dropped");
         self.view.see(Seen::default());
-        let logs = std::mem::take(&mut *self.logs());
+        self.logs().clear();
         let open = self.shared.shards.all();
         join_all(open.iter().map(|env| env.close(true))).await;
-        drop(logs);
         while !stop.is_cancelled() {
             let (etcd, config) = (self.etcd.clone(), self.config.clone());
             match blocking(move || Session::begin(&etcd, &config)).await {

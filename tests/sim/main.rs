@@ -8,7 +8,7 @@ mod healthy {
 
     /// Seeds in one run; CAPSTAN_SEEDS sets another number for a long run.
     fn seeds() -> u64 {
-        std::env::var("CAPSTAN_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
+        std::env::var("CAPSTAN_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(500)
     }
 
     #[test]
@@ -22,12 +22,33 @@ mod healthy {
     }
 
     #[test]
+    fn no_seed_breaks_a_promise_of_a_cluster() {
+        // RELIABILITY I1 I2 I3 I4 I5 I6 I7 L1 L2, F1 F2 F3 F4 F5 F13 F15 F29
+        for seed in 0..seeds() {
+            if let Err(broken) = run(&Plan::cluster(seed)) {
+                panic!("{}\nreplay: cargo run -p capstan-tests -- sim --schedulers 3 --seed {seed}", broken.what);
+            }
+        }
+    }
+
+    #[test]
+    fn a_larger_cluster_keeps_its_promises_too() {
+        let small = Plan::cluster(5);
+        let plan =
+            Plan { schedulers: 5, functions: 60, workers: 40, inputs: 30_000, faults: 60, check_all: false, ..small };
+        let report = run(&plan).unwrap();
+        assert!(report.ended >= 10_000, "{report:?}");
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_log_byte_for_byte() {
         let plan = Plan { log: true, ..Plan::small(7) };
         let (first, second) = (run(&plan).unwrap(), run(&plan).unwrap());
         assert!(first.log.len() > 100_000);
         assert!(first.log == second.log);
         assert!(first.log != run(&Plan { seed: 8, ..plan }).unwrap().log);
+        let plan = Plan { log: true, ..Plan::cluster(7) };
+        assert!(run(&plan).unwrap().log == run(&plan).unwrap().log);
     }
 
     #[test]
@@ -41,12 +62,25 @@ mod healthy {
 #[cfg(feature = "mutants")]
 mod planted {
     use super::*;
+    use capstan_tests::world::shell_mutant;
 
     /// Seeds in which a planted fault must be found.
     const SEEDS: u64 = 200;
 
-    fn found_in(mutant: u8) -> Option<(u64, String)> {
-        (0..SEEDS).find_map(|seed| run(&Plan { mutant, ..Plan::small(seed) }).err().map(|broken| (seed, broken.what)))
+    fn found_in(mutant: u8, world: fn(u64) -> Plan) -> Option<(u64, String)> {
+        (0..SEEDS).find_map(|seed| run(&Plan { mutant, ..world(seed) }).err().map(|broken| (seed, broken.what)))
+    }
+
+    #[test]
+    fn a_fence_that_is_not_compared_is_found() {
+        let (seed, broken) = found_in(shell_mutant::FENCE_NOT_COMPARED, Plan::cluster).expect("not found");
+        println!("found with seed {seed}: {broken}");
+    }
+
+    #[test]
+    fn a_new_owner_that_does_not_wait_for_workers_is_found() {
+        let (seed, broken) = found_in(shell_mutant::SETTLES_UNTOLD, Plan::cluster).expect("not found");
+        println!("found with seed {seed}: {broken}");
     }
 
     macro_rules! planted {
@@ -54,7 +88,7 @@ mod planted {
             #[test]
             fn $name() {
                 let mutant = capstan_scheduler_core::mutant::$mutant;
-                let (seed, broken) = found_in(mutant).expect("the planted fault was not found");
+                let (seed, broken) = found_in(mutant, Plan::small).expect("the planted fault was not found");
                 println!("found with seed {seed}: {broken}");
             }
         )*};

@@ -20,26 +20,83 @@ enum Command {
     /// Writes docs/spec-status.md: which test proves which statement.
     SpecStatus,
     /// Replays a seed in virtual time, or runs many.
-    Sim {
-        /// The (first) seed.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// How many seeds.
-        #[arg(long, default_value_t = 1)]
-        seeds: u64,
-        #[arg(long, default_value_t = 3)]
-        functions: usize,
-        #[arg(long, default_value_t = 3)]
-        workers: usize,
-        /// Inputs in all, about.
-        #[arg(long, default_value_t = 1200)]
-        inputs: u64,
-        #[arg(long, default_value_t = 12)]
-        faults: u32,
-        /// Print every event.
-        #[arg(long)]
-        log: bool,
-    },
+    Sim(Sim),
+}
+
+#[derive(clap::Args)]
+struct Sim {
+    /// The (first) seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds; above 20 only their sums are printed.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Schedulers: one alone, or several as a cluster over etcd.
+    #[arg(long, default_value_t = 1)]
+    schedulers: usize,
+    #[arg(long)]
+    functions: Option<usize>,
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Inputs in all, about.
+    #[arg(long)]
+    inputs: Option<u64>,
+    #[arg(long)]
+    faults: Option<u32>,
+    /// Plants a fault of the shells: 100 a fence that is not compared, 101 work that is given out before workers have told.
+    #[arg(long, default_value_t = 0)]
+    mutant: u8,
+    /// Print every event.
+    #[arg(long)]
+    log: bool,
+}
+
+impl Sim {
+    fn plan(&self, seed: u64) -> Plan {
+        let plan = if self.schedulers > 1 { Plan::cluster(seed) } else { Plan::small(seed) };
+        let functions = self.functions.unwrap_or(plan.functions);
+        Plan {
+            schedulers: self.schedulers,
+            functions,
+            workers: self.workers.unwrap_or(plan.workers),
+            inputs: self.inputs.unwrap_or(plan.inputs),
+            faults: self.faults.unwrap_or(plan.faults),
+            log: self.log,
+            check_all: functions <= 10,
+            mutant: self.mutant,
+            ..plan
+        }
+    }
+
+    fn run(&self) -> anyhow::Result<()> {
+        let (begun, mut sum) = (std::time::Instant::now(), world::Report::default());
+        for seed in self.seed..self.seed + self.seeds {
+            let began = std::time::Instant::now();
+            let report = world::run(&self.plan(seed)).map_err(|broken| {
+                print!("{}", broken.log);
+                anyhow::anyhow!(broken.what)
+            })?;
+            print!("{}", report.log);
+            if self.seeds <= 20 {
+                println!("seed {seed}: {}", sentence(&report, began.elapsed()));
+            }
+            sum.events += report.events;
+            sum.virtual_s += report.virtual_s;
+            sum.ended += report.ended;
+            sum.accepted += report.accepted;
+            sum.faults += report.faults;
+        }
+        println!("{} seeds: {}", self.seeds, sentence(&sum, begun.elapsed()));
+        Ok(())
+    }
+}
+
+fn sentence(report: &world::Report, took: std::time::Duration) -> String {
+    let world::Report { events, virtual_s, ended, accepted, faults, .. } = report;
+    format!(
+        "{events} events, {virtual_s} virtual s in {:.2} s, {accepted} calls accepted, {ended} inputs ended, {faults} faults: all promises kept",
+        took.as_secs_f64()
+    )
 }
 
 fn main() -> anyhow::Result<()> {
@@ -53,23 +110,6 @@ fn main() -> anyhow::Result<()> {
             std::fs::write(root.join("docs/spec-status.md"), capstan_tests::spec::page(&root)?)?;
             Ok(())
         }
-        Command::Sim { seed, seeds, functions, workers, inputs, faults, log } => {
-            let check_all = functions <= 10;
-            for seed in seed..seed + seeds {
-                let plan = Plan { seed, functions, workers, inputs, faults, log, check_all, mutant: 0 };
-                let begun = std::time::Instant::now();
-                let report = world::run(&plan).map_err(|broken| {
-                    print!("{}", broken.log);
-                    anyhow::anyhow!(broken.what)
-                })?;
-                print!("{}", report.log);
-                let world::Report { events, virtual_s, ended, accepted, faults, .. } = report;
-                println!(
-                    "seed {seed}: {events} events, {virtual_s} virtual s in {:.2} s, {accepted} calls accepted, {ended} inputs ended, {faults} faults: all promises kept",
-                    begun.elapsed().as_secs_f64()
-                );
-            }
-            Ok(())
-        }
+        Command::Sim(sim) => sim.run(),
     }
 }

@@ -4,7 +4,7 @@ use super::{engine::World, visitors::Visitors};
 use capstan_common::{
     call::CallKind,
     id::{CallId, ContainerId, LeaseId},
-    order::Order,
+    order::{Assignment, Order},
 };
 use capstan_scheduler_core::{
     effect::Effect,
@@ -46,6 +46,11 @@ impl Given {
             }
             _ => {}
         }
+    }
+
+    /// Whether the function believes that the container works on the attempt.
+    pub fn holds(&self, container: ContainerId, lease: LeaseId) -> bool {
+        self.containers.get(&container).is_some_and(|held| held.contains(&lease))
     }
 
     /// Effects that the function has just had; `free` are containers that may be stopped with work in them.
@@ -99,14 +104,54 @@ impl World {
     /// Every place that is taken is taken by a container that its function knows, or has just been granted.
     fn check_places(&self) -> Result<(), String> {
         let under_way = self.granted_under_way();
-        for (container, function) in self.autoscaler.holders() {
-            let hosted = self.functions.iter().find(|f| f.key == *function);
-            let known = hosted.is_some_and(|f| f.core.containers().any(|c| c.id == container));
-            if !known && !under_way.contains(&container) {
-                return Err(format!("the place of {container} of {function} was not given back"));
+        for (s, scheduler) in self.schedulers.iter().enumerate() {
+            for (container, function) in scheduler.autoscaler.holders() {
+                let f = self.functions.iter().position(|f| f.key == *function);
+                let core = f.and_then(|f| scheduler.hosts.get(&f)?.core.as_ref());
+                let known = core.is_some_and(|core| core.containers().any(|c| c.id == container));
+                if !known && !under_way.contains(&container) {
+                    return Err(format!("the place of {container} of {function} was not given back by scheduler {s}"));
+                }
             }
         }
         Ok(())
+    }
+
+    /// An input is not begun by a worker while another one works on it that its owner hears, or should still wait for: a change
+    /// of owner runs nothing again (RELIABILITY I6). Behind a link that stays broken it may: what is recorded is still recorded
+    /// once.
+    pub(super) fn check_alone(&self, w: usize, assignments: &[Assignment]) -> Result<(), String> {
+        for (other, worker) in self.workers.iter().enumerate().filter(|(other, _)| *other != w) {
+            for assignment in assignments {
+                let twice = worker.node.working_on(assignment.call, assignment.index);
+                let Some(shard) = twice.map(|function| function.shard(self.keys.shards)) else { continue };
+                let Some((owner, epoch)) = self.keys.owners.get(&shard) else { continue };
+                let scheduler = &self.schedulers[*owner];
+                if scheduler.shards.get(&shard) != Some(epoch) {
+                    continue;
+                }
+                let told = scheduler.told.contains(&(other, shard));
+                let awaited = scheduler.taken[&shard].plus_ms(self.limits.adopt_grace_ms) > self.now;
+                let ended = self.is_told_to_end(assignment.call, assignment.index, *owner, other);
+                if if told { !ended } else { awaited } {
+                    return Err(format!(
+                        "I6: {} input {} begins on worker {w} while worker {other} works on it, and its owner {}",
+                        assignment.call,
+                        assignment.index,
+                        if told { "hears it" } else { "has not waited for it" }
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the owner has ordered the other attempt to end: the order may be under way.
+    fn is_told_to_end(&self, call: CallId, index: u64, owner: usize, other: usize) -> bool {
+        let held = self.workers[other].node.lease_of(call, index);
+        let Some((container, lease)) = held else { return true };
+        let of = self.schedulers[owner].routes.get(&container).and_then(|f| self.schedulers[owner].hosts.get(f));
+        of.is_none_or(|host| !host.given.holds(container, lease))
     }
 
     /// After the last fault and enough time: everything that was promised has come true.
@@ -117,8 +162,10 @@ impl World {
             owners.extend(client.asked.iter().map(|id| (*id, number)));
         }
         let mut opened: BTreeMap<usize, u32> = BTreeMap::new();
-        for function in &self.functions {
-            if let Some((request, inside)) = function.visitors.first_key_value() {
+        for (f, function) in self.functions.iter().enumerate() {
+            let Some(at) = self.owner(f) else { return Err(format!("L1: nobody owns {}", function.key)) };
+            let host = &self.schedulers[at.scheduler].hosts[&f];
+            if let Some((request, inside)) = host.visitors.first_key_value() {
                 return Err(format!("web request {request:?} was never answered; it is in {inside:?}"));
             }
             for (id, stored) in &function.durable.calls {
@@ -126,8 +173,8 @@ impl World {
                     *opened.entry(*owner).or_default() += 1;
                 }
                 if stored.record.finished.is_none() {
-                    let (stats, why) = (function.core.stats(), function.core.waiting());
-                    return Err(format!("L2: {id} has not ended: {:?}; {stats:?}; waits: {why:?}", stored.counts));
+                    let core = host.core.as_ref().map(|core| (core.stats(), core.waiting()));
+                    return Err(format!("L2: {id} has not ended: {:?}; {core:?}", stored.counts));
                 }
             }
             let left =
@@ -148,7 +195,10 @@ impl World {
                 continue;
             }
             if stored.counts.ended() != client.inputs {
-                return Err(format!("I1: {call} had {} inputs, {} ended", client.inputs, stored.counts.ended()));
+                return Err(format!(
+                    "I1: {call} ({:?}) had {} inputs, {:?} ended, {:?}",
+                    client.kind, client.inputs, stored.counts, stored.record
+                ));
             }
             if stored.counts.cancelled > 0 && !client.cancels {
                 return Err(format!("{call}: {} inputs were cancelled by nobody", stored.counts.cancelled));

@@ -1,12 +1,16 @@
 //! Clients: they bring calls, send again what was not answered, and remember what they were promised.
 
-use super::engine::{Action, World};
+use super::{
+    engine::{Action, World},
+    host::At,
+};
 use bytes::Bytes;
 use capstan_common::{call::CallKind, id::CallId, input::Payload, time::Time};
 use capstan_scheduler_core::{
     event::{Event, FailFast, Inputs, Opening},
     record::Segment,
 };
+use rand::Rng;
 use std::collections::BTreeSet;
 
 /// Inputs in one packed segment of a simulated upload.
@@ -31,6 +35,8 @@ pub struct Client {
     pub fail_fast: FailFast,
     /// Ids that it has used.
     pub asked: BTreeSet<CallId>,
+    /// Where it waits for the answers of its open connection.
+    pub at: Option<At>,
     /// The call that it was promised.
     pub accepted: Option<CallId>,
     /// Inputs that a map has sent.
@@ -82,23 +88,52 @@ impl Client {
 }
 
 impl World {
+    /// A client sends its request to whoever it believes to own the function.
     pub(super) fn open(&mut self, number: usize) -> Result<(), String> {
         if self.clients[number].done {
             return Ok(());
         }
+        let believers = self.believers(self.clients[number].function);
+        if believers.is_empty() {
+            let at = self.after(50_000, 200_000);
+            self.plan(at, Action::Open { client: number });
+            return Ok(());
+        }
+        let at = believers[self.rng.random_range(0..believers.len())];
+        if self.schedulers[at.scheduler].stopped_until.is_some() {
+            // It hears nothing for a while and sends again; what it sent first arrives all the same, much later.
+            self.plan(self.now, Action::Ask { at, client: number });
+            let again = self.after(500_000, 2_000_000);
+            self.plan(again, Action::Open { client: number });
+            return Ok(());
+        }
+        self.ask(at, number)
+    }
+
+    /// A client's request arrives at a scheduler.
+    pub(super) fn ask(&mut self, at: At, number: usize) -> Result<(), String> {
+        if self.clients[number].done || (!self.clients[number].keyed && !self.clients[number].asked.is_empty()) {
+            return Ok(());
+        }
+        let Some(epoch) = self.host(at).map(|host| host.epoch) else { return self.again(number) };
         self.calls += 1 << 64;
         let id = CallId(self.calls);
-        let client = &mut self.clients[number];
-        client.asked.insert(id);
+        let client = &self.clients[number];
         let (opening, packed) = client.opening(number, id);
         let (f, interactive) = (client.function, client.kind.is_interactive());
+        if !packed.is_empty() && !self.keys.holds(self.functions[f].shard, epoch) {
+            // The store refuses the inputs: this scheduler is not the owner any more.
+            return self.again(number);
+        }
+        self.clients[number].asked.insert(id);
+        self.clients[number].at = Some(at);
         for (segment, payloads) in packed {
             self.functions[f].durable.segments.insert((id, segment), payloads);
         }
         if !interactive {
             self.waiting.insert(id, number);
         }
-        match self.try_function(f, Event::Open(Box::new(opening)))? {
+        match self.try_function(at, Event::Open(Box::new(opening)))? {
             Ok(Some(call)) if call != id => {
                 // The key was known: the promise is for the first call.
                 self.waiting.remove(&id);
@@ -107,11 +142,30 @@ impl World {
             Ok(_) => {}
             Err(_) => {
                 self.waiting.remove(&id);
-                let at = self.after(1_000_000, 5_000_000);
-                self.plan(at, Action::Open { client: number });
+                if !self.clients[number].keyed {
+                    // It was refused, and knows it.
+                    self.clients[number].asked.remove(&id);
+                }
+                return self.again(number);
             }
         }
         Ok(())
+    }
+
+    fn again(&mut self, number: usize) -> Result<(), String> {
+        let at = self.after(200_000, 2_000_000);
+        self.plan(at, Action::Open { client: number });
+        Ok(())
+    }
+
+    /// A client cancels what it was promised.
+    pub(super) fn cancel(&mut self, number: usize) -> Result<(), String> {
+        let client = &self.clients[number];
+        let Some(call) = client.accepted else { return Ok(()) };
+        match self.owner(client.function) {
+            Some(at) => self.step_function(at, Event::Cancel { call }),
+            None => Ok(()),
+        }
     }
 
     /// A client goes away: nobody waits for its call any more.
@@ -120,14 +174,13 @@ impl World {
         let Some(call) = client.asked.last().copied().filter(|_| !client.done) else { return Ok(()) };
         client.done = true;
         let f = client.function;
-        self.step_function(f, Event::Abandon { call })
+        self.believers(f).into_iter().try_for_each(|at| self.step_function(at, Event::Abandon { call }))
     }
 
-    pub(super) fn credited(&mut self, f: usize, call: CallId, count: u64) {
-        let found =
-            self.clients.iter().position(|c| c.kind == CallKind::Map && !c.done && c.asked.last() == Some(&call));
+    pub(super) fn credited(&mut self, to: At, call: CallId, count: u64) {
+        let open = |c: &Client| c.kind == CallKind::Map && !c.done && c.at == Some(to);
+        let found = self.clients.iter().position(|c| open(c) && c.asked.last() == Some(&call));
         let Some(number) = found else { return };
-        let generation = self.functions[f].generation;
         let client = &mut self.clients[number];
         let sending = count.min(client.inputs - client.sent);
         let payloads = payloads(client.sent, sending);
@@ -137,19 +190,19 @@ impl World {
         let at = self.after(10, 2_000).max(self.clients[number].arrives);
         self.clients[number].arrives = at;
         if sending > 0 {
-            self.plan(at, Action::Function { function: f, generation, event: Event::Arrive { call, payloads } });
+            self.plan(at, Action::Function { at: to, event: Event::Arrive { call, payloads } });
         }
         if closing {
-            self.plan(at, Action::Function { function: f, generation, event: Event::Close { call } });
+            self.plan(at, Action::Function { at: to, event: Event::Close { call } });
         }
     }
 
-    /// Clients without an answer: those with a key send again, those with a broken stream give up.
-    pub(super) fn clients_after_crash(&mut self) {
-        self.waiting.clear();
+    /// Clients without an answer from where the function lives no more: those with a key send again, those with a broken
+    /// stream give up.
+    pub(super) fn forsake_clients(&mut self, at: At) {
         for number in 0..self.clients.len() {
             let client = &mut self.clients[number];
-            if client.done || client.asked.is_empty() {
+            if client.at != Some(at) || client.done {
                 continue;
             }
             if client.keyed {

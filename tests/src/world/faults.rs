@@ -1,166 +1,155 @@
-//! Faults: the scheduler's crash, workers' crashes, links that break.
+//! Faults: crashes, pauses, cut links, lost leases, and ends in order.
 
 use super::{
     engine::{Action, World},
-    workers::{LINK, Worker},
+    links::SILENCE_MS,
+    workers::Worker,
 };
-use capstan_common::{
-    id::{Epoch, Revision, Shard},
-    order::Order,
-    worker::WorkerState,
-};
-use capstan_scheduler_core::{
-    autoscaler::{self, Autoscaler},
-    effect::Output,
-    event::Event,
-    function::Function,
-};
-use capstan_worker_core::node;
+use capstan_common::time::Time;
+use capstan_scheduler_core::event::Event;
 use rand::Rng;
 
 impl World {
     /// One fault, chosen by chance.
     pub(super) fn fault(&mut self) -> Result<(), String> {
         self.report.faults += 1;
+        let w = self.rng.random_range(0..self.workers.len());
+        let s = self.rng.random_range(0..self.schedulers.len());
+        if self.is_clustered() && self.chance(60) {
+            return self.fault_of_cluster(s, w);
+        }
         match self.rng.random_range(0..10) {
-            0..=2 => self.crash_scheduler()?,
-            3..=4 => {
-                let w = self.rng.random_range(0..self.workers.len());
-                self.crash_worker(w)?;
+            0..=2 => self.kill(s),
+            3..=4 => self.crash_worker(w),
+            5..=7 => self.cut(w),
+            _ => self.stop_some_container(),
+        }
+    }
+
+    fn fault_of_cluster(&mut self, s: usize, w: usize) -> Result<(), String> {
+        let brief = self.chance(50);
+        let most = if brief { 2_000_000 } else { 12_000_000 };
+        let until = self.after(10_000, most);
+        match self.rng.random_range(0..10) {
+            0..=1 => self.kill(s)?,
+            2..=3 => self.pause(s, until),
+            4..=5 => {
+                self.note(&format!("scheduler {s} is cut off from etcd until {}", until.0));
+                self.schedulers[s].cut_off_until = until;
+                if self.schedulers[s].runs {
+                    let life = self.schedulers[s].life;
+                    self.plan(until, Action::Look { scheduler: s, life });
+                }
             }
-            5..=7 => {
-                let w = self.rng.random_range(0..self.workers.len());
-                self.cut(w)?;
+            6 => {
+                // etcd has revoked leases that were kept (RELIABILITY F13).
+                self.note(&format!("the lease of scheduler {s} is revoked"));
+                self.keys.revoke(s);
             }
-            _ => self.stop_some_container()?,
+            7 => {
+                if self.schedulers[s].runs {
+                    self.note(&format!("scheduler {s} is told to end"));
+                    self.schedulers[s].leaves = true;
+                    self.keys.members.remove(&s);
+                }
+            }
+            8 => self.partition(s, w, until),
+            _ => {
+                let all: Vec<usize> = (0..self.workers.len()).collect();
+                all.into_iter().for_each(|w| self.partition(s, w, until));
+            }
         }
         Ok(())
     }
 
-    /// Everything that was not durable is forgotten; a new owner starts from the store.
-    fn crash_scheduler(&mut self) -> Result<(), String> {
-        self.note("the scheduler crashes");
-        self.epoch = Epoch(self.epoch.0 + 1);
-        self.autoscaler = Autoscaler::new(self.epoch);
-        #[cfg(feature = "mutants")]
-        self.autoscaler.plant(self.plan.mutant);
-        for w in 0..self.workers.len() {
-            self.break_link(w)?;
-            let at = self.after(1_000, 400_000);
-            let life = self.workers[w].life;
-            self.plan(at, Action::Join { worker: w, life });
+    /// Everything that was not durable is forgotten.
+    fn kill(&mut self, s: usize) -> Result<(), String> {
+        if !self.schedulers[s].runs {
+            return Ok(());
         }
-        for f in 0..self.functions.len() {
-            let function = &mut self.functions[f];
-            function.generation += 1;
-            function.records.clear();
-            function.promises.clear();
-            function.under_way = None;
-            function.alarm_at = None;
-            function.given = Default::default();
-            // Their connections ended with the process.
-            function.visitors.clear();
-            let mut out = Output::default();
-            let (limits, key) = (self.limits.clone(), function.key.clone());
-            function.core = match function.durable.recovery(&key) {
-                Some(recovery) => Function::recover(recovery, self.epoch, limits, self.now, &mut out),
-                None => {
-                    // Its deployment was not durable: whoever deployed it heard no answer and does it again.
-                    let spec = (function.core.deployment().spec.clone(), Revision(0));
-                    let deployed = Function::deploy(key, self.epoch, limits, self.now, spec, &mut out);
-                    deployed.map_err(|refusal| refusal.to_string())?
-                }
-            };
-            function.core.check()?;
-            self.perform(f, out)?;
+        self.note(&format!("scheduler {s} crashes"));
+        self.end_process(s)
+    }
+
+    /// It stands still, and knows nothing of it: what comes meanwhile it finds when it wakes (RELIABILITY F2).
+    fn pause(&mut self, s: usize, until: Time) {
+        if !self.schedulers[s].runs || self.schedulers[s].stopped_until.is_some() {
+            return;
         }
-        let settle = self.now.plus_ms(self.limits.adopt_grace_ms);
-        let epoch = self.epoch;
-        self.plan(settle, Action::Settle { epoch });
-        self.clients_after_crash();
-        Ok(())
+        self.note(&format!("scheduler {s} stands still until {}", until.0));
+        self.schedulers[s].stopped_until = Some(until);
+        self.plan(until, Action::Wake { scheduler: s });
+        if until.since_ms(self.now) > SILENCE_MS {
+            for link in self.links_of(s) {
+                let at = self.now.plus_ms(SILENCE_MS);
+                self.plan(at, Action::Silent { link });
+            }
+        }
+    }
+
+    /// Nothing passes between the two until then: a short cut delays what is under way, a long one breaks the link.
+    fn partition(&mut self, s: usize, w: usize, until: Time) {
+        let ids: Vec<_> = self.links_of(s).into_iter().filter(|id| self.links[id].worker == w).collect();
+        for id in ids {
+            self.note(&format!("nothing passes between scheduler {s} and worker {w} until {}", until.0));
+            let (up, down) = [(true, true), (true, false), (false, true)][self.rng.random_range(0..3)];
+            if let Some(link) = self.links.get_mut(&id) {
+                link.up_cut_until = if up { until } else { link.up_cut_until };
+                link.down_cut_until = if down { until } else { link.down_cut_until };
+            }
+            if until.since_ms(self.now) > SILENCE_MS {
+                let at = self.now.plus_ms(SILENCE_MS);
+                self.plan(at, Action::Silent { link: id });
+            }
+        }
     }
 
     fn crash_worker(&mut self, w: usize) -> Result<(), String> {
         self.note(&format!("worker {w} crashes"));
-        self.break_link(w)?;
+        for link in self.links_with(w) {
+            self.break_link(link)?;
+        }
         let life = self.workers[w].life + 1;
-        let link = self.workers[w].link;
-        self.workers[w] = Worker { life, link, ..Worker::new(w) };
-        // Sometimes it is away for longer than the scheduler waits.
+        self.workers[w] = Worker { life, ..Worker::new(w) };
+        // Sometimes it is away for longer than schedulers wait.
         let most = if self.chance(30) { 30_000_000 } else { 2_000_000 };
-        let at = self.after(10_000, most);
-        self.plan(at, Action::Join { worker: w, life });
+        let back = self.after(10_000, most);
+        for s in 0..self.schedulers.len() {
+            let at = Time(back.0 + self.rng.random_range(0..200_000));
+            self.plan(at, Action::Join { worker: w, life, scheduler: s });
+        }
         Ok(())
     }
 
+    /// A worker's links break, or one of them.
     fn cut(&mut self, w: usize) -> Result<(), String> {
-        self.note(&format!("the link of worker {w} breaks"));
-        self.break_link(w)?;
-        let most = if self.chance(20) { 30_000_000 } else { 1_000_000 };
-        let at = self.after(1_000, most);
-        let life = self.workers[w].life;
-        self.plan(at, Action::Join { worker: w, life });
-        Ok(())
-    }
-
-    /// Both sides learn it; what was under way is lost.
-    fn break_link(&mut self, w: usize) -> Result<(), String> {
-        if !self.workers[w].linked {
-            return Ok(());
+        let links = self.links_with(w);
+        let all = self.chance(50);
+        let long = self.chance(20);
+        for link in links {
+            if all || self.chance(50) {
+                self.note(&format!("a link of worker {w} breaks"));
+                self.break_link(link)?;
+            }
         }
-        self.workers[w].linked = false;
-        self.workers[w].link += 1;
-        self.step_node(w, node::Event::Parted { link: LINK })?;
-        let id = self.workers[w].id.clone();
-        let state = WorkerState::Unreachable;
-        self.tell_autoscaler(autoscaler::Event::Turned { worker: id, state })?;
-        let lost = self.now.plus_ms(10_000);
-        let link = self.workers[w].link;
-        self.plan(lost, Action::Lose { worker: w, link });
-        Ok(())
-    }
-
-    /// A worker's link stands again: it says what it holds, and every function hears it.
-    pub(super) fn join(&mut self, w: usize) -> Result<(), String> {
-        if self.workers[w].linked {
-            return Ok(());
-        }
-        self.note(&format!("worker {w} joins"));
-        self.workers[w].linked = true;
-        self.workers[w].link += 1;
-        let own = Order::Own { shard: Shard(0), shards: 1, epoch: self.epoch };
-        let inventory = self.workers[w].node.inventory(Shard(0));
-        let id = self.workers[w].id.clone();
-        let capacity = super::workers::CAPACITY;
-        for f in 0..self.functions.len() {
-            let held: Vec<_> = inventory.iter().filter(|h| h.function == self.functions[f].key).cloned().collect();
-            self.routes.extend(held.iter().map(|h| (h.container, f)));
-            self.step_function(f, Event::Inventory { worker: id.clone(), held })?;
-        }
-        self.tell_autoscaler(autoscaler::Event::Joined { worker: id, capacity, state: WorkerState::Ready })?;
-        self.step_node(w, node::Event::Ordered { link: LINK, order: own })
-    }
-
-    pub(super) fn lose(&mut self, w: usize) -> Result<(), String> {
-        let worker = self.workers[w].id.clone();
-        self.note(&format!("worker {w} is lost"));
-        self.tell_autoscaler(autoscaler::Event::Lost { worker: worker.clone() })?;
-        for f in 0..self.functions.len() {
-            self.step_function(f, Event::WorkerLost { worker: worker.clone() })?;
+        if long {
+            // It finds nobody for longer than schedulers wait.
+            self.workers[w].dials_from = self.after(1_000_000, 30_000_000);
         }
         Ok(())
     }
 
     fn stop_some_container(&mut self) -> Result<(), String> {
         let f = self.rng.random_range(0..self.functions.len());
-        let ids: Vec<_> = self.functions[f].core.containers().map(|c| c.id).collect();
+        let Some(at) = self.owner(f) else { return Ok(()) };
+        let core = self.host(at).and_then(|host| host.core.as_ref());
+        let ids: Vec<_> = core.map_or_else(Vec::new, |core| core.containers().map(|c| c.id).collect());
         if ids.is_empty() {
             return Ok(());
         }
         let container = ids[self.rng.random_range(0..ids.len())];
         self.note(&format!("an operator stops {container}"));
         self.stoppable.insert(container);
-        self.step_function(f, Event::StopContainer { container })
+        self.step_function(at, Event::StopContainer { container })
     }
 }

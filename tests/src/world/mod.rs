@@ -1,12 +1,17 @@
-//! The world in virtual time: the real cores, a network that loses links, workers that die, and a store that forgets what it
-//! had not written. The same seed gives the same log, byte for byte.
+//! The world in virtual time: the real cores, a network that loses links, workers and schedulers that die or stand still, leases
+//! that end, and a store that forgets what it had not written. The same seed gives the same log, byte for byte.
 
 mod check;
 mod clients;
 mod engine;
 mod faults;
+mod host;
+mod keys;
+mod links;
 mod populate;
+mod scheduler;
 mod shell;
+pub mod shell_mutant;
 mod store;
 mod visitors;
 mod workers;
@@ -18,6 +23,8 @@ pub use engine::World;
 pub struct Plan {
     /// Decides everything that is left to chance.
     pub seed: u64,
+    /// Schedulers: one has its store to itself, several share theirs as a cluster does.
+    pub schedulers: usize,
     /// Functions, each with a spec of its own.
     pub functions: usize,
     /// Workers.
@@ -37,7 +44,22 @@ pub struct Plan {
 impl Plan {
     /// A small world full of faults.
     pub fn small(seed: u64) -> Self {
-        Self { seed, functions: 3, workers: 3, inputs: 1_200, faults: 12, log: false, check_all: true, mutant: 0 }
+        Self {
+            seed,
+            schedulers: 1,
+            functions: 3,
+            workers: 3,
+            inputs: 1_200,
+            faults: 12,
+            log: false,
+            check_all: true,
+            mutant: 0,
+        }
+    }
+
+    /// A small cluster full of faults.
+    pub fn cluster(seed: u64) -> Self {
+        Self { schedulers: 3, functions: 5, faults: 16, ..Self::small(seed) }
     }
 }
 

@@ -1,18 +1,12 @@
 //! What a world is made of: functions with specs of all kinds, and clients with calls of all kinds, drawn from the seed.
 
 use super::{
-    check::Given,
     clients::Client,
-    engine::{Action, BUSY_MS, Hosted, World},
+    engine::{Action, BUSY_MS, Subject, World},
     store::Durable,
 };
-use capstan_common::{
-    call::CallKind,
-    function::FunctionSpec,
-    id::{FunctionKey, Revision},
-    time::Time,
-};
-use capstan_scheduler_core::{effect::Output, event::FailFast, function::Function};
+use capstan_common::{call::CallKind, function::FunctionSpec, id::FunctionKey, time::Time};
+use capstan_scheduler_core::event::FailFast;
 use rand::Rng;
 use serde_json::json;
 use std::{collections::BTreeSet, sync::Arc};
@@ -22,9 +16,8 @@ impl World {
         for f in 0..self.plan.functions {
             self.add_function(f);
         }
-        for w in 0..self.plan.workers {
-            let at = self.after(0, 50_000);
-            self.plan(at, Action::Join { worker: w, life: 0 });
+        for s in 0..self.plan.schedulers {
+            self.plan(self.now, Action::Start { scheduler: s });
         }
         let mut left = self.plan.inputs;
         while left > 0 {
@@ -65,25 +58,10 @@ impl World {
     }
 
     fn add_function(&mut self, f: usize) {
-        let key = FunctionKey::new("default", &format!("f{f:05}"));
+        let key = FunctionKey::new(["default", "other"][f % 2], &format!("f{f:05}"));
         let spec = Arc::new(self.spec());
-        let mut out = Output::default();
-        let core =
-            Function::deploy(key.clone(), self.epoch, self.limits.clone(), self.now, (spec, Revision(0)), &mut out)
-                .expect("a valid spec");
-        self.functions.push(Hosted {
-            key,
-            core,
-            generation: 0,
-            durable: Durable::default(),
-            records: Vec::new(),
-            promises: Vec::new(),
-            under_way: None,
-            alarm_at: None,
-            given: Given::default(),
-            visitors: Default::default(),
-        });
-        self.perform(f, out).expect("a first deployment");
+        let shard = key.shard(self.keys.shards);
+        self.functions.push(Subject { key, shard, spec, durable: Durable::default() });
     }
 
     fn add_client(&mut self, left: u64) -> u64 {
@@ -109,6 +87,7 @@ impl World {
                 _ => FailFast::No,
             },
             asked: BTreeSet::new(),
+            at: None,
             accepted: None,
             sent: 0,
             arrives: Time(0),

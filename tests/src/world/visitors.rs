@@ -1,6 +1,9 @@
 //! Web requests: they come, wait for a container, stay a while, and leave, or are told that there is no place for them.
 
-use super::engine::{Action, BUSY_MS, World};
+use super::{
+    engine::{Action, BUSY_MS, World},
+    host::At,
+};
 use capstan_common::id::{ContainerId, RequestId};
 use capstan_scheduler_core::event::Event;
 use rand::Rng;
@@ -22,39 +25,41 @@ impl World {
     }
 
     pub(super) fn visit(&mut self, f: usize, request: RequestId) -> Result<(), String> {
-        self.functions[f].visitors.insert(request, None);
-        if self.try_function(f, Event::Enter { request })?.is_err() {
-            self.functions[f].visitors.remove(&request);
+        let Some(at) = self.owner(f) else { return Ok(()) };
+        if let Some(host) = self.host(at) {
+            host.visitors.insert(request, None);
+        }
+        if self.try_function(at, Event::Enter { request })?.is_err() {
+            self.host(at).and_then(|host| host.visitors.remove(&request));
         } else if self.chance(10) {
             // Its client does not wait to the end.
-            self.plan_departure(f, request, 1_000_000);
+            self.plan_departure(at, request, 1_000_000);
         }
         Ok(())
     }
 
-    pub(super) fn admitted(&mut self, f: usize, request: RequestId, container: ContainerId) -> Result<(), String> {
-        match self.functions[f].visitors.insert(request, Some(container)) {
+    pub(super) fn admitted(&mut self, at: At, request: RequestId, container: ContainerId) -> Result<(), String> {
+        match self.host(at).and_then(|host| host.visitors.insert(request, Some(container))) {
             Some(None) => {}
             other => return Err(format!("web request {request:?} was admitted while it was {other:?}")),
         }
-        self.plan_departure(f, request, 2_000_000);
+        self.plan_departure(at, request, 2_000_000);
         Ok(())
     }
 
-    pub(super) fn expelled(&mut self, f: usize, request: RequestId) -> Result<(), String> {
-        let known = self.functions[f].visitors.remove(&request);
+    pub(super) fn expelled(&mut self, at: At, request: RequestId) -> Result<(), String> {
+        let known = self.host(at).and_then(|host| host.visitors.remove(&request));
         known.map(drop).ok_or_else(|| format!("web request {request:?} was expelled, and is not there"))
     }
 
-    fn plan_departure(&mut self, f: usize, request: RequestId, most_us: u64) {
-        let generation = self.functions[f].generation;
-        let at = self.after(10, most_us);
-        self.plan(at, Action::Depart { function: f, generation, request });
+    fn plan_departure(&mut self, at: At, request: RequestId, most_us: u64) {
+        let when = self.after(10, most_us);
+        self.plan(when, Action::Depart { at, request });
     }
 
-    pub(super) fn depart(&mut self, f: usize, request: RequestId) -> Result<(), String> {
-        match self.functions[f].visitors.remove(&request) {
-            Some(_) => self.step_function(f, Event::Leave { request, spoilt: false }),
+    pub(super) fn depart(&mut self, at: At, request: RequestId) -> Result<(), String> {
+        match self.host(at).and_then(|host| host.visitors.remove(&request)) {
+            Some(_) => self.step_function(at, Event::Leave { request, spoilt: false }),
             None => Ok(()),
         }
     }

@@ -4,10 +4,9 @@ use super::engine::{Action, World};
 use capstan_common::{
     container::Ending,
     function::{FunctionSpec, Protocol},
-    id::{ContainerId, LeaseId, LinkId, WorkerId},
+    id::{ContainerId, LeaseId, WorkerId},
     input::{Failure, FailureKind},
-    order::{Assignment, Order},
-    report::Report,
+    order::Assignment,
     resource::Amount,
     time::Time,
 };
@@ -15,7 +14,7 @@ use capstan_worker_core::node::{Effect, Event, Node};
 use rand::Rng;
 use std::sync::Arc;
 
-/// A worker and its link.
+/// A worker.
 pub struct Worker {
     /// Its name.
     pub id: WorkerId,
@@ -23,20 +22,11 @@ pub struct Worker {
     pub node: Node,
     /// Counts its lives: what was planned for an earlier one does not happen.
     pub life: u32,
-    /// Counts its links: what was under way on an earlier one is lost.
-    pub link: u32,
-    /// Whether the link stands.
-    pub linked: bool,
-    /// When the last message of each direction arrives: a link keeps its order.
-    pub down_at: Time,
-    /// See `down_at`.
-    pub up_at: Time,
+    /// It reaches nobody before that.
+    pub dials_from: Time,
     /// Waits for its alarm.
     pub alarm_at: Option<Time>,
 }
-
-/// The one scheduler's link, as the node numbers it.
-pub const LINK: LinkId = LinkId(1);
 
 /// What a simulated worker has.
 pub const CAPACITY: Amount = Amount { cpu_milli: 4_000, memory_mib: 16_384 };
@@ -48,42 +38,13 @@ impl Worker {
             id: WorkerId(format!("w{number:04}").into()),
             node: Node::new(CAPACITY),
             life: 0,
-            link: 0,
-            linked: false,
-            down_at: Time(0),
-            up_at: Time(0),
+            dials_from: Time(0),
             alarm_at: None,
         }
     }
 }
 
 impl World {
-    /// Sends orders down a worker's link; without one they are lost, as the next inventory will show.
-    pub(super) fn send_down(&mut self, worker: &WorkerId, order: Order) {
-        let Some(w) = self.worker_number(worker) else { return };
-        if !self.workers[w].linked {
-            return;
-        }
-        let at = self.after(50, 3_000).max(Time(self.workers[w].down_at.0 + 1));
-        self.workers[w].down_at = at;
-        let link = self.workers[w].link;
-        self.plan(at, Action::Down { worker: w, link, order });
-    }
-
-    fn send_up(&mut self, w: usize, report: Report) {
-        if !self.workers[w].linked {
-            return;
-        }
-        let at = self.after(50, 3_000).max(Time(self.workers[w].up_at.0 + 1));
-        self.workers[w].up_at = at;
-        let link = self.workers[w].link;
-        // A report that arrives twice must change nothing the second time.
-        if self.chance(2) {
-            self.plan(at, Action::Up { worker: w, link, report: report.clone() });
-        }
-        self.plan(at, Action::Up { worker: w, link, report });
-    }
-
     /// One step of a worker's core.
     pub(super) fn step_node(&mut self, w: usize, event: Event) -> Result<(), String> {
         let now = self.now;
@@ -91,7 +52,7 @@ impl World {
         self.workers[w].node.step(now, event, &mut out);
         self.workers[w].node.check()?;
         for effect in out {
-            self.node_effect(w, effect);
+            self.node_effect(w, effect)?;
         }
         let due = self.workers[w].node.next_alarm();
         if let Some(due) = due.filter(|due| self.workers[w].alarm_at.is_none_or(|set| set > *due)) {
@@ -102,11 +63,14 @@ impl World {
         Ok(())
     }
 
-    fn node_effect(&mut self, w: usize, effect: Effect) {
+    fn node_effect(&mut self, w: usize, effect: Effect) -> Result<(), String> {
         match effect {
-            Effect::Tell(_, report) => self.send_up(w, report),
+            Effect::Tell(link, report) => self.send_up(link, report),
             Effect::Launch(start) => self.launch(w, start.container, &start.spec),
-            Effect::Run { container, group, assignments, .. } => self.work(w, container, group, &assignments),
+            Effect::Run { container, group, assignments, .. } => {
+                self.check_alone(w, &assignments)?;
+                self.work(w, container, group, &assignments);
+            }
             Effect::Interrupt { container, group } => {
                 // An exec process that is interrupted reports its end; a server's connection is just dropped.
                 let exec = self.workers[w].node.spec(container).is_some_and(|s| s.protocol == Protocol::Exec);
@@ -120,6 +84,7 @@ impl World {
                 self.happen(w, 100, 20_000, Event::Exited { container, ending });
             }
         }
+        Ok(())
     }
 
     /// Something will happen on a worker, unless it dies first.

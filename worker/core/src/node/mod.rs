@@ -10,7 +10,7 @@ pub use event::{Effect, Event};
 use capstan_common::{
     container::{Ending, Phase},
     function::FunctionSpec,
-    id::{ContainerId, Epoch, FunctionKey, LeaseId, LinkId, Shard},
+    id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, LinkId, Shard},
     input::{Failure, FailureKind, Payload},
     order::{Group, Order, Start},
     report::{Done, Held, HeldAttempt, Report},
@@ -443,6 +443,20 @@ impl Node {
     /// A container's spec, while it exists.
     pub fn spec(&self, id: ContainerId) -> Option<&Arc<FunctionSpec>> {
         self.containers.get(&id).map(|c| &c.start.spec)
+    }
+
+    /// The function of an input that some container works on, for checks.
+    pub fn working_on(&self, call: CallId, index: u64) -> Option<&FunctionKey> {
+        let on = |c: &Container| c.running.values().flat_map(|r| &r.held).any(|h| (h.call, h.index) == (call, index));
+        self.containers.values().find(|c| on(c)).map(|c| &c.start.function)
+    }
+
+    /// The container and the lease under which an input is worked on, for checks.
+    pub fn lease_of(&self, call: CallId, index: u64) -> Option<(ContainerId, LeaseId)> {
+        let held = |c: &Container| {
+            c.running.values().flat_map(|r| &r.held).find(|h| (h.call, h.index) == (call, index)).map(|h| h.lease)
+        };
+        self.containers.iter().find_map(|(id, c)| Some((*id, held(c)?)))
     }
 
     /// Attempts that a container holds, for checks.

@@ -18,6 +18,7 @@ use capstan_common::{
     order::Order,
     report::{Held, Hello, Report},
     resource::Amount,
+    time::Time,
     wire::{self, PROTOCOL, link},
     worker::WorkerState,
 };
@@ -302,6 +303,27 @@ impl Session {
         let (worker, capacity, state) = (self.worker.clone(), self.capacity, self.state);
         // The autoscaler lives as long as the scheduler.
         let _ = self.shared.autoscaler.send(Told(autoscaler::Event::Joined { worker, capacity, state })).await;
+        if let Some(until) = self.shared.registry.flaps_until(&self.worker) {
+            self.pass_over(until).await;
+        }
+    }
+
+    /// What is placed on a worker whose links break again and again may soon have to run elsewhere (RELIABILITY F16).
+    async fn pass_over(&self, until: Time) {
+        tracing::warn!(worker = %self.worker, until = clock::rfc3339(until), "a worker's links break again and again: it is passed over for a while");
+        let detail = serde_json::json!({"worker": self.worker, "until": clock::rfc3339(until)});
+        self.shared.telemetry.events.tell("worker_flaps", detail);
+        let event = |flaps| Told(autoscaler::Event::Flaps { worker: self.worker.clone(), flaps });
+        let _ = self.shared.autoscaler.send(event(true)).await;
+        let (autoscaler, steady, cut) = (self.shared.autoscaler.clone(), event(false), self.link.cut.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_micros(until.since_us(clock::now()))) => {}
+                // The next link begins with what holds then.
+                () = cut.cancelled() => return,
+            }
+            let _ = autoscaler.send(steady).await;
+        });
     }
 
     async fn stop_orphan(&self, container: ContainerId) {

@@ -13,6 +13,7 @@ mod joining;
 mod keda;
 mod kill;
 mod kubernetes;
+mod machines;
 mod prometheus;
 mod scaling;
 mod store;

@@ -29,3 +29,4 @@ pub mod mutant;
 pub mod ownership;
 pub mod record;
 pub mod scale_to_zero;
+pub mod steadiness;

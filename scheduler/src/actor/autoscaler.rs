@@ -7,7 +7,7 @@ use capstan_common::{
     resource::Amount,
 };
 use capstan_scheduler_core::{
-    autoscaler::{Autoscaler, Effect, Event, Policy},
+    autoscaler::{Autoscaler, Effect, Event, Policy, Summary},
     event,
 };
 use std::sync::Arc;
@@ -64,13 +64,23 @@ pub struct Space {
     pub used: Amount,
 }
 
+/// What other schedulers are told of namespaces.
+#[derive(Message)]
+#[rtype(result = "Summary")]
+pub struct Summarize;
+
+impl Handler<Summarize> for AutoscalerActor {
+    type Result = MessageResult<Summarize>;
+    fn handle(&mut self, _: Summarize, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.core.summary())
+    }
+}
+
 impl Handler<Spaces> for AutoscalerActor {
     type Result = Vec<Space>;
     fn handle(&mut self, _: Spaces, _: &mut Context<Self>) -> Vec<Space> {
         let spaces = self.core.spaces();
-        spaces
-            .map(|(name, policy, held, used)| Space { name: name.clone(), policy: policy.clone(), held, used })
-            .collect()
+        spaces.map(|(name, policy, held, used)| Space { name: name.clone(), policy, held, used }).collect()
     }
 }
 

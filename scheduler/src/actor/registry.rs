@@ -1,6 +1,7 @@
 //! Where everything is: functions' actors, containers' functions, workers' links.
 
 use super::function::FunctionActor;
+use crate::clock;
 use actix::Addr;
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Shard, WorkerId},
@@ -10,6 +11,7 @@ use capstan_common::{
     time::Time,
     worker::WorkerState,
 };
+use capstan_scheduler_core::steadiness::Steadiness;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -73,6 +75,8 @@ struct Tables {
     /// Workers that have told what they hold of a shard: only they get its orders.
     told: BTreeSet<(WorkerId, Shard)>,
     workers: BTreeMap<WorkerId, WorkerEntry>,
+    /// How often whose links broke, also of those that are lost.
+    steadiness: BTreeMap<WorkerId, Steadiness>,
 }
 
 /// Routes of one scheduler. Holds addresses, never a core's state.
@@ -178,7 +182,13 @@ impl Registry {
         tables.told.retain(|(told, _)| told != worker);
         if let Some(link) = tables.links.remove(worker) {
             link.cut.cancel();
+            tables.steadiness.entry(worker.clone()).or_default().broke(clock::now());
         }
+    }
+
+    /// Until when the worker is passed over because its links break again and again.
+    pub fn flaps_until(&self, worker: &WorkerId) -> Option<Time> {
+        self.read().steadiness.get(worker)?.passed_over_until(clock::now())
     }
 
     /// A worker has introduced itself; a link that it had before ends. Orders find the new one only once `publish` was
@@ -212,7 +222,9 @@ impl Registry {
         if entry.state == WorkerState::Ready {
             entry.state = WorkerState::Unreachable;
         }
-        tables.links.remove(worker);
+        if tables.links.remove(worker).is_some() {
+            tables.steadiness.entry(worker.clone()).or_default().broke(clock::now());
+        }
         tables.told.retain(|(told, _)| told != worker);
         true
     }

@@ -88,6 +88,7 @@ impl Api {
             "capacity": amount(entry.capacity), "free": amount(entry.capacity.minus(used)),
             "containers": containers, "version": entry.version, "limits": entry.limits,
             "joined_at": clock::rfc3339(entry.joined),
+            "flaps_until": self.env.registry.flaps_until(&id).map(clock::rfc3339),
         }))
     }
 

@@ -16,7 +16,10 @@ use capstan_common::{
     order::Order,
     worker::WorkerState,
 };
-use capstan_scheduler_core::ownership::{self, Member};
+use capstan_scheduler_core::{
+    autoscaler::Summary,
+    ownership::{self, Member},
+};
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 use futures_util::future::join_all;
 use serde::Deserialize;
@@ -47,12 +50,12 @@ pub type Sessions = Arc<RwLock<Arc<Session>>>;
 
 /// A scheduler's part in its cluster.
 pub struct Cluster {
-    etcd: Arc<Etcd>,
+    pub(super) etcd: Arc<Etcd>,
     config: EtcdConfig,
-    me: Member,
+    pub(super) me: Member,
     peer: Peer,
     view: Arc<View>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     api: Arc<Api>,
     sessions: Sessions,
     logs: Mutex<BTreeMap<Shard, Arc<EtcdLog>>>,
@@ -92,7 +95,7 @@ impl Cluster {
         Self { etcd, config, me, peer, view, shared, api, sessions, logs, applied }
     }
 
-    fn session(&self) -> Arc<Session> {
+    pub(super) fn session(&self) -> Arc<Session> {
         self.sessions.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -130,14 +133,17 @@ impl Cluster {
     /// Keeps to what should be until it is told to stop; then gives everything up.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let (mut slow, mut compacted) = (None::<Instant>, Instant::now());
+        let mut told = Summary::new();
         while !stop.is_cancelled() {
             if self.session().is_lost() {
                 self.begin_again(&stop).await;
+                told.clear();
                 continue;
             }
             let pause = match self.look().await {
                 Ok(seen) => {
                     self.follow(seen).await;
+                    self.share(&mut told).await;
                     LOOK
                 }
                 Err(_) => AGAIN,

@@ -2,6 +2,7 @@
 //! rest.
 
 mod keeper;
+mod spaces;
 mod view;
 
 pub use keeper::{Cluster, Ready, Sessions};

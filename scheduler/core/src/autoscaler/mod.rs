@@ -1,17 +1,21 @@
 //! What every pool wants against what the workers have: fair share, quotas, placement, and who gives way.
 
+mod elsewhere;
 mod place;
 mod share;
 mod yielding;
 
+pub use elsewhere::{Lack, Summary, Told};
 pub use share::{Policy, Quota};
 
-use crate::{decision::Waiting, effect::Demand};
+use crate::{decision::Waiting, effect::Demand, ownership::Member};
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Minter, WorkerId},
     resource::Amount,
+    time::Time,
     worker::WorkerState,
 };
+use elsewhere::{Elsewhere, Left};
 use place::{Candidate, Obstacle, place};
 use share::{Class, Hungry, share};
 use std::{
@@ -38,6 +42,13 @@ pub enum Event {
         /// To what.
         state: WorkerState,
     },
+    /// A worker's links break again and again, or do so no more.
+    Flaps {
+        /// Which.
+        worker: WorkerId,
+        /// Whether they do.
+        flaps: bool,
+    },
     /// A worker is lost. Its containers are released one by one by their functions.
     Lost {
         /// Which.
@@ -55,6 +66,15 @@ pub enum Event {
         worker: WorkerId,
         /// What they take.
         amount: Amount,
+    },
+    /// What the other schedulers of the cluster hold and lack.
+    Elsewhere {
+        /// Who this scheduler is.
+        me: Member,
+        /// When it looked.
+        now: Time,
+        /// What each of the others told last.
+        told: BTreeMap<Member, Summary>,
     },
     /// A namespace's weight and quota.
     Governed {
@@ -117,6 +137,8 @@ struct Worker {
     /// What is taken there by others, as it last told.
     others: Amount,
     state: WorkerState,
+    /// It is passed over while a steady one could do.
+    flaps: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -153,6 +175,11 @@ impl Want {
         self.demand.missing.saturating_sub(under_way)
     }
 
+    /// Containers above the minimum that do not leave already.
+    fn above(&self) -> u32 {
+        self.held.saturating_sub(self.demand.leaving).saturating_sub(self.demand.min)
+    }
+
     fn class(&self) -> Class {
         let demand = &self.demand;
         (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpu.clone())
@@ -181,6 +208,10 @@ pub struct Autoscaler {
     containers: BTreeMap<ContainerId, (FunctionKey, WorkerId, Amount)>,
     /// How many containers of which function are on which worker.
     there: BTreeMap<WorkerId, BTreeMap<FunctionKey, u32>>,
+    /// What the other schedulers of the cluster told.
+    elsewhere: Elsewhere,
+    /// What namespaces lack that nobody here can give.
+    lacking: BTreeMap<Arc<str>, Lack>,
     #[cfg(feature = "mutants")]
     mutant: u8,
 }
@@ -203,6 +234,8 @@ impl Autoscaler {
             hungry: Hungry::default(),
             containers: BTreeMap::new(),
             there: BTreeMap::new(),
+            elsewhere: Elsewhere::default(),
+            lacking: BTreeMap::new(),
             #[cfg(feature = "mutants")]
             mutant: 0,
         }
@@ -210,14 +243,16 @@ impl Autoscaler {
 
     /// Takes an event, and answers demand as far as there is room.
     pub fn step(&mut self, event: Event, out: &mut Vec<Effect>) {
-        let matters = self.apply(event);
-        if matters && !self.hungry.is_empty() {
+        let matters = self.apply(event, out);
+        if self.hungry.is_empty() {
+            self.lacking.clear();
+        } else if matters {
             self.allocate(out);
         }
     }
 
     /// Whether what was told can change who gets what.
-    fn apply(&mut self, event: Event) -> bool {
+    fn apply(&mut self, event: Event, out: &mut Vec<Effect>) -> bool {
         match event {
             Event::Joined { worker, capacity, state } => self.joined(worker, capacity, state),
             Event::Turned { worker, state } => {
@@ -226,6 +261,10 @@ impl Autoscaler {
                 }
                 self.count_total();
             }
+            Event::Flaps { worker, flaps } => match self.workers.get_mut(&worker) {
+                Some(worker) => worker.flaps = flaps,
+                None => return false,
+            },
             Event::Lost { worker } => {
                 self.workers.remove(&worker);
                 self.count_total();
@@ -246,6 +285,7 @@ impl Autoscaler {
                 Some(worker) if worker.others != amount => worker.others = amount,
                 _ => return false,
             },
+            Event::Elsewhere { me, now, told } => return self.elsewhere(me, now, told, out),
             Event::Governed { namespace, policy } => {
                 self.spaces.entry(namespace).or_default().policy = policy;
                 // Whoever was told of the old bounds is told anew.
@@ -264,7 +304,7 @@ impl Autoscaler {
             .filter(|(_, worker, _)| *worker == id)
             .fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
         let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
-        self.workers.insert(id, Worker { capacity, used, others, state });
+        self.workers.insert(id, Worker { capacity, used, others, state, flaps: false });
         self.count_total();
     }
 
@@ -359,14 +399,21 @@ impl Autoscaler {
     }
 
     /// Gives one container at a time to whoever holds the least against its weight, so that a full cluster is shared
-    /// (DESIGN §4). The first that finds everything full keeps the worker where it will fit for itself: what is smaller
-    /// overtakes it elsewhere only, where that cannot delay it.
+    /// (DESIGN §4); room that a poorer namespace at another scheduler lacks is left to it. The first that finds everything full
+    /// keeps the worker where it will fit for itself: what is smaller overtakes it elsewhere only, where that cannot delay it.
     fn allocate(&mut self, out: &mut Vec<Effect>) {
         let mut blocked: BTreeSet<(Arc<str>, Class)> = BTreeSet::new();
         let mut reserved: Option<WorkerId> = None;
+        let mut left = self.leave_room();
+        self.lacking.clear();
         loop {
             let shares = |space: &str| self.share_of(space);
             let Some(function) = self.hungry.next(&shares, &blocked) else { break };
+            let own = self.share_of(&function.namespace);
+            let place_left = |core: &Self, left: &Left, amount| place(amount, &[], core.candidates(None, left)).ok();
+            if self.left_to_another(own, &mut left, place_left) {
+                continue;
+            }
             let want = &self.wants[&function];
             let (amount, class) = (want.demand.amount, want.class());
             if let Some(bound) = self.quota_passed(&function, amount) {
@@ -378,13 +425,14 @@ impl Autoscaler {
                 blocked.insert((function.namespace.clone(), class));
                 continue;
             }
-            match place(amount, &class.2, self.candidates(reserved.as_ref())) {
+            match place(amount, &class.2, self.candidates(reserved.as_ref(), &left)) {
                 Ok(worker) => self.grant(function, worker, amount, out),
                 Err(obstacle) => {
                     let why = Waiting::new("no_capacity", obstacle.sentence(amount));
                     self.tell_unplaced(&function, &class, &why, out);
-                    if let (Obstacle::Full(worker), None) = (obstacle, &reserved) {
-                        reserved = Some(self.ask_to_yield(&function, worker, out));
+                    if let Obstacle::Full(worker) = obstacle {
+                        let full = (worker, reserved.is_none());
+                        reserved = self.full(&function, &class, full, out).or(reserved);
                     }
                     blocked.insert((function.namespace.clone(), class));
                 }
@@ -392,27 +440,50 @@ impl Autoscaler {
         }
     }
 
+    /// Every worker is full for the function: the first that finds that asks others to make room, and keeps a worker; what
+    /// nobody here can give, other schedulers are told of.
+    fn full(
+        &mut self,
+        function: &FunctionKey,
+        class: &Class,
+        (worker, first): (WorkerId, bool),
+        out: &mut Vec<Effect>,
+    ) -> Option<WorkerId> {
+        if !first {
+            self.lacks(function, class);
+            return None;
+        }
+        let (kept, yields) = self.ask_to_yield(function, worker, out);
+        if !yields {
+            self.lacks(function, class);
+        }
+        Some(kept)
+    }
+
     fn share_of(&self, namespace: &str) -> u64 {
-        self.spaces.get(namespace).map_or(0, |space| share(space.used, self.total, space.policy.weight))
+        self.share_with(namespace, Amount::default())
     }
 
     fn quota_passed(&self, function: &FunctionKey, amount: Amount) -> Option<String> {
         let space = self.spaces.get(&function.namespace)?;
-        space.policy.quota.passed(space.held, space.used, amount)
+        let (held, used) = self.everywhere(&function.namespace);
+        space.policy.quota.passed(held, used, amount)
     }
 
-    fn candidates(&self, reserved: Option<&WorkerId>) -> impl Iterator<Item = Candidate<'_>> {
-        let reserved = reserved.cloned();
+    fn candidates(&self, reserved: Option<&WorkerId>, left: &Left) -> impl Iterator<Item = Candidate<'_>> {
+        let (reserved, left) = (reserved.cloned(), left.amounts.clone());
         self.workers.iter().map(move |(id, worker)| Candidate {
             id,
             capacity: worker.capacity,
             free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
                 worker.capacity
             } else {
-                worker.capacity.minus(worker.used).minus(worker.others)
+                let left = left.get(id).copied().unwrap_or_default();
+                worker.capacity.minus(worker.used).minus(worker.others).minus(left)
             },
             state: worker.state,
             reserved: reserved.as_ref() == Some(id),
+            flaps: worker.flaps,
         })
     }
 
@@ -442,9 +513,14 @@ impl Autoscaler {
         self.workers.get(id).map(|w| (w.capacity, w.used.plus(w.others), w.state))
     }
 
-    /// Namespaces with their policies, containers, and what those take.
-    pub fn spaces(&self) -> impl Iterator<Item = (&Arc<str>, &Policy, u32, Amount)> {
-        self.spaces.iter().map(|(name, space)| (name, &space.policy, space.held, space.used))
+    /// Namespaces with their policies, their containers everywhere, and what those take.
+    pub fn spaces(&self) -> impl Iterator<Item = (&Arc<str>, Policy, u32, Amount)> {
+        let names: BTreeSet<&Arc<str>> = self.spaces.keys().chain(self.elsewhere.names()).collect();
+        names.into_iter().map(|name| {
+            let policy = self.spaces.get(name).map(|space| space.policy.clone()).unwrap_or_default();
+            let (held, used) = self.everywhere(name);
+            (name, policy, held, used)
+        })
     }
 
     /// Containers that hold a place, and their functions.
@@ -460,8 +536,9 @@ impl Autoscaler {
             if used != worker.used {
                 return Err(format!("worker {id}: used {:?}, containers take {used:?}", worker.used));
             }
-            // While a worker joins, what is lost and what is adopted are told one after the other; nothing is granted there.
-            if worker.state == WorkerState::Ready && !worker.capacity.covers(used) {
+            // While a worker joins, what is lost and what is adopted are told one after the other; nothing is granted there. In a
+            // cluster two may have granted the same room: the worker refuses one, and meanwhile a new owner may adopt the other.
+            if !self.elsewhere.is_told() && worker.state == WorkerState::Ready && !worker.capacity.covers(used) {
                 return Err(format!("worker {id}: {used:?} promised of {:?}", worker.capacity));
             }
         }

@@ -15,6 +15,8 @@ pub struct Candidate<'a> {
     pub state: WorkerState,
     /// Whether what becomes free there is kept for somebody else.
     pub reserved: bool,
+    /// Whether it is passed over while a steady worker could do.
+    pub flaps: bool,
 }
 
 /// Why a container cannot be placed.
@@ -46,7 +48,11 @@ fn asked(amount: Amount) -> String {
     format!("{} cores and {} MiB", amount.cpu_milli as f64 / 1000.0, amount.memory_mib)
 }
 
-/// The ready worker with the most free CPU that fits, or why none does.
+/// The best of some workers so far: the one with the most free CPU, ties by name.
+type Best<'a> = Option<(Reverse<u64>, &'a WorkerId)>;
+
+/// The ready worker with the most free CPU that fits, or why none does. Those that flap count only where no steady one is large
+/// enough.
 pub fn place<'a>(
     amount: Amount,
     gpu: &[String],
@@ -56,19 +62,22 @@ pub fn place<'a>(
         return Err(Obstacle::Impossible(format!("no worker has a GPU of {gpu:?}")));
     }
     let mut ready = 0;
-    let mut best: Option<(Reverse<u64>, &WorkerId)> = None;
-    let mut large: Option<(Reverse<u64>, &WorkerId)> = None;
+    // Steady ones, and those that flap: which fits, and which is large enough.
+    let mut found: [(Best<'a>, Best<'a>); 2] = Default::default();
     for worker in workers.filter(|w| w.state == WorkerState::Ready) {
         ready += 1;
         let rank = (Reverse(worker.free.cpu_milli), worker.id);
-        let better = |of: &Option<(Reverse<u64>, &WorkerId)>| of.as_ref().is_none_or(|best| rank < *best);
-        if worker.capacity.covers(amount) && better(&large) {
-            large = Some(rank);
+        let better = |of: &Best| of.as_ref().is_none_or(|best| rank < *best);
+        let (best, large) = &mut found[usize::from(worker.flaps)];
+        if worker.capacity.covers(amount) && better(large) {
+            *large = Some(rank);
         }
-        if worker.free.covers(amount) && !worker.reserved && better(&best) {
-            best = Some(rank);
+        if worker.free.covers(amount) && !worker.reserved && better(best) {
+            *best = Some(rank);
         }
     }
+    let [steady, flapping] = found;
+    let (best, large) = if steady.1.is_some() { steady } else { flapping };
     match (best, large) {
         (Some((_, id)), _) => Ok(id.clone()),
         (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),

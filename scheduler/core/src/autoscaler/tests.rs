@@ -207,3 +207,23 @@ fn a_thousand_hungry_functions_on_a_full_cluster_cost_little_an_event() {
     table.step(Event::Released(container));
     assert_eq!(table.told.len(), 1, "{:?}", table.told);
 }
+
+#[test]
+fn a_worker_that_flaps_is_passed_over_while_a_steady_one_is_large_enough() {
+    let mut table = Table::new(2);
+    let f = key("a", "f");
+    table.step(Event::Flaps { worker: worker(0), flaps: true });
+    table.want(demand(&f, 9, 1_000));
+    assert!(table.held[&f].iter().all(|(_, at)| *at == worker(1)));
+    assert_eq!((table.count(&f), table.reason(&f).unwrap().code), (8, "no_capacity"));
+    table.step(Event::Flaps { worker: worker(0), flaps: false });
+    assert_eq!(table.count(&f), 9);
+    // Where all flap, they are better than nothing.
+    for n in 0..2 {
+        table.step(Event::Flaps { worker: worker(n), flaps: true });
+    }
+    table.want(demand(&f, 2, 1_000));
+    assert_eq!(table.count(&f), 11);
+}
+
+mod elsewhere;

@@ -7,12 +7,29 @@ use capstan_common::{
     resource::Amount,
     worker::WorkerState,
 };
+use std::sync::Arc;
 
 /// Workers that are looked at for one that can make room.
 const LOOKS: usize = 32;
 
+/// Who waits for room.
+pub(super) struct Need {
+    namespace: Arc<str>,
+    /// One of ours; none, if another scheduler's.
+    function: Option<FunctionKey>,
+    /// What all of it takes.
+    amount: Amount,
+}
+
+impl Need {
+    /// So many containers of a namespace at another scheduler.
+    pub fn elsewhere(namespace: Arc<str>, one: Amount, count: u32) -> Self {
+        Self { namespace, function: None, amount: times(one, count) }
+    }
+}
+
 /// One question to a pool.
-struct Ask {
+pub(super) struct Ask {
     victim: FunctionKey,
     count: u32,
     busy: bool,
@@ -20,36 +37,49 @@ struct Ask {
 
 impl Autoscaler {
     /// Asks others to make room for one container of `function`, on `first` or the next worker where they can; answers
-    /// which worker is kept for it. Nobody is asked in vain: where not all can be freed that is lacking, nothing is.
-    pub(super) fn ask_to_yield(&mut self, function: &FunctionKey, first: WorkerId, out: &mut Vec<Effect>) -> WorkerId {
+    /// which worker is kept for it, and whether room will be made. Nobody is asked in vain: where not all can be freed that is
+    /// lacking, nothing is.
+    pub(super) fn ask_to_yield(
+        &mut self,
+        function: &FunctionKey,
+        first: WorkerId,
+        out: &mut Vec<Effect>,
+    ) -> (WorkerId, bool) {
         let amount = self.wants[function].demand.amount;
+        let need = Need { namespace: function.namespace.clone(), function: Some(function.clone()), amount };
         let others = self.workers.iter().filter(|(id, worker)| {
             worker.state == WorkerState::Ready && worker.capacity.covers(amount) && **id != first
         });
         let workers: Vec<WorkerId> =
             std::iter::once(first.clone()).chain(others.map(|(id, _)| id.clone()).take(LOOKS)).collect();
         for worker in workers {
-            let Some(asks) = self.plan(function, &worker) else { continue };
-            for Ask { victim, count, busy } in asks {
-                if let Some(want) = self.wants.get_mut(&victim) {
-                    want.asked = true;
-                    // What it cannot give it is not asked for again until something of it has changed.
-                    want.declined.insert(worker.clone());
-                }
-                out.push(Effect::GiveWay { function: victim, worker: worker.clone(), count, busy });
-            }
-            return worker;
+            let Some(asks) = self.plan(&need, &worker) else { continue };
+            self.ask(asks, &worker, out);
+            return (worker, true);
         }
-        first
+        (first, false)
     }
 
-    /// Who must be asked so that one container of `function` fits on the worker; `None` if that is not enough.
-    fn plan(&self, function: &FunctionKey, worker: &WorkerId) -> Option<Vec<Ask>> {
+    /// Puts the questions.
+    pub(super) fn ask(&mut self, asks: Vec<Ask>, worker: &WorkerId, out: &mut Vec<Effect>) {
+        for Ask { victim, count, busy } in asks {
+            if let Some(want) = self.wants.get_mut(&victim) {
+                want.asked = true;
+                // What it cannot give it is not asked for again until something of it has changed.
+                want.declined.insert(worker.clone());
+            }
+            out.push(Effect::GiveWay { function: victim, worker: worker.clone(), count, busy });
+        }
+    }
+
+    /// Who must be asked so that what is needed fits on the worker; `None` if that is not enough.
+    pub(super) fn plan(&self, need: &Need, worker: &WorkerId) -> Option<Vec<Ask>> {
         let there = self.there.get(worker)?;
         let host = self.workers.get(worker)?;
-        let amount = self.wants[function].demand.amount;
-        let others: Vec<FunctionKey> = there.keys().filter(|other| *other != function).cloned().collect();
-        let mut free = host.capacity.minus(host.used);
+        let amount = need.amount;
+        let others: Vec<FunctionKey> =
+            there.keys().filter(|other| Some(*other) != need.function.as_ref()).cloned().collect();
+        let mut free = host.capacity.minus(host.used).minus(host.others);
         for other in &others {
             let Some(want) = self.wants.get(other) else { continue };
             let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
@@ -61,7 +91,7 @@ impl Autoscaler {
                 if free.covers(amount) {
                     return Some(asks);
                 }
-                let count = self.could_give(function, victim, worker, amount.minus(free), busy);
+                let count = self.could_give(need, victim, worker, amount.minus(free), busy);
                 let asked = asks.iter().any(|ask: &Ask| ask.victim == *victim);
                 if count > 0 && !asked {
                     free = free.plus(times(self.wants[victim].demand.amount, count));
@@ -87,53 +117,35 @@ impl Autoscaler {
     }
 
     /// How many containers a function could be asked for, at most as many as make up for what is lacking.
-    fn could_give(
-        &self,
-        function: &FunctionKey,
-        victim: &FunctionKey,
-        worker: &WorkerId,
-        lacking: Amount,
-        busy: bool,
-    ) -> u32 {
+    fn could_give(&self, need: &Need, victim: &FunctionKey, worker: &WorkerId, lacking: Amount, busy: bool) -> u32 {
         let Some(want) = self.wants.get(victim).filter(|w| !w.asked && !w.declined.contains(worker)) else { return 0 };
         let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or(0);
-        let most = if busy {
-            let above = want.held.saturating_sub(want.demand.leaving).saturating_sub(want.demand.min);
-            above.min(self.above_fair(function, victim))
-        } else {
-            want.demand.spare
-        };
+        let most = if busy { want.above().min(self.above_fair(need, victim)) } else { want.demand.spare };
         needed(lacking, want.demand.amount).min(most).min(here)
     }
 
-    /// How many containers `victim` holds beyond the point where it would hold no more than `function` does: giving more
-    /// would only turn the injustice round.
-    fn above_fair(&self, function: &FunctionKey, victim: &FunctionKey) -> u32 {
-        let (waits, holds) = (&self.wants[function], &self.wants[victim]);
-        let same = function.namespace == victim.namespace;
+    /// How many containers `victim` holds beyond the point where it would hold no more than the one that waits does: giving
+    /// more would only turn the injustice round. Between functions of one namespace at two schedulers nothing is compared.
+    fn above_fair(&self, need: &Need, victim: &FunctionKey) -> u32 {
+        let holds = &self.wants[victim];
+        let waits = need.function.as_ref().map(|function| &self.wants[function]);
+        let same = need.namespace == victim.namespace;
         let share_after = |gives: u32| {
-            let (gained, lost) = (waits.demand.amount, times(holds.demand.amount, gives));
+            let (gained, lost) = (need.amount, times(holds.demand.amount, gives));
             if same {
+                let waits = waits?;
                 let mine = share(waits.used.plus(gained), self.total, waits.demand.weight);
                 let theirs = share(holds.used.minus(lost), self.total, holds.demand.weight);
-                return (mine, theirs);
+                return Some((mine, theirs));
             }
-            let of = |key: &FunctionKey| self.spaces.get(&key.namespace).cloned().unwrap_or_default();
-            let (mine, theirs) = (of(function), of(victim));
-            (
-                share(mine.used.plus(gained), self.total, mine.policy.weight),
-                share(theirs.used.minus(lost), self.total, theirs.policy.weight),
-            )
+            Some((self.share_with(&need.namespace, gained), self.share_without(&victim.namespace, lost)))
         };
-        let fair = |gives: &u32| {
-            let (mine, theirs) = share_after(*gives);
-            theirs >= mine
-        };
+        let fair = |gives: u32| share_after(gives).is_some_and(|(mine, theirs)| theirs >= mine);
         // Both shares fall and rise with `gives`: the last fair number is found by halving.
         let (mut low, mut high) = (0, holds.held);
         while low < high {
             let middle = (low + high).div_ceil(2);
-            if fair(&middle) { low = middle } else { high = middle - 1 }
+            if fair(middle) { low = middle } else { high = middle - 1 }
         }
         low
     }

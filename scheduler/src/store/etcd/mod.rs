@@ -7,6 +7,7 @@
 //! | `epoch/SHARD` | how often the shard was taken, for numbers that no other owner mints |
 //! | `log/SHARD/N` | batch N, or a part of one |
 //! | `members/NAME` | a scheduler that is there, on its lease |
+//! | `spaces/NAME` | what namespaces hold and lack at a scheduler, on its lease |
 //! | `global/KEY` | what belongs to no function |
 //!
 //! See `docs/adr/0005-etcd-log.md`.

@@ -18,6 +18,10 @@ pub struct Cli {
     /// Where the scheduler is.
     #[arg(long, global = true, env = "CAPSTAN_URL", default_value = "http://127.0.0.1:7070")]
     pub url: String,
+    /// The authority that signed its certificate, as PEM, where its address begins with https: `authority.pem` of its data folder,
+    /// unless it has a certificate of yours.
+    #[arg(long, global = true, env = "CAPSTAN_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// The token that it wants, if any.
     #[arg(long, global = true, env = "CAPSTAN_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
@@ -381,12 +385,16 @@ pub struct SizeArgs {
     /// Workers.
     #[arg(long, default_value_t = 3)]
     pub workers: usize,
+    /// Encrypt links and REST; workers join by tokens.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 impl SizeArgs {
     /// A cluster of this size.
     pub fn size(&self) -> Size {
-        Size { etcd: self.etcd, schedulers: self.schedulers, workers: self.workers, ..Size::default() }
+        let Self { etcd, schedulers, workers, tls } = *self;
+        Size { etcd, schedulers, workers, tls, ..Size::default() }
     }
 }
 

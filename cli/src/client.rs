@@ -1,8 +1,9 @@
 //! The REST interface, from the client's side.
 
+use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use reqwest::{Client as Http, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, Client as Http, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use std::{path::Path, time::Duration};
 
@@ -64,6 +65,28 @@ pub fn segment(name: &str) -> String {
     name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
+/// Gives this process the cryptography that its TLS uses. Once is enough; more does no harm.
+pub fn provide_crypto() {
+    // Fails where it was given before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// An HTTP client that believes whoever this authority signed, or without one whom the system believes. Plain HTTP asks nobody.
+pub fn trusting(ca: Option<&Path>, https: bool) -> anyhow::Result<ClientBuilder> {
+    provide_crypto();
+    let trusted = match ca {
+        Some(file) => {
+            let pem = std::fs::read(file).with_context(|| format!("--ca {} cannot be read", file.display()))?;
+            let read = Certificate::from_pem_bundle(&pem).ok().filter(|read| !read.is_empty());
+            read.with_context(|| format!("--ca {} holds no certificate as PEM", file.display()))?
+        }
+        // Reading the system's certificates takes a while.
+        None if !https => Vec::new(),
+        None => return Ok(Http::builder()),
+    };
+    Ok(Http::builder().tls_certs_only(trusted))
+}
+
 /// A scheduler, by its address.
 #[derive(Clone)]
 pub struct Client {
@@ -76,7 +99,7 @@ pub struct Client {
 
 impl Client {
     /// A client of the scheduler at `url`.
-    pub fn new(url: &str, token: Option<String>, namespace: &str) -> Result<Self, Failed> {
+    pub fn new(url: &str, ca: Option<&Path>, token: Option<String>, namespace: &str) -> Result<Self, Failed> {
         let wrong = |why: &str| {
             Failed::Usage(format!("--url `{url}` {why}; write it as http://HOST:PORT (CAPSTAN_URL sets it too)"))
         };
@@ -87,8 +110,9 @@ impl Client {
         // A proxy of the environment is for the way out, not for this machine.
         let here = matches!(parsed.host_str(), Some("localhost" | "[::1]"))
             || parsed.host_str().is_some_and(|host| host.starts_with("127."));
-        let http = if here { Http::builder().no_proxy().build() } else { Http::builder().build() };
-        let http = http.map_err(|error| wrong(&format!("cannot be used: {error}")))?;
+        let http = trusting(ca, parsed.scheme() == "https").map_err(|error| Failed::Usage(format!("{error:#}")))?;
+        let http = if here { http.no_proxy() } else { http };
+        let http = http.build().map_err(|error| wrong(&format!("cannot be used: {error}")))?;
         Ok(Self { http, url: url.trim_end_matches('/').into(), token, namespace: namespace.into() })
     }
 
@@ -119,7 +143,12 @@ impl Client {
             let response = request.send().await.map_err(|error| {
                 let url = &self.url;
                 let why = root(&error);
-                Failed::NoConnection(format!("no connection to {url}: {why}; is `capstan up` running there?"))
+                let remedy = if why.contains("certificate") {
+                    "name the authority that signed it with --ca FILE (CAPSTAN_CA)"
+                } else {
+                    "is `capstan up` running there?"
+                };
+                Failed::NoConnection(format!("no connection to {url}: {why}; {remedy}"))
             })?;
             let Some((next, pause)) = again.zip(pause(&response)).filter(|_| left > 0) else { break response };
             left -= 1;

@@ -58,7 +58,7 @@ pub async fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let up =
         UpArgs { listen: Some("127.0.0.1:0".into()), data_dir: Some(folder.path().join("data")), ..UpArgs::default() };
     let running = Running::start(config::load(&up)?.settings).await?;
-    let client = Client::new(&running.url(), None, "default")?;
+    let client = Client::new(&running.url(), None, None, "default")?;
     output::print(format!("Capstan serves on {} (data in {})", running.url(), folder.path().display()))?;
     let examples = match args.examples {
         Some(folder) => folder,

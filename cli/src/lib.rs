@@ -2,7 +2,7 @@
 
 mod chaos;
 mod cli;
-mod client;
+pub mod client;
 mod commands;
 mod config;
 mod demo;
@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 /// The program `capstan`.
 pub fn main() -> ExitCode {
+    client::provide_crypto();
     capstan_worker::keeper::run_if_asked();
     run(cli::Cli::parse())
 }

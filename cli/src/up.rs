@@ -64,7 +64,7 @@ impl Running {
 
     /// Where REST is served.
     pub fn url(&self) -> String {
-        self.server.as_ref().map_or_else(|| "worker".into(), |server| format!("http://{}", server.address))
+        self.server.as_ref().map_or_else(|| "worker".into(), |server| server.url.clone())
     }
 
     /// Where workers dial in, if by TCP.
@@ -149,7 +149,8 @@ pub async fn local_cluster(args: LocalClusterArgs, as_json: bool) -> anyhow::Res
         for url in &urls {
             output::print(format!("scheduler {url}"))?;
         }
-        output::print(format!("try: CAPSTAN_URL={} capstan schedulers", urls[0]))?;
+        let ca = cluster.ca.as_ref().map(|file| format!("CAPSTAN_CA={} ", file.display())).unwrap_or_default();
+        output::print(format!("try: CAPSTAN_URL={} {ca}capstan schedulers", urls[0]))?;
         output::print(format!("everything lies in {}; Ctrl-C ends it", folder.display()))?;
     }
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -3,7 +3,10 @@
 use crate::store::etcd::EtcdConfig;
 use capstan_scheduler_core::limits::Limits;
 use serde::{Deserialize, Serialize};
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 /// Everything that can be set of a scheduler.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +26,13 @@ pub struct SchedulerConfig {
     pub link_tls: bool,
     /// How long a worker's certificate is good, in seconds; it is renewed at half of that.
     pub worker_certificate_s: u32,
+    /// Whether REST is encrypted. Other schedulers are known by the cluster's own authority, and so is this one by clients, unless
+    /// it has a certificate of yours; the authority's is written to `authority.pem` in the data folder.
+    pub rest_tls: bool,
+    /// Your certificate for REST, as PEM, with all that leads to its authority; empty: the cluster's own authority makes one.
+    pub rest_cert_file: PathBuf,
+    /// Its key, as PEM.
+    pub rest_key_file: PathBuf,
     /// Where everything durable lies, unless `etcd` has endpoints.
     pub data_dir: PathBuf,
     /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
@@ -76,6 +86,9 @@ impl Default for SchedulerConfig {
             link_advertise: String::new(),
             link_tls: false,
             worker_certificate_s: 86_400,
+            rest_tls: false,
+            rest_cert_file: PathBuf::new(),
+            rest_key_file: PathBuf::new(),
             blob_dir: PathBuf::new(),
             plaintext_on_my_own_network: false,
             etcd: EtcdConfig::default(),
@@ -117,6 +130,17 @@ impl SchedulerConfig {
         if self.blob_dir.as_os_str().is_empty() { self.data_dir.join("blobs") } else { self.blob_dir.clone() }
     }
 
+    /// Your certificate for REST and its key, if there are.
+    pub fn rest_certificate(&self) -> Option<(&Path, &Path)> {
+        let given = !self.rest_cert_file.as_os_str().is_empty();
+        given.then_some((self.rest_cert_file.as_path(), self.rest_key_file.as_path()))
+    }
+
+    /// How REST is spoken: `http`, or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.rest_tls { "https" } else { "http" }
+    }
+
     /// Where workers dial in, if anywhere.
     pub fn link_address(&self) -> Result<Option<SocketAddr>, String> {
         address("link_listen", &self.link_listen, "127.0.0.1:7071")
@@ -148,10 +172,10 @@ impl SchedulerConfig {
             ));
         }
         let links = self.link_address()?.filter(|link| !link.ip().is_loopback() && !self.link_tls);
-        let open = links.or(Some(self.listen).filter(|listen| !listen.ip().is_loopback()));
+        let open = links.or(Some(self.listen).filter(|listen| !listen.ip().is_loopback() && !self.rest_tls));
         if let Some(open) = open.filter(|_| !self.plaintext_on_my_own_network) {
             return Err(format!(
-                "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Set link_tls=true for links, listen on 127.0.0.1 behind a proxy with TLS for REST, or say plaintext_on_my_own_network=true if nobody else is on that network"
+                "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Set rest_tls=true and link_tls=true, listen on 127.0.0.1, or say plaintext_on_my_own_network=true if nobody else is on that network"
             ));
         }
         if let Some(keda) = self.keda_address()?
@@ -163,6 +187,13 @@ impl SchedulerConfig {
             ));
         }
         self.prometheus()?;
+        let files = [&self.rest_cert_file, &self.rest_key_file].map(|file| !file.as_os_str().is_empty());
+        if files[0] != files[1] {
+            return Err("rest_cert_file and rest_key_file belong together: set both, or neither".into());
+        }
+        if files[0] && !self.rest_tls {
+            return Err("rest_cert_file is set and rest_tls is not: set rest_tls=true too".into());
+        }
         if self.worker_certificate_s == 0 {
             return Err("worker_certificate_s must be at least 1".into());
         }
@@ -212,6 +243,10 @@ mod tests {
         assert!(config.check().unwrap_err().contains("plaintext_on_my_own_network"));
         config.plaintext_on_my_own_network = true;
         assert_eq!(config.check(), Ok(()));
+        let encrypted = SchedulerConfig { rest_tls: true, plaintext_on_my_own_network: false, ..config };
+        assert_eq!(encrypted.check(), Ok(()));
+        let half = SchedulerConfig { rest_cert_file: "a.pem".into(), ..encrypted };
+        assert!(half.check().unwrap_err().contains("belong together"));
         // The links of workers are as open as REST.
         let links = SchedulerConfig { link_listen: "10.0.0.1:7071".into(), ..SchedulerConfig::default() };
         assert!(links.check().unwrap_err().contains("10.0.0.1:7071 lets others"));

@@ -57,8 +57,8 @@ pub enum LinkListener {
 
 /// A scheduler that serves.
 pub struct Server {
-    /// Where REST is served.
-    pub address: SocketAddr,
+    /// Where REST is served, like `http://127.0.0.1:7070`.
+    pub url: String,
     /// Where workers dial in, if by TCP.
     pub link: Option<SocketAddr>,
     /// Everything a client can do, for callers in this process.
@@ -111,7 +111,7 @@ async fn start_clustered(config: SchedulerConfig, links: LinkListener) -> anyhow
     let mut server = parts.serve(config.clone(), links).await?;
     let or = |given: &str, otherwise: String| if given.is_empty() { otherwise } else { given.to_owned() };
     let peer = Peer {
-        rest: or(&config.advertise, format!("http://{}", server.address)),
+        rest: or(&config.advertise, server.url.clone()),
         link: or(&config.link_advertise, server.link.map(|at| at.to_string()).unwrap_or_default()),
         version: env!("CARGO_PKG_VERSION").into(),
     };
@@ -161,7 +161,7 @@ impl Parts {
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
         let mut authority = None;
-        if config.link_tls {
+        if config.link_tls || config.rest_tls {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
         let tokens = Tokens::default();
@@ -178,7 +178,8 @@ impl Parts {
             zero: RwLock::new(Arc::new(zero)),
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
             tokens,
-            authority,
+            authority: authority.clone().filter(|_| config.link_tls),
+            rest_authority: authority.filter(|_| config.rest_tls),
             globals,
             stopping: CancellationToken::new(),
             functions: functions.handle(),
@@ -192,6 +193,12 @@ impl Parts {
     /// Opens the doors.
     async fn serve(self, config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
         let Self { shared, functions, timers } = self;
+        if let Some(authority) = &shared.rest_authority {
+            let file = config.data_dir.join("authority.pem");
+            let written =
+                std::fs::create_dir_all(&config.data_dir).and_then(|()| std::fs::write(&file, authority.pem()));
+            written.with_context(|| format!("{} cannot be written", file.display()))?;
+        }
         let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
         let link = serve_links(&functions, shared.clone(), &config, links)?;
         let api = Arc::new(Api::new(shared.clone(), config.clone(), blobs));
@@ -204,8 +211,9 @@ impl Parts {
             tracing::info!(%served, "KEDA's external scaler is served");
         }
         let (rest, address) = rest::serve(api.clone(), &config)?;
+        let url = format!("{}://{address}", config.scheme());
         let arbiters = vec![functions, timers, sweeper];
-        Ok(Server { address, link, api, rest, arbiters, shared, keeper: None })
+        Ok(Server { url, link, api, rest, arbiters, shared, keeper: None })
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Shared {
     pub tokens: Tokens,
     /// The cluster's own authority, where links are encrypted.
     pub authority: Option<Arc<Authority>>,
+    /// The same, where REST is.
+    pub rest_authority: Option<Arc<Authority>>,
     /// What belongs to no function.
     pub globals: Globals,
     /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.

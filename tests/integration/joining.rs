@@ -14,7 +14,7 @@ struct Bench(Cluster);
 impl Bench {
     async fn start(certificate_s: u32) -> Self {
         let set = vec![format!("scheduler.worker_certificate_s={certificate_s}")];
-        let size = Size { etcd: 1, schedulers: 2, workers: 1, link_tls: true, set, ..Size::default() };
+        let size = Size { etcd: 1, schedulers: 2, workers: 1, tls: true, set, ..Size::default() };
         Self(Cluster::start(size).await.unwrap())
     }
 

@@ -18,6 +18,7 @@ mod prometheus;
 mod scaling;
 mod store;
 mod telemetry;
+mod tls;
 mod web;
 
 use capstan_tests::real::Up;

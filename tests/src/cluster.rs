@@ -60,7 +60,8 @@ impl Cluster {
         let folder = tempfile::tempdir()?;
         let programs = binary("capstan-scheduler")?;
         let local = LocalCluster::start(programs.parent().context("a folder")?, folder.path(), &size).await?;
-        Ok(Self { folder, local, http: reqwest::Client::new() })
+        let http = local.http()?.build()?;
+        Ok(Self { folder, local, http })
     }
 
     /// The address of a path at a scheduler.

@@ -3,15 +3,59 @@
 use anyhow::{Context, Result, ensure};
 use capstan::local::{etcd_arguments, free_ports};
 use capstan_scheduler::store::etcd::EtcdConfig;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
+/// Whoever looks after a secured etcd, and the password.
+const ROOT: &str = "root:of-all";
+
+/// Certificates for an etcd that speaks to those of its own authority alone.
+struct Certificates {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Certificates {
+    /// An authority, and one certificate of it for servers and clients alike.
+    fn make(folder: &Path) -> Result<Self> {
+        let (ca_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key)?.pem();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".into()])?;
+        // etcd takes a certificate's common name for a user where no other is named.
+        params.distinguished_name = Default::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let signed = params.signed_by(&key, &Issuer::from_ca_cert_pem(&ca_pem, ca_key)?)?;
+        let file = |name: &str, text: String| -> Result<PathBuf> {
+            let path = folder.join(name);
+            std::fs::write(&path, text)?;
+            Ok(path)
+        };
+        Ok(Self {
+            ca: file("ca.pem", ca_pem)?,
+            certificate: file("own.pem", signed.pem())?,
+            key: file("own.key", key.serialize_pem())?,
+        })
+    }
+
+    fn texts(&self) -> [String; 3] {
+        [&self.ca, &self.certificate, &self.key].map(|path| path.display().to_string())
+    }
+}
+
 /// An etcd cluster. Ends with it.
 pub struct EtcdServers {
+    certificates: Option<Certificates>,
+    /// The user and the password, once there are.
+    login: Option<(String, String)>,
     folder: TempDir,
     /// Where clients reach each member, and how it is started.
     members: Vec<(u16, Vec<String>)>,
@@ -23,11 +67,50 @@ impl EtcdServers {
     pub fn start(members: usize, arguments: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let ports: Vec<(u16, u16)> = free_ports(2 * members)?.chunks(2).map(|p| (p[0], p[1])).collect();
-        let more = arguments.iter().map(|&a| a.to_owned());
-        let told =
-            etcd_arguments(folder.path(), &ports).into_iter().map(|own| own.into_iter().chain(more.clone()).collect());
+        let more: Vec<String> = arguments.iter().map(|&a| a.to_owned()).collect();
+        Self::start_told(folder, &ports, &more, None)
+    }
+
+    /// Starts one that speaks TLS, and wants a certificate and a user from its clients.
+    pub fn start_secured(user: &str, password: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let ports: Vec<(u16, u16)> = free_ports(2)?.chunks(2).map(|p| (p[0], p[1])).collect();
+        let certificates = Certificates::make(folder.path())?;
+        let [ca, certificate, key] = certificates.texts();
+        let url = format!("https://127.0.0.1:{}", ports[0].0);
+        let more = [
+            ("--listen-client-urls", url.clone()),
+            ("--advertise-client-urls", url),
+            ("--trusted-ca-file", ca),
+            ("--cert-file", certificate),
+            ("--key-file", key),
+        ];
+        let mut more: Vec<String> = more.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        more.push("--client-cert-auth".into());
+        let mut servers = Self::start_told(folder, &ports, &more, Some(certificates))?;
+        // The user may do no more than Capstan needs: read and write what lies under its prefix.
+        servers.ctl(&["role", "add", "capstan"])?;
+        servers.ctl(&["role", "grant-permission", "capstan", "--prefix=true", "readwrite", "/capstan/"])?;
+        servers.ctl(&["user", "add", &format!("{user}:{password}")])?;
+        servers.ctl(&["user", "grant-role", user, "capstan"])?;
+        servers.ctl(&["user", "add", ROOT])?;
+        servers.ctl(&["user", "grant-role", "root", "root"])?;
+        servers.ctl(&["auth", "enable"])?;
+        servers.login = Some((user.into(), password.into()));
+        Ok(servers)
+    }
+
+    fn start_told(
+        folder: TempDir,
+        ports: &[(u16, u16)],
+        more: &[String],
+        certificates: Option<Certificates>,
+    ) -> Result<Self> {
+        let told = etcd_arguments(folder.path(), ports).into_iter();
+        let told = told.map(|own| own.into_iter().chain(more.iter().cloned()).collect());
         let members: Vec<(u16, Vec<String>)> = ports.iter().map(|(client, _)| *client).zip(told).collect();
-        let mut servers = Self { folder, children: members.iter().map(|_| None).collect(), members };
+        let children = members.iter().map(|_| None).collect();
+        let mut servers = Self { folder, children, members, certificates, login: None };
         for n in 0..servers.members.len() {
             servers.run(n)?;
         }
@@ -57,13 +140,31 @@ impl EtcdServers {
 
     /// How it is reached.
     pub fn config(&self) -> EtcdConfig {
-        let endpoints = self.members.iter().map(|(client, _)| format!("http://127.0.0.1:{client}")).collect();
-        EtcdConfig { endpoints, ..EtcdConfig::default() }
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        let endpoints = self.members.iter().map(|(client, _)| format!("{scheme}://127.0.0.1:{client}")).collect();
+        let mut config = EtcdConfig { endpoints, ..EtcdConfig::default() };
+        if let Some(certificates) = &self.certificates {
+            config.ca_file = certificates.ca.clone();
+            config.cert_file = certificates.certificate.clone();
+            config.key_file = certificates.key.clone();
+        }
+        if let Some((user, password)) = &self.login {
+            (config.user, config.password) = (user.clone(), password.clone());
+        }
+        config
     }
 
     /// Asks etcd's own client.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let answer = Command::new("etcdctl")
+        let mut command = Command::new("etcdctl");
+        if let Some(certificates) = &self.certificates {
+            let [ca, certificate, key] = certificates.texts();
+            command.args(["--cacert", &ca, "--cert", &certificate, "--key", &key]);
+        }
+        if self.login.is_some() {
+            command.args(["--user", ROOT]);
+        }
+        let answer = command
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.config().endpoints.join(","), "--command-timeout", "2s"])
             .args(arguments)

@@ -35,6 +35,7 @@ impl Up {
 
     /// The same, with more said to its process.
     pub fn start_with(data: &Path, arguments: &[&str], more: impl FnOnce(&mut Command)) -> Result<Self> {
+        capstan::client::provide_crypto();
         let mut command = Command::new(binary("capstan")?);
         more(&mut command);
         let log = data.with_extension(format!("{}.log", arguments.len()));

@@ -66,7 +66,7 @@ fn show(report: &Value) -> Result<()> {
 async fn run(args: &ChaosArgs, size: &Size, folder: PathBuf) -> Result<Value> {
     let programs = std::env::current_exe()?.parent().context("a folder")?.to_owned();
     let mut cluster = LocalCluster::start(&programs, &folder, size).await?;
-    let clients = Clients::new(cluster.schedulers.iter().map(|s| s.url.clone()).collect());
+    let clients = Clients::new(&cluster)?;
     clients.deploy().await?;
     let (stop, stopped) = watch::channel(false);
     let bringing: Vec<_> = (0..CLIENTS)

@@ -1,6 +1,7 @@
 //! Clients that bring work while the cluster is being hurt, and remember what they were told.
 
 use super::history::History;
+use crate::local::LocalCluster;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use std::{
@@ -34,9 +35,10 @@ fn name(n: usize) -> String {
 
 impl Clients {
     /// Clients of these schedulers.
-    pub fn new(urls: Vec<String>) -> Self {
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap_or_default();
-        Self { http, urls: Arc::new(urls), history: Arc::default() }
+    pub fn new(cluster: &LocalCluster) -> anyhow::Result<Self> {
+        let http = cluster.http()?.timeout(PATIENCE).build()?;
+        let urls = cluster.schedulers.iter().map(|scheduler| scheduler.url.clone()).collect();
+        Ok(Self { http, urls: Arc::new(urls), history: Arc::default() })
     }
 
     /// What was told.

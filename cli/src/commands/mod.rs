@@ -32,7 +32,7 @@ fn log(default: &str) {
 /// Runs a command line.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let json = cli.json;
-    let client = || Client::new(&cli.url, cli.token.clone(), &cli.namespace);
+    let client = || Client::new(&cli.url, cli.ca.as_deref(), cli.token.clone(), &cli.namespace);
     match cli.command {
         Command::Up(args) => run_up(args).await?,
         Command::Scheduler(args) => run_up(UpArgs { half: Some(Half::Scheduler), ..args }).await?,

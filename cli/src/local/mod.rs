@@ -7,6 +7,7 @@ mod proxy;
 pub use process::Process;
 pub use proxy::{Mode, Proxy};
 
+use crate::client::trusting;
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     net::{SocketAddr, TcpListener},
@@ -28,8 +29,8 @@ pub struct Size {
     pub workers: usize,
     /// Cores that each worker offers.
     pub worker_cpu: f64,
-    /// Whether links are encrypted, and workers join by tokens.
-    pub link_tls: bool,
+    /// Whether links and REST are encrypted, and workers join by tokens.
+    pub tls: bool,
     /// Further settings of schedulers, as KEY=VALUE.
     pub set: Vec<String>,
     /// Further arguments of etcd.
@@ -43,7 +44,7 @@ impl Default for Size {
             schedulers: 3,
             workers: 3,
             worker_cpu: 4.0,
-            link_tls: false,
+            tls: false,
             set: Vec::new(),
             etcd_arguments: Vec::new(),
         }
@@ -72,6 +73,8 @@ pub struct LocalCluster {
     pub schedulers: Vec<Scheduler>,
     /// Workers.
     pub workers: Vec<Process>,
+    /// The authority's certificate, where REST is encrypted.
+    pub ca: Option<PathBuf>,
 }
 
 /// So many ports that are free now; whoever is told of them takes them the next moment.
@@ -86,7 +89,8 @@ impl LocalCluster {
         ensure!(size.etcd > 0 && size.schedulers > 0, "a cluster has at least one etcd member and one scheduler");
         std::fs::create_dir_all(folder)?;
         let (etcd, etcd_urls) = start_etcd(folder, size)?;
-        let mut cluster = Self { etcd, etcd_urls, schedulers: Vec::new(), workers: Vec::new() };
+        let mut cluster = Self { etcd, etcd_urls, schedulers: Vec::new(), workers: Vec::new(), ca: None };
+        cluster.ca = size.tls.then(|| folder.join("scheduler-1").join("authority.pem"));
         cluster.await_etcd().await?;
         for n in 0..size.schedulers {
             let scheduler = cluster.scheduler(programs, folder, size, n).await?;
@@ -96,7 +100,7 @@ impl LocalCluster {
             let line = scheduler.process.first_line(START).await?;
             scheduler.url = line.strip_prefix("ready ").context("a scheduler did not say `ready`")?.into();
             // Its own port is known now; started again it has the same.
-            let address = scheduler.url.trim_start_matches("http://").to_owned();
+            let address = scheduler.url.split("://").last().unwrap_or_default().to_owned();
             scheduler.process.set_argument("--listen", &address);
         }
         let links: Vec<String> = cluster.schedulers.iter().map(|s| s.from_workers.address().to_string()).collect();
@@ -111,7 +115,7 @@ impl LocalCluster {
                 format!("--set=worker.schedulers={}", links.join(",")),
                 format!("--set=worker.blob_dir={}", folder.join("blobs").display()),
             ];
-            if size.link_tls {
+            if size.tls {
                 let join = cluster.invite().await?;
                 arguments.extend(["--set=worker.link_tls=true".into(), format!("--set=worker.join={join}")]);
             }
@@ -142,7 +146,7 @@ impl LocalCluster {
             format!("--set=scheduler.etcd.endpoints={}", endpoints.join(",")),
             format!("--set=scheduler.blob_dir={}", folder.join("blobs").display()),
         ];
-        arguments.push(format!("--set=scheduler.link_tls={}", size.link_tls));
+        arguments.extend(["link_tls", "rest_tls"].map(|key| format!("--set=scheduler.{key}={}", size.tls)));
         arguments.extend(size.set.iter().map(|pair| format!("--set={pair}")));
         let process = Process::start(&name, programs.join("capstan-scheduler"), arguments, folder)?;
         Ok(Scheduler { process, url: String::new(), to_etcd, from_workers })
@@ -150,7 +154,7 @@ impl LocalCluster {
 
     /// Waits until etcd answers.
     async fn await_etcd(&self) -> Result<()> {
-        let http = reqwest::Client::new();
+        let http = trusting(None, false)?.build()?;
         let begun = Instant::now();
         for url in &self.etcd_urls {
             loop {
@@ -169,9 +173,14 @@ impl LocalCluster {
         Ok(())
     }
 
+    /// A client of its schedulers.
+    pub fn http(&self) -> Result<reqwest::ClientBuilder> {
+        trusting(self.ca.as_deref(), false)
+    }
+
     /// Waits until every scheduler knows every worker, and that every scheduler has its share of the shards.
     async fn await_whole(&self, size: &Size) -> Result<()> {
-        let http = reqwest::Client::new();
+        let http = self.http()?.build()?;
         let begun = Instant::now();
         for scheduler in &self.schedulers {
             loop {
@@ -193,7 +202,7 @@ impl LocalCluster {
     /// A join token, from the first scheduler.
     pub async fn invite(&self) -> Result<String> {
         let url = format!("{}/v1/join-tokens", self.schedulers[0].url);
-        let made: serde_json::Value = reqwest::Client::new().post(url).send().await?.json().await?;
+        let made: serde_json::Value = self.http()?.build()?.post(url).send().await?.json().await?;
         Ok(made["join_token"].as_str().with_context(|| format!("no join token was made: {made}"))?.to_owned())
     }
 

@@ -20,6 +20,7 @@ use crate::{
         StoreError,
         layout::{self, StoredCall},
     },
+    tls::Authority,
 };
 use actix::{Addr, ArbiterHandle};
 use bytes::Bytes;
@@ -144,6 +145,11 @@ impl Api {
         let shard = self.env.shards.shard(place);
         let guest = self.env.shards.get(shard).and_then(|env| env.enter());
         guest.ok_or_else(|| self.env.view.owner(shard))
+    }
+
+    /// Who signs certificates for REST, where it is encrypted.
+    pub fn rest_authority(&self) -> Option<&Authority> {
+        self.env.rest_authority.as_deref()
     }
 
     /// Where this scheduler is reached by others.

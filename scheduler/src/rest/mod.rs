@@ -13,7 +13,7 @@ mod problem;
 mod tokens;
 mod web;
 
-use crate::{api::Api, config::SchedulerConfig};
+use crate::{api::Api, config::SchedulerConfig, tls};
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web as route};
 use anyhow::Context;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -26,12 +26,15 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Serves REST. Answers a handle and the address.
 pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
     let gate = route::Data::new(guard::Gate::new(config));
+    let authority = api.rest_authority();
+    let trusted = Arc::new(tls::rest::client(authority)?);
+    let shown = authority.map(|authority| tls::rest::server(authority, config)).transpose()?;
     let shared = route::Data::from(api);
     let server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
             .app_data(gate.clone())
-            .app_data(route::Data::new(web::Proxy::default()))
+            .app_data(route::Data::new(web::Proxy::new(&trusted)))
             .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
             .configure(routes)
@@ -42,9 +45,13 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
     .h1_allow_half_closed(false)
     .keep_alive(IDLE_TIMEOUT)
     .shutdown_timeout(5)
-    .disable_signals()
-    .bind(config.listen)
-    .with_context(|| format!("cannot listen on {}; is another capstan running there?", config.listen))?;
+    .disable_signals();
+    let server = match shown {
+        Some(shown) => server.bind_rustls_0_23(config.listen, shown),
+        None => server.bind(config.listen),
+    };
+    let server =
+        server.with_context(|| format!("cannot listen on {}; is another capstan running there?", config.listen))?;
     let address = server.addrs().first().copied().context("no address was bound")?;
     let server = server.run();
     let handle = server.handle();

@@ -218,3 +218,33 @@ fn damage_is_found_and_named() {
     let refused = Owner::take(&servers.config(), 1).err().unwrap();
     assert!(matches!(&refused, StoreError::Damaged(what) if what.contains("entry 1 of shard 1")), "{refused}");
 }
+
+#[test]
+fn an_etcd_with_tls_and_users_is_used_and_whoever_may_not_is_told_why() {
+    let mut servers = EtcdServers::start_secured("capstan", "a long password").unwrap();
+    let config = servers.config();
+    let owner = Owner::take(&config, 0).unwrap();
+    owner.log.commit(&[put("a", "1")]).unwrap();
+    let refused = |config: EtcdConfig| match Owner::take(&config, 1) {
+        Ok(_) => panic!("it was let in"),
+        Err(error) => {
+            format!("{error}: {}", std::error::Error::source(&error).map_or(String::new(), |e| e.to_string()))
+        }
+    };
+    let wrong = refused(EtcdConfig { password: "wrong".into(), ..config.clone() });
+    assert!(wrong.contains("authentication failed"), "{wrong}");
+    let nobody = refused(EtcdConfig { user: String::new(), ..config.clone() });
+    assert!(nobody.contains("permission denied"), "{nobody}");
+    let plain = EtcdConfig { cert_file: Default::default(), key_file: Default::default(), ..config.clone() };
+    let plain = refused(plain);
+    assert!(plain.contains("etcd does not answer"), "{plain}");
+    let strange = EtcdConfig { ca_file: "/dev/null".into(), ..config.clone() };
+    let strange = refused(strange);
+    assert!(strange.contains("invalid peer certificate"), "{strange}");
+    // A member that was started again knows no token of before.
+    servers.kill(0).unwrap();
+    servers.run(0).unwrap();
+    servers.wait().unwrap();
+    waits("the next commit", Duration::from_secs(20), || owner.log.commit(&[put("b", "2")]).is_ok());
+    assert_eq!(owner.log.get(b"a").unwrap().unwrap(), "1");
+}

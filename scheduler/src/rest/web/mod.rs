@@ -24,13 +24,18 @@ use actix_web::{
 };
 use asked::Asked;
 use bytes::Bytes;
-use capstan_common::refusal::{Code, Refusal};
+use capstan_common::{
+    identity,
+    refusal::{Code, Refusal},
+};
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use percent_encoding::percent_decode_str;
+use rustls::{ClientConfig, pki_types::ServerName};
 use std::{
     io,
     time::{Duration, Instant},
@@ -63,12 +68,20 @@ pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Connections to containers and other schedulers, of one thread of the server.
 #[derive(Clone)]
-pub struct Proxy(pub Client<HttpConnector, Body>);
+pub struct Proxy(pub Client<HttpsConnector<HttpConnector>, Body>);
 
-impl Default for Proxy {
-    fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
+impl Proxy {
+    /// Other schedulers must show whom `trusted` trusts, whatever their address; containers are on their workers' own machines.
+    pub fn new(trusted: &ClientConfig) -> Self {
+        let connector = HttpsConnectorBuilder::new().with_tls_config(trusted.clone()).https_or_http();
+        let connector = match ServerName::try_from(identity::SCHEDULER) {
+            Ok(name) => connector.with_server_name_resolver(FixedServerNameResolver::new(name)),
+            Err(_) => connector,
+        };
+        let mut plain = HttpConnector::new();
+        plain.set_nodelay(true);
+        plain.enforce_http(false);
+        let connector = connector.enable_http1().wrap_connector(plain);
         Self(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector))
     }
 }

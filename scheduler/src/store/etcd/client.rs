@@ -58,10 +58,22 @@ impl From<Error> for Trouble {
                 Code::ResourceExhausted if status.message().contains("too large") => {
                     Self::Refused(format!("etcd refuses it: {}", status.message()))
                 }
-                _ => Self::Unknown(format!("etcd does not answer: {}", status.message())),
+                _ => Self::Unknown(format!("etcd does not answer: {}", whole(status.message().into(), status))),
             },
-            other => Self::Unknown(format!("etcd cannot be reached: {other}")),
+            other => Self::Unknown(format!("etcd cannot be reached: {}", whole(other.to_string(), other))),
         }
+    }
+}
+
+/// What an error says, and its last reason where that says more.
+fn whole(text: String, error: &dyn std::error::Error) -> String {
+    let mut reason = error.source();
+    while let Some(deeper) = reason.and_then(std::error::Error::source) {
+        reason = Some(deeper);
+    }
+    match reason.map(ToString::to_string).filter(|reason| !text.contains(reason.as_str())) {
+        Some(reason) => format!("{text}: {reason}"),
+        None => text,
     }
 }
 

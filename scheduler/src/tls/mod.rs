@@ -1,5 +1,7 @@
 //! The cluster's own authority: it signs schedulers' and workers' certificates, and checks who dials in.
 
+pub mod rest;
+
 use crate::{
     clock,
     global::Globals,
@@ -19,6 +21,7 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     server::WebPkiClientVerifier,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -95,24 +98,34 @@ impl Authority {
     /// How this scheduler shows itself, and whom it lets in: workers with a certificate of ours, and those that have none yet, who
     /// can do nothing but enrol.
     pub fn server(&self) -> Result<Arc<ServerConfig>> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![identity::SCHEDULER.to_owned()])?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        validity(&mut params, SCHEDULER_DAYS * 86_400);
-        let ours = params.signed_by(&key, &self.issuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone())?;
         let provider = Arc::new(ring::default_provider());
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
         let clients = clients.allow_unauthenticated().build()?;
-        let chain = vec![ours.der().clone(), self.certificate.clone()];
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let ours = self.scheduler(vec![identity::SCHEDULER.to_owned()])?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(clients)
-            .with_single_cert(chain, key)?;
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(ours)));
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
+    }
+
+    /// A certificate of this scheduler for these names, with its key.
+    fn scheduler(&self, names: Vec<String>) -> Result<CertifiedKey> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(names)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        validity(&mut params, SCHEDULER_DAYS * 86_400);
+        let chain = vec![params.signed_by(&key, &self.issuer)?.der().clone(), self.certificate.clone()];
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+        Ok(CertifiedKey::from_der(chain, key, &ring::default_provider())?)
+    }
+
+    /// Its certificate, for clients that are to believe it.
+    pub fn pem(&self) -> &str {
+        &self.pem
     }
 
     /// How long a worker's certificate is good, in seconds.

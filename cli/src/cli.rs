@@ -347,6 +347,10 @@ pub struct UpArgs {
     /// A unix socket between the halves.
     #[arg(long, value_name = "SOCKET", requires = "half")]
     pub link: Option<PathBuf>,
+    /// How the worker's containers run: `process`, or `sim`, which plays them, for trying many machines on few
+    /// (worker.sim_workers).
+    #[arg(long, value_name = "RUNTIME")]
+    pub runtime: Option<String>,
     /// Any one setting, for example --set scheduler.limits.map_running=100; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -62,6 +62,9 @@ pub fn load(args: &UpArgs) -> anyhow::Result<Loaded> {
     if let Some(folder) = &args.data_dir {
         set(&mut origins, "scheduler.data_dir", &folder.display().to_string(), "--data-dir")?;
     }
+    if let Some(runtime) = &args.runtime {
+        set(&mut origins, "worker.runtime", runtime, "--runtime")?;
+    }
     for pair in &args.set {
         let Some((key, text)) = pair.split_once('=') else { bail!("--set {pair}: write it as KEY=VALUE") };
         set(&mut origins, key, text, "--set")?;

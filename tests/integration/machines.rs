@@ -1,17 +1,21 @@
 //! Workers of a cluster, as several schedulers see and share them.
 
-use capstan::local::{Mode, Size};
+use capstan::local::{Mode, Size, free_ports};
 use capstan_common::{
     report::{Hello, Report},
     resource::Amount,
     wire::{PROTOCOL, link},
 };
 use capstan_tests::{
-    cluster::{Cluster, eventually, lines},
-    real::spec,
+    cluster::{Cluster, SOON, eventually, lines},
+    real::{Up, binary, spec},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 fn size(schedulers: usize, workers: usize) -> Size {
     Size { etcd: 1, schedulers, workers, ..Size::default() }
@@ -101,6 +105,43 @@ async fn two_namespaces_share_full_workers_though_different_schedulers_own_their
         let url = bench.at(1, &format!("/v1/calls/{id}/cancel"));
         assert!(bench.http.post(url).send().await.unwrap().status().is_success());
     }
+}
+
+#[tokio::test]
+async fn many_workers_are_played_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = format!("127.0.0.1:{}", free_ports(1).unwrap()[0]);
+    let set = format!("scheduler.link_listen={link}");
+    let up = Up::start(&folder.path().join("data"), &["--half", "scheduler", "--set", &set]).unwrap();
+    let arguments = [
+        "worker".to_owned(),
+        "--runtime=sim".into(),
+        format!("--data-dir={}", folder.path().join("agent").display()),
+        "--set=worker.sim_workers=50".into(),
+        "--set=worker.name=played".into(),
+        "--set=worker.cpu=2".into(),
+        format!("--set=worker.schedulers={link}"),
+    ];
+    let mut agent = Command::new(binary("capstan").unwrap()).args(arguments).stderr(Stdio::null()).spawn().unwrap();
+    let more = json!({"resources": {"cpu": 0.25}, "autoscaler": {"min_containers": 300}});
+    up.deploy("f", spec(&["none"], "exec", more)).await.unwrap();
+    up.until("f", SOON, |stats| stats["containers"]["idle"] == 300).await.unwrap();
+    assert_eq!(up.get("/v1/workers").await.unwrap()["workers"].as_array().unwrap().len(), 50);
+    let outputs = up.map("f", "ordered=true", (0..500).map(|n| json!(n))).await.unwrap();
+    assert!(outputs.iter().enumerate().all(|(n, line)| line["output"] == n), "{outputs:?}");
+    // Scaling in ends them too.
+    let url = up.function("f", "/autoscaler");
+    let patch = json!({"min_containers": 0, "scaledown_window": 2});
+    assert!(up.http.patch(url).json(&patch).send().await.unwrap().status().is_success());
+    up.until("f", SOON, |stats| stats["containers"]["idle"] == 0).await.unwrap();
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let wrong = Command::new(binary("capstan").unwrap())
+        .args(["worker", "--set=worker.sim_workers=3", "--set=worker.schedulers=127.0.0.1:1"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(2) && told.contains("set worker.runtime=sim"), "{told}");
 }
 
 /// Writes a line, and waits until it may end.

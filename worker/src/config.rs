@@ -16,6 +16,14 @@ pub struct WorkerConfig {
     pub link_tls: bool,
     /// The join token that gets it its first certificate; needed once.
     pub join: String,
+    /// How containers run.
+    pub runtime: Runtime,
+    /// With the runtime `sim`: how many workers this process plays, each with a link of its own, and `-0`, `-1` … behind its name.
+    pub sim_workers: u32,
+    /// With the runtime `sim`: how long a container takes to be ready, in milliseconds.
+    pub sim_start_ms: u32,
+    /// With the runtime `sim`: how long each input takes, in milliseconds.
+    pub sim_run_ms: u32,
     /// Cores that it offers; all of the machine's by default.
     pub cpu: Option<f64>,
     /// Memory that it offers; nine tenths of the machine's by default.
@@ -32,6 +40,16 @@ pub struct WorkerConfig {
     pub cgroups: bool,
 }
 
+/// How containers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    /// As processes of this machine.
+    Process,
+    /// Not at all: they are played, for trying a cluster of many machines on few.
+    Sim,
+}
+
 impl Default for WorkerConfig {
     fn default() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -41,6 +59,10 @@ impl Default for WorkerConfig {
             schedulers: Vec::new(),
             link_tls: false,
             join: String::new(),
+            runtime: Runtime::Process,
+            sim_workers: 1,
+            sim_start_ms: 1,
+            sim_run_ms: 1,
             cpu: None,
             memory_mib: None,
             data_dir: PathBuf::from("capstan-data"),
@@ -53,6 +75,26 @@ impl Default for WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// Says what must not be started like this.
+    pub fn check(&self) -> Result<(), String> {
+        if self.sim_workers == 0 {
+            return Err("worker.sim_workers must be at least 1".into());
+        }
+        if self.runtime == Runtime::Sim && self.link_tls {
+            return Err(
+                "worker.runtime=sim plays many workers, and each would need a join token: leave worker.link_tls out"
+                    .into(),
+            );
+        }
+        if self.runtime == Runtime::Process && self.sim_workers > 1 {
+            return Err(format!(
+                "worker.sim_workers is {}, and only the runtime `sim` plays more than one: set worker.runtime=sim",
+                self.sim_workers
+            ));
+        }
+        Ok(())
+    }
+
     /// Where large payloads lie.
     pub fn blobs(&self) -> PathBuf {
         if self.blob_dir.as_os_str().is_empty() { self.data_dir.join("blobs") } else { self.blob_dir.clone() }

@@ -106,6 +106,9 @@ async fn run_up(args: UpArgs) -> anyhow::Result<()> {
     if args.half != Some(Half::Worker) {
         usage(settings.scheduler.check().map_err(anyhow::Error::msg))?;
     }
+    if args.half != Some(Half::Scheduler) {
+        usage(settings.worker.check().map_err(anyhow::Error::msg))?;
+    }
     let ran = up::up(settings, args.half, args.link).await;
     // It did not start, or did not stop, as asked.
     ran.map_err(|error| Failed::Refused(format!("{error:#}"), serde_json::Value::Null).into())

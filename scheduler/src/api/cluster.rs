@@ -5,6 +5,7 @@ use crate::{
     actor::{
         autoscaler::{Told, UsedOf},
         function::{Happen, Tell},
+        registry::WorkerEntry,
     },
     clock,
     store::{Change, layout},
@@ -16,9 +17,9 @@ use capstan_common::{
     resource::Amount,
     worker::WorkerState,
 };
-use capstan_scheduler_core::{autoscaler, event::Event};
+use capstan_scheduler_core::{autoscaler, event::Event, function::Function};
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 fn amount(amount: Amount) -> Value {
     json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": []})
@@ -69,9 +70,17 @@ impl Api {
 
     /// Workers by name.
     pub async fn workers(&self) -> Vec<Value> {
+        let mut containers: BTreeMap<Arc<str>, Vec<ContainerId>> = BTreeMap::new();
+        for (key, _) in self.env.registry.functions() {
+            let of = self.ask_any(&key, |core| core.containers().map(|c| (c.worker, c.id)).collect::<Vec<_>>()).await;
+            for (worker, id) in of.unwrap_or_default() {
+                containers.entry(worker.0).or_default().push(id);
+            }
+        }
         let mut views = Vec::new();
-        for (id, _) in self.env.registry.workers() {
-            views.extend(self.worker(&id.0).await);
+        for (id, entry) in self.env.registry.workers() {
+            let held = containers.remove(&id.0).unwrap_or_default();
+            views.push(self.worker_view(&id, &entry, &held).await);
         }
         views
     }
@@ -80,16 +89,26 @@ impl Api {
     pub async fn worker(&self, name: &str) -> Result<Value, Refusal> {
         let id = WorkerId(name.into());
         let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
+        let mut held = Vec::new();
+        for (key, _) in self.env.registry.functions() {
+            let there = id.clone();
+            let of = move |core: &Function| {
+                core.containers().filter(|c| c.worker == there).map(|c| c.id).collect::<Vec<_>>()
+            };
+            held.extend(self.ask_any(&key, of).await.unwrap_or_default());
+        }
+        Ok(self.worker_view(&id, &entry, &held).await)
+    }
+
+    async fn worker_view(&self, id: &WorkerId, entry: &WorkerEntry, containers: &[ContainerId]) -> Value {
         let used = self.env.autoscaler.send(UsedOf(id.clone())).await.ok().flatten().unwrap_or_default();
-        let filter = ContainersFilter { worker: Some(name.into()), ..ContainersFilter::default() };
-        let containers: Vec<Value> = self.containers(&filter).await.into_iter().map(|mut c| c["id"].take()).collect();
-        Ok(json!({
+        json!({
             "id": id, "name": id, "address": entry.host, "state": entry.state,
             "capacity": amount(entry.capacity), "free": amount(entry.capacity.minus(used)),
             "containers": containers, "version": entry.version, "limits": entry.limits,
             "joined_at": clock::rfc3339(entry.joined),
-            "flaps_until": self.env.registry.flaps_until(&id).map(clock::rfc3339),
-        }))
+            "flaps_until": self.env.registry.flaps_until(id).map(clock::rfc3339),
+        })
     }
 
     /// Places nothing more on a worker, or places again.
@@ -208,6 +227,7 @@ impl Api {
             family.clear();
         }
         metrics.containers.clear();
+        metrics.count_workers(self.env.registry.workers().into_iter().map(|(_, worker)| worker.state));
         for (key, _) in self.env.registry.functions() {
             let Ok(stats) = self.stats(&key).await else { continue };
             let label = FunctionLabel { namespace: key.namespace.to_string(), function: key.name.to_string() };

@@ -1,7 +1,7 @@
 //! Metrics in Prometheus form.
 
 use crate::clock;
-use capstan_common::{container::Phase, input::Outcome, time::Time};
+use capstan_common::{container::Phase, input::Outcome, time::Time, worker::WorkerState};
 use capstan_scheduler_core::record::Entry;
 use prometheus_client::{
     encoding::{
@@ -68,6 +68,8 @@ pub struct Metrics {
     pub containers: Family<ContainerLabel, Gauge>,
     /// Containers wanted, a function.
     pub desired: Family<FunctionLabel, Gauge>,
+    /// Workers by state.
+    pub workers: Family<KindLabel, Gauge>,
     /// Outcomes that came too late.
     pub late_outcomes: Counter,
     /// Starts that failed.
@@ -93,6 +95,7 @@ impl Default for Metrics {
             running: Family::default(),
             containers: Family::default(),
             desired: Family::default(),
+            workers: Family::default(),
             late_outcomes: Counter::default(),
             start_failures: Counter::default(),
             api: Family::new_with_constructor(seconds),
@@ -118,6 +121,7 @@ impl Metrics {
         r.register("running_inputs", "Inputs held by containers", self.running.clone());
         r.register("containers", "Containers by state", self.containers.clone());
         r.register("desired_containers", "Containers that the sizing rule wants", self.desired.clone());
+        r.register("workers", "Workers by state", self.workers.clone());
         r.register("late_outcomes", "Outcomes dropped because their lease had ended", self.late_outcomes.clone());
         r.register("start_failures", "Containers that died before they were ready", self.start_failures.clone());
         r.register("outcomes", "Inputs ended, by kind of end", self.outcomes.clone());
@@ -135,6 +139,15 @@ impl Metrics {
         }
         r.register_with_unit("cold_start_phase", "Parts of a cold start", Unit::Seconds, self.cold_start_phase.clone());
         r.register_with_unit("api_latency", "REST answers, to the first byte", Unit::Seconds, self.api.clone());
+    }
+
+    /// Workers are in these states now.
+    pub fn count_workers(&self, states: impl Iterator<Item = WorkerState>) {
+        self.workers.clear();
+        for state in states {
+            let kind = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(String::from));
+            self.workers.get_or_create(&KindLabel { kind: kind.unwrap_or_default() }).inc();
+        }
     }
 
     /// A group was committed.

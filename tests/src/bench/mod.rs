@@ -2,6 +2,7 @@
 
 mod etcd;
 mod load;
+mod machines;
 mod pools;
 mod scale;
 mod through;
@@ -11,7 +12,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 22] = [
     "spawn_map",
     "spawn",
     "invoke",
@@ -33,6 +34,7 @@ const NAMES: [&str; 21] = [
     "etcd_backlog",
     "etcd_map",
     "failover",
+    "machines",
 ];
 
 /// Runs the named benchmarks, or all.
@@ -61,6 +63,7 @@ pub async fn run(names: &[String]) -> Result<()> {
             "etcd_backlog" => etcd::backlog().await?,
             "etcd_map" => etcd::map().await?,
             "failover" => etcd::failover().await?,
+            "machines" => machines::machines().await?,
             other => bail!("there is no benchmark `{other}`; there are {}", NAMES.join(", ")),
         };
         println!("{}", serde_json::json!({"bench": name, "figures": figures}));

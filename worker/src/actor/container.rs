@@ -12,6 +12,7 @@ use crate::{
         output::Output,
         port::{Port, Ports},
         process::{Setting, code_and_signal, kill_group},
+        sim::Simulated,
         tree,
     },
 };
@@ -59,20 +60,22 @@ pub struct Running {
 enum Kind {
     Exec { shared: Arc<Shared>, slots: Slots, blobs: Blobs, tell: Tell },
     Http { server: Server, groups: Groups, over: watch::Receiver<bool>, tell: Tell },
+    Sim(Simulated),
 }
 
 type Groups = Rc<RefCell<BTreeMap<LeaseId, tokio::task::AbortHandle>>>;
 
 /// The way to the node.
 #[derive(Clone)]
-struct Tell {
+pub struct Tell {
     node: Addr<NodeActor>,
-    container: ContainerId,
+    /// Whose.
+    pub container: ContainerId,
 }
 
 impl Tell {
     /// Waits where the node is busy; a node that is gone needs no telling.
-    async fn tell(&self, event: Event) {
+    pub async fn tell(&self, event: Event) {
         let _ = self.node.send(Happen(event)).await;
     }
 
@@ -90,7 +93,8 @@ impl Tell {
         }
     }
 
-    async fn exited(&self, ending: Ending) {
+    /// The container is gone.
+    pub async fn exited(&self, ending: Ending) {
         self.tell(Event::Exited { container: self.container, ending }).await;
     }
 }
@@ -138,9 +142,16 @@ impl Running {
         Self { kind, stop }
     }
 
+    /// Launches one without a process.
+    pub fn simulate(container: ContainerId, (start, run): (Duration, Duration), node: Addr<NodeActor>) -> Self {
+        let kind = Kind::Sim(Simulated::launch(Tell { node, container }, start, run));
+        Self { kind, stop: watch::channel(Stop::default()).0 }
+    }
+
     /// Works on a group.
     pub fn work(&self, group: LeaseId, assignments: Vec<Assignment>, batch: bool) {
         match &self.kind {
+            Kind::Sim(simulated) => simulated.work(group, assignments),
             Kind::Exec { shared, slots, blobs, tell } => {
                 for assignment in assignments {
                     if let Payload::Inline(input) = assignment.payload.clone() {
@@ -180,6 +191,7 @@ impl Running {
     /// Interrupts a group; its results are not wanted.
     pub fn interrupt(&self, group: LeaseId) {
         match &self.kind {
+            Kind::Sim(simulated) => simulated.interrupt(group),
             Kind::Exec { shared, .. } => {
                 shared.running.interrupt(group);
                 let shared = shared.clone();
@@ -198,7 +210,10 @@ impl Running {
 
     /// Stops it: TERM, and KILL after the grace.
     pub fn terminate(&self, grace: Duration, reason: String) {
-        self.stop.send_replace(Stop { asked: Some((grace, reason)) });
+        match &self.kind {
+            Kind::Sim(simulated) => simulated.terminate(reason),
+            _ => drop(self.stop.send_replace(Stop { asked: Some((grace, reason)) })),
+        }
     }
 }
 

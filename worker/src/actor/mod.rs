@@ -4,30 +4,35 @@ mod container;
 mod link;
 mod node;
 
+pub use container::Tell;
 pub use link::{Address, Dial};
 
 use crate::{
-    config::WorkerConfig,
+    config::{Runtime, WorkerConfig},
     runtime::{cgroup::Cgroups, keeper},
     tls::{Open, Tls},
 };
 use actix::{Actor, Addr, Arbiter};
 use anyhow::Context;
 use capstan_blob::Blobs;
+use futures_util::future::join_all;
 use node::{NodeActor, Shut};
 use std::{process::Child, sync::Arc, time::Duration};
 
-/// A worker that runs.
+/// A worker that runs, or many that are simulated.
 pub struct Worker {
-    node: Addr<NodeActor>,
-    arbiter: Arbiter,
-    keeper: Child,
+    nodes: Vec<Addr<NodeActor>>,
+    arbiters: Vec<Arbiter>,
+    keeper: Option<Child>,
     /// How limits are enforced, in words.
     pub limits: String,
 }
 
 /// Starts a worker that dials its schedulers and keeps dialling.
 pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Worker> {
+    if config.runtime == Runtime::Sim {
+        return start_simulated(&config, &dials);
+    }
     let tls = if config.link_tls { Some(show_oneself(&config, &dials).await?) } else { None };
     let instance: Arc<str> = format!("{}-{}", std::process::id(), capstan_clock::now().0).into();
     let scratch = config.data_dir.join("scratch").join(&*instance);
@@ -51,7 +56,30 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
         arbiter.spawn(tls.clone().keep_fresh(open.clone()));
     }
     arbiter.spawn_fn(move || link::Links::keep(linked, dials, tls.map(|(tls, _)| tls)));
-    Ok(Worker { node, arbiter, keeper, limits })
+    Ok(Worker { nodes: vec![node], arbiters: vec![arbiter], keeper: Some(keeper), limits })
+}
+
+/// Threads that simulated workers share.
+const SIMULATING: usize = 2;
+
+/// Starts many workers whose containers are simulated, each with a name and links of its own.
+fn start_simulated(config: &WorkerConfig, dials: &[Dial]) -> anyhow::Result<Worker> {
+    let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
+    let arbiters: Vec<Arbiter> = (0..SIMULATING).map(|_| Arbiter::new()).collect();
+    let limits = "none: its containers are simulated".to_owned();
+    let mut nodes = Vec::with_capacity(config.sim_workers as usize);
+    for n in 0..config.sim_workers {
+        let config = WorkerConfig { name: format!("{}-{n}", config.name), ..config.clone() };
+        let instance: Arc<str> = format!("{}-{}-{n}", std::process::id(), capstan_clock::now().0).into();
+        let (blobs, told, arbiter) = (blobs.clone(), limits.clone(), &arbiters[n as usize % SIMULATING]);
+        let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
+            NodeActor::new(config, instance, std::path::PathBuf::new(), Cgroups::default(), told, blobs)
+        });
+        let (linked, dials) = (node.clone(), dials.to_vec());
+        arbiter.spawn_fn(move || link::Links::keep(linked, dials, None));
+        nodes.push(node);
+    }
+    Ok(Worker { nodes, arbiters, keeper: None, limits })
 }
 
 /// The worker's certificate, which it has or now gets, and the way to renew it.
@@ -74,11 +102,15 @@ impl Worker {
     pub async fn stop(mut self, grace: Duration) {
         for (now, within) in [(false, grace), (true, Duration::from_secs(2))] {
             // An actor that is gone has nothing left to stop.
-            let _ = self.node.send(Shut { within, now }).await;
+            join_all(self.nodes.iter().map(|node| node.send(Shut { within, now }))).await;
         }
-        self.arbiter.stop();
-        drop(self.keeper.stdin.take());
-        // Blocks for a moment: nothing else is left to do.
-        let _ = self.keeper.wait();
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+        if let Some(mut keeper) = self.keeper.take() {
+            drop(keeper.stdin.take());
+            // Blocks for a moment: nothing else is left to do.
+            let _ = keeper.wait();
+        }
     }
 }

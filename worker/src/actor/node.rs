@@ -2,7 +2,7 @@
 
 use super::{container::Running, link::BACKLOG};
 use crate::{
-    config::WorkerConfig,
+    config::{self, WorkerConfig},
     runtime::{cgroup::Cgroups, port::Ports, process::Setting},
 };
 use actix::prelude::*;
@@ -165,6 +165,12 @@ impl NodeActor {
 
     fn launch(&mut self, start: &Start, ctx: &mut Context<Self>) {
         let id = start.container;
+        if self.config.runtime == config::Runtime::Sim {
+            let ms = |ms: u32| Duration::from_millis(u64::from(ms));
+            let times = (ms(self.config.sim_start_ms), ms(self.config.sim_run_ms));
+            self.containers.insert(id, Running::simulate(id, times, ctx.address()));
+            return;
+        }
         let Runtime::Process(process) = &start.spec.runtime else {
             let reason = "this worker runs processes only".into();
             ctx.notify(Happen(Event::Exited { container: id, ending: Ending { reason, ..Ending::default() } }));

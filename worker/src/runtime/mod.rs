@@ -5,4 +5,5 @@ pub mod keeper;
 pub mod output;
 pub mod port;
 pub mod process;
+pub mod sim;
 pub mod tree;

@@ -2,6 +2,7 @@
 
 mod elsewhere;
 mod place;
+mod ranking;
 mod share;
 mod yielding;
 
@@ -17,6 +18,7 @@ use capstan_common::{
 };
 use elsewhere::{Elsewhere, Left};
 use place::{Candidate, Obstacle, place};
+use ranking::Ranking;
 use share::{Class, Hungry, share};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -199,6 +201,9 @@ struct Space {
 pub struct Autoscaler {
     minter: Minter,
     workers: BTreeMap<WorkerId, Worker>,
+    ranking: Ranking,
+    /// What containers of ours take on each worker, also on one that is not there.
+    taken: BTreeMap<WorkerId, Amount>,
     /// What all ready workers have together.
     total: Amount,
     wants: BTreeMap<FunctionKey, Want>,
@@ -228,6 +233,8 @@ impl Autoscaler {
         Self {
             minter: Minter::new(epoch),
             workers: BTreeMap::new(),
+            ranking: Ranking::default(),
+            taken: BTreeMap::new(),
             total: Amount::default(),
             wants: BTreeMap::new(),
             spaces: BTreeMap::new(),
@@ -256,17 +263,12 @@ impl Autoscaler {
         match event {
             Event::Joined { worker, capacity, state } => self.joined(worker, capacity, state),
             Event::Turned { worker, state } => {
-                if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.state = state;
-                }
+                self.change(&worker, |worker| worker.state = state);
                 self.count_total();
             }
-            Event::Flaps { worker, flaps } => match self.workers.get_mut(&worker) {
-                Some(worker) => worker.flaps = flaps,
-                None => return false,
-            },
+            Event::Flaps { worker, flaps } => return self.change(&worker, |worker| worker.flaps = flaps),
             Event::Lost { worker } => {
-                self.workers.remove(&worker);
+                self.remove(&worker);
                 self.count_total();
             }
             Event::Wanted(demand) => return self.wanted(demand),
@@ -281,10 +283,10 @@ impl Autoscaler {
                 let ids: Vec<ContainerId> = of.map(|(id, _)| *id).collect();
                 ids.into_iter().for_each(|id| self.released(id));
             }
-            Event::Others { worker, amount } => match self.workers.get_mut(&worker) {
-                Some(worker) if worker.others != amount => worker.others = amount,
-                _ => return false,
-            },
+            Event::Others { worker, amount } => {
+                let news = self.workers.get(&worker).is_some_and(|worker| worker.others != amount);
+                return news && self.change(&worker, |worker| worker.others = amount);
+            }
             Event::Elsewhere { me, now, told } => return self.elsewhere(me, now, told, out),
             Event::Governed { namespace, policy } => {
                 self.spaces.entry(namespace).or_default().policy = policy;
@@ -298,13 +300,9 @@ impl Autoscaler {
     }
 
     fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState) {
-        let used = self
-            .containers
-            .values()
-            .filter(|(_, worker, _)| *worker == id)
-            .fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
+        let used = self.taken.get(&id).copied().unwrap_or_default();
         let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
-        self.workers.insert(id, Worker { capacity, used, others, state, flaps: false });
+        self.add(id, Worker { capacity, used, others, state, flaps: false });
         self.count_total();
     }
 
@@ -353,9 +351,9 @@ impl Autoscaler {
     }
 
     fn take(&mut self, id: ContainerId, function: FunctionKey, worker: WorkerId, amount: Amount) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.used = worker.used.plus(amount);
-        }
+        self.change(&worker, |worker| worker.used = worker.used.plus(amount));
+        let taken = self.taken.entry(worker.clone()).or_default();
+        *taken = taken.plus(amount);
         if let Some(want) = self.wants.get_mut(&function) {
             want.held += 1;
             want.used = want.used.plus(amount);
@@ -375,8 +373,12 @@ impl Autoscaler {
         let Some((function, worker, amount)) = self.containers.remove(&id) else {
             return;
         };
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.used = worker.used.minus(amount);
+        self.change(&worker, |worker| worker.used = worker.used.minus(amount));
+        if let Some(taken) = self.taken.get_mut(&worker) {
+            *taken = taken.minus(amount);
+            if *taken == Amount::default() {
+                self.taken.remove(&worker);
+            }
         }
         if let Some(want) = self.wants.get_mut(&function) {
             want.held = want.held.saturating_sub(1);
@@ -425,7 +427,7 @@ impl Autoscaler {
                 blocked.insert((function.namespace.clone(), class));
                 continue;
             }
-            match place(amount, &class.2, self.candidates(reserved.as_ref(), &left)) {
+            match self.place(amount, &class.2, reserved.as_ref(), &left) {
                 Ok(worker) => self.grant(function, worker, amount, out),
                 Err(obstacle) => {
                     let why = Waiting::new("no_capacity", obstacle.sentence(amount));
@@ -438,6 +440,19 @@ impl Autoscaler {
                 }
             }
         }
+    }
+
+    /// The best worker for a container, or why there is none.
+    fn place(
+        &self,
+        amount: Amount,
+        gpu: &[String],
+        reserved: Option<&WorkerId>,
+        left: &Left,
+    ) -> Result<WorkerId, Obstacle> {
+        let plain = gpu.is_empty() && left.amounts.is_empty() && !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
+        let found = plain.then(|| self.emptiest(amount, reserved)).flatten();
+        found.map_or_else(|| place(amount, gpu, self.candidates(reserved, left)), Ok)
     }
 
     /// Every worker is full for the function: the first that finds that asks others to make room, and keeps a worker; what
@@ -479,7 +494,7 @@ impl Autoscaler {
                 worker.capacity
             } else {
                 let left = left.get(id).copied().unwrap_or_default();
-                worker.capacity.minus(worker.used).minus(worker.others).minus(left)
+                worker.free().minus(left)
             },
             state: worker.state,
             reserved: reserved.as_ref() == Some(id),
@@ -542,6 +557,7 @@ impl Autoscaler {
                 return Err(format!("worker {id}: {used:?} promised of {:?}", worker.capacity));
             }
         }
+        self.check_ranking()?;
         for (name, space) in &self.spaces {
             let of = self.containers.values().filter(|(function, _, _)| function.namespace == *name);
             let (held, used) = of.fold((0, Amount::default()), |(n, sum), (_, _, a)| (n + 1, sum.plus(*a)));

@@ -107,6 +107,42 @@ async fn any_scheduler_answers_for_any_function() {
 }
 
 #[tokio::test]
+async fn events_and_models_are_those_of_all_schedulers() {
+    let bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
+    let mut listening = bench.http.get(bench.at(0, "/v1/events")).send().await.unwrap();
+    // Models of different functions, at least two of them with different owners.
+    let names: Vec<String> = (0..8).map(|n| format!("model{n}")).collect();
+    let mut owners = BTreeSet::new();
+    for name in &names {
+        let more = json!({"resources": {"cpu": 0.25}, "model_id": name});
+        bench.deploy(name, &spec(&["cat"], "exec", more)).await.unwrap();
+        assert_eq!(bench.invoke(1, name, "1").await.0, 200);
+        owners.insert(bench.owner(0, name).await);
+    }
+    assert!(owners.len() > 1, "all lie with one scheduler");
+    let mut text = String::new();
+    let told = |text: &str, name: &str| {
+        let ready = |line: &str| line.contains("\"container_ready\"") && line.contains(&format!("/{name}\""));
+        text.lines().any(ready)
+    };
+    while !names.iter().all(|name| told(&text, name)) {
+        let piece = tokio::time::timeout(Duration::from_secs(30), listening.chunk()).await;
+        let piece = piece.unwrap_or_else(|_| panic!("no more events: {text}")).unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&piece).unwrap());
+    }
+    let sum = "sum(increase(vllm:request_success_total%5B10m%5D))";
+    for scheduler in 0..3 {
+        eventually("all models' requests", async || {
+            let answer = bench.get(scheduler, &format!("/api/v1/query?query={sum}")).await;
+            (answer["data"]["result"][0]["value"][1] == "8").then_some(())
+        })
+        .await;
+        let one = bench.get(scheduler, "/api/v1/query?query=inferno_desired_replicas").await;
+        assert_eq!(one["data"]["result"].as_array().unwrap().len(), 8, "{one}");
+    }
+}
+
+#[tokio::test]
 async fn a_killed_scheduler_is_replaced_and_what_runs_goes_on() {
     // RELIABILITY F1 I1 I3 L1
     let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();

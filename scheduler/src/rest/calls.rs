@@ -2,8 +2,8 @@
 
 use super::{
     body::{self, Lines},
-    forward::{gather, merge},
     functions::{limit_of, used},
+    gather::{gather, merge},
     guard::subject,
     problem::{Answer, Problem, query},
 };

@@ -1,7 +1,7 @@
 //! Workers, containers, logs, events, metrics and health over REST.
 
 use super::{
-    forward::{elsewhere, gather},
+    gather::{self, elsewhere, gather},
     guard::subject,
     problem::{Answer, Problem, query},
 };
@@ -9,6 +9,7 @@ use crate::api::{Api, cluster::ContainersFilter};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use capstan_common::{id::ContainerId, refusal::Code, worker::WorkerState};
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
@@ -131,9 +132,10 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").streaming(Box::pin(stream)))
 }
 
-pub async fn events(api: web::Data<Api>) -> HttpResponse {
+pub async fn events(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
     let mut listener = api.telemetry().events.listen();
-    let stream = async_stream::stream! {
+    let theirs = gather::events(&api, &request).await;
+    let ours = async_stream::stream! {
         yield Ok::<_, Problem>(Bytes::from_static(b": events follow\n\n"));
         loop {
             let news = tokio::select! {
@@ -147,8 +149,12 @@ pub async fn events(api: web::Data<Api>) -> HttpResponse {
             }
         }
     };
+    // Ours end with the scheduler, and the stream with them.
+    let ours = ours.map(Some).chain(futures_util::stream::iter([None]));
+    let all = futures_util::stream::select(ours, theirs.map(|event| Some(Ok(event))));
+    let all = all.take_while(|event| std::future::ready(event.is_some())).filter_map(std::future::ready);
     HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-cache"))
-        .streaming(Box::pin(stream))
+        .streaming(Box::pin(all))
 }

@@ -1,5 +1,4 @@
-//! Any scheduler answers any request: what another one owns is passed on to it, bodies streaming both ways, and lists are
-//! gathered from all.
+//! Any scheduler answers any request: what another one owns is passed on to it, bodies streaming both ways.
 
 use super::{
     problem::Problem,
@@ -21,11 +20,9 @@ use capstan_common::{
     id::{CallId, FunctionKey},
     refusal::{Code, Refusal},
 };
-use futures_util::{StreamExt, future::join_all};
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use percent_encoding::percent_decode_str;
-use serde::Serialize;
-use serde_json::Value;
 use std::{
     io,
     time::{Duration, Instant},
@@ -36,10 +33,10 @@ const FORWARDED: &str = "capstan-forwarded";
 /// A request that was passed on so often runs after owners that change faster than it.
 const HOPS: u32 = 3;
 /// How long a request waits for its owner, while that is being replaced, and the pause between two looks.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// The longest list that one scheduler tells another.
-const LIST_MAX: usize = 64 << 20;
+pub const LIST_MAX: usize = 64 << 20;
 
 /// Who answers a request.
 enum Route {
@@ -49,7 +46,7 @@ enum Route {
 }
 
 /// How often a request was passed on.
-fn hops(request: &HttpRequest) -> u32 {
+pub fn hops(request: &HttpRequest) -> u32 {
     request.headers().get(FORWARDED).and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0)
 }
 
@@ -151,7 +148,7 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
 }
 
 /// The request as it goes to the owner.
-fn asked(
+pub fn asked(
     request: &HttpRequest,
     peer: &Peer,
     hops: u32,
@@ -179,7 +176,7 @@ fn asked(
 }
 
 /// The owner's answer, as it comes.
-async fn answer(
+pub async fn answer(
     response: hyper::Response<hyper::body::Incoming>,
     upload: Option<Upload>,
     upgrades: bool,
@@ -209,72 +206,6 @@ async fn answer(
     }
     let pieces = response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other));
     streamed(builder, length, Box::pin(pieces))
-}
-
-/// What the other schedulers answer to the same question about what they own; nothing for a question that another one asks. One
-/// that does not answer is left out: what it owns has a new owner soon.
-pub async fn gather(api: &Api, request: &HttpRequest, field: &str) -> Vec<Value> {
-    if hops(request) > 0 {
-        return Vec::new();
-    }
-    let Some(proxy) = request.app_data::<web::Data<Proxy>>() else { return Vec::new() };
-    let ask = |peer: Peer| async move {
-        let answer = proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?).await.ok()?;
-        let whole = Limited::new(answer.into_body(), LIST_MAX).collect().await.ok()?.to_bytes();
-        serde_json::from_slice::<Value>(&whole).ok()
-    };
-    let patient = |peer| tokio::time::timeout(PATIENCE / 5, ask(peer));
-    let answers = join_all(api.peers().into_iter().map(patient)).await;
-    let mut found = Vec::new();
-    for mut answer in answers.into_iter().filter_map(|answer| answer.ok().flatten()) {
-        if let Some(Value::Array(items)) = answer.get_mut(field).map(Value::take) {
-            found.extend(items);
-        }
-    }
-    found
-}
-
-/// One page of what all schedulers have: the first `limit` in the order of `by`. Answers where the next one begins, if there is
-/// one: behind the last item, by its `cursor` field.
-pub fn merge<T: Serialize>(
-    ours: Vec<T>,
-    theirs: Vec<Value>,
-    next: Option<String>,
-    limit: usize,
-    by: impl Fn(&Value, &Value) -> std::cmp::Ordering,
-    cursor: &str,
-) -> Result<(Vec<Value>, Option<String>), Refusal> {
-    let value = |item| serde_json::to_value(item).map_err(|e| Refusal::new(Code::Internal, e.to_string()));
-    let mut all = ours.into_iter().map(value).collect::<Result<Vec<_>, _>>()?;
-    // Each of the others has told at most a page of its own: a full page may have more behind it.
-    let more = next.is_some() || all.len() + theirs.len() > limit || theirs.len() >= limit;
-    if theirs.is_empty() {
-        return Ok((all, next));
-    }
-    all.extend(theirs);
-    all.sort_by(by);
-    all.truncate(limit);
-    let last = all.last().and_then(|item| item[cursor].as_str()).map(str::to_owned);
-    Ok((all, last.filter(|_| more)))
-}
-
-/// Another scheduler's answer to this request, from the first that knows what it is about.
-pub async fn elsewhere(api: &Api, request: &HttpRequest) -> Option<HttpResponse> {
-    if hops(request) > 0 {
-        return None;
-    }
-    let proxy = request.app_data::<web::Data<Proxy>>()?;
-    for peer in api.peers() {
-        let Ok(Ok(response)) =
-            tokio::time::timeout(PATIENCE / 5, proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?)).await
-        else {
-            continue;
-        };
-        if response.status() != hyper::StatusCode::NOT_FOUND {
-            return Some(answer(response, None, false).await);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     body,
-    forward::{gather, merge},
+    gather::{gather, merge},
     problem::{Answer, Problem, parse, query},
 };
 use crate::api::Api;

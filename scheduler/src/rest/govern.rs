@@ -3,6 +3,7 @@
 use super::{
     body,
     functions::{self, key_of},
+    gather,
     guard::subject,
     problem::{Answer, Problem, parse, query},
 };
@@ -83,7 +84,12 @@ pub async fn promql(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let asked: PromqlQuery = query(&request)?;
     let text = asked.query.ok_or_else(|| Refusal::field("query", "must be a PromQL expression"))?;
     Ok(match api.promql(&text).await {
-        Ok(answer) => HttpResponse::Ok().json(answer),
+        Ok(mut answer) => {
+            let ours = answer["data"]["result"].as_array().cloned().unwrap_or_default();
+            let theirs = gather::gather(&api, &request, "data/result").await;
+            answer["data"]["result"] = gather::add_up(ours, theirs).into();
+            HttpResponse::Ok().json(answer)
+        }
         Err(refusal) => {
             let kind = if refusal.code == Code::Unsupported { "execution" } else { "bad_data" };
             let mut response =

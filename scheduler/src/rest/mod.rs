@@ -5,6 +5,7 @@ mod calls;
 mod cluster;
 mod forward;
 mod functions;
+mod gather;
 mod govern;
 mod guard;
 mod map;

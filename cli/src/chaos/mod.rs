@@ -1,5 +1,6 @@
 //! `capstan chaos`: a cluster on this machine is hurt by a seeded plan while clients bring work; afterwards their history is checked.
 
+mod fill;
 mod history;
 mod plan;
 mod workload;
@@ -65,7 +66,10 @@ fn show(report: &Value) -> Result<()> {
 
 async fn run(args: &ChaosArgs, size: &Size, folder: PathBuf) -> Result<Value> {
     let programs = std::env::current_exe()?.parent().context("a folder")?.to_owned();
-    let mut cluster = LocalCluster::start(&programs, &folder, size).await?;
+    let mut size = size.clone();
+    size.etcd_arguments.push(format!("--quota-backend-bytes={}", fill::QUOTA_BYTES));
+    size.set.push(format!("scheduler.etcd.quota_bytes={}", fill::QUOTA_BYTES));
+    let mut cluster = LocalCluster::start(&programs, &folder, &size).await?;
     let clients = Clients::new(&cluster)?;
     clients.deploy().await?;
     let (stop, stopped) = watch::channel(false);
@@ -73,7 +77,7 @@ async fn run(args: &ChaosArgs, size: &Size, folder: PathBuf) -> Result<Value> {
         .map(|n| tokio::spawn(clients.clone().bring(args.seed.wrapping_mul(1000) + n, stopped.clone())))
         .collect();
     let begun = Instant::now();
-    let kinds = hurt(&mut cluster, &plan::plan(args.seed, args.faults, size), &clients).await?;
+    let kinds = hurt(&mut cluster, &plan::plan(args.seed, args.faults, &size), &clients).await?;
     cluster.heal()?;
     stop.send_replace(true);
     for client in bringing {
@@ -162,6 +166,10 @@ async fn apply(cluster: &mut LocalCluster, deed: Deed) -> Result<()> {
         Deed::Kill(part) => process(cluster, part).kill().await,
         Deed::Stop(part) => process(cluster, part).stop().await,
         Deed::Pause(part) => process(cluster, part).pause(true),
+        Deed::Fill => {
+            let urls = cluster.etcd_urls.clone();
+            tokio::task::spawn_blocking(move || fill::fill(urls)).await?
+        }
         Deed::Links(scheduler, mode) => {
             cluster.schedulers[scheduler].from_workers.set(mode);
             Ok(())
@@ -179,6 +187,14 @@ async fn undo_due(cluster: &mut LocalCluster, wrong: &mut Vec<(Instant, Deed)>) 
     for (_, deed) in wrong.extract_if(.., |(until, _)| *until <= now) {
         match deed {
             Deed::Kill(part) | Deed::Stop(part) | Deed::Pause(part) => process(cluster, part).heal()?,
+            Deed::Fill => {
+                let urls = cluster.etcd_urls.clone();
+                tokio::task::spawn_blocking(move || fill::empty(&urls)).await??;
+                // Whoever started meanwhile found no room for its lease, and ended.
+                for scheduler in &mut cluster.schedulers {
+                    scheduler.process.revive()?;
+                }
+            }
             Deed::Links(scheduler, _) => cluster.schedulers[scheduler].from_workers.set(Mode::Pass),
             Deed::Store(scheduler, member, _) => store(cluster, scheduler, member, Mode::Pass),
         }

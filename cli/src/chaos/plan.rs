@@ -24,6 +24,8 @@ pub enum Deed {
     Stop(Part),
     /// The process stands still.
     Pause(Part),
+    /// etcd has no room until it is over.
+    Fill,
     /// What is between workers and a scheduler.
     Links(usize, Mode),
     /// What is between a scheduler and an etcd member, or all of them.
@@ -41,6 +43,7 @@ impl Deed {
             Self::Pause(Part::Etcd(_)) => "pause_etcd",
             Self::Pause(Part::Scheduler(_)) => "pause_scheduler",
             Self::Pause(Part::Worker(_)) => "pause_worker",
+            Self::Fill => "fill_etcd",
             Self::Links(_, mode) => match mode {
                 Mode::Slow(_) => "slow_links",
                 Mode::HoldAnswers => "one_way_links",
@@ -56,10 +59,12 @@ impl Deed {
         }
     }
 
-    /// The process that it is done to, if it is one: no two things are done to it at once.
+    /// The process that it is done to, if it is one: no two things are done to it at once. No etcd member may be gone while all
+    /// are filled and emptied.
     pub fn part(&self) -> Option<Part> {
         match self {
             Self::Kill(part) | Self::Stop(part) | Self::Pause(part) => Some(*part),
+            Self::Fill => Some(Part::Etcd(0)),
             Self::Links(..) | Self::Store(..) => None,
         }
     }
@@ -102,7 +107,8 @@ fn fault(random: &mut StdRng, size: &Size) -> Fault {
         54..62 => (Deed::Kill(Part::Etcd(etcd)), ms(random, 200, 3_000)),
         62..70 => (Deed::Pause(Part::Etcd(etcd)), ms(random, 300, 3_000)),
         70..84 => (Deed::Links(scheduler, mode), ms(random, 500, 6_000)),
-        84..92 => (Deed::Store(scheduler, None, mode), ms(random, 300, 5_000)),
+        84..87 => (Deed::Fill, ms(random, 500, 4_000)),
+        87..93 => (Deed::Store(scheduler, None, mode), ms(random, 300, 5_000)),
         _ => (Deed::Store(scheduler, Some(etcd), mode), ms(random, 300, 5_000)),
     };
     Fault { after: ms(random, 100, 1_200), deed, lasts }
@@ -119,6 +125,6 @@ mod tests {
         assert_eq!(plan(7, 100, &size), plan(7, 100, &size));
         assert_ne!(plan(7, 100, &size), plan(8, 100, &size));
         let kinds: BTreeSet<&str> = plan(7, 500, &size).iter().map(|fault| fault.deed.kind()).collect();
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
     }
 }

@@ -111,6 +111,15 @@ impl Process {
         Ok(())
     }
 
+    /// It runs again if it ended by itself, as a supervisor would have it.
+    pub fn revive(&mut self) -> Result<()> {
+        let ended = match &mut self.child {
+            Some(child) => child.try_wait()?.is_some(),
+            None => false,
+        };
+        if ended { self.run() } else { Ok(()) }
+    }
+
     /// It runs, whatever was done to it.
     pub fn heal(&mut self) -> Result<()> {
         if self.paused {

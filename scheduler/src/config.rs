@@ -187,6 +187,13 @@ impl SchedulerConfig {
             ));
         }
         self.prometheus()?;
+        let advertised = format!("{}://", self.scheme());
+        if !self.advertise.is_empty() && !self.advertise.starts_with(&advertised) {
+            return Err(format!(
+                "advertise must begin with {advertised}, as rest_tls is {}; it is `{}`",
+                self.rest_tls, self.advertise
+            ));
+        }
         let files = [&self.rest_cert_file, &self.rest_key_file].map(|file| !file.as_os_str().is_empty());
         if files[0] != files[1] {
             return Err("rest_cert_file and rest_key_file belong together: set both, or neither".into());

@@ -18,6 +18,7 @@ install cc gcc
 install python3 python3
 install curl curl
 install mount mount
+install ip iproute2
 install prometheus prometheus
 install npm npm
 install pip3 python3-pip

@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::local::Size;
+use crate::local::{self, Size};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -392,13 +392,21 @@ pub struct SizeArgs {
     /// Encrypt links and REST; workers join by tokens.
     #[arg(long)]
     pub tls: bool,
+    /// Use loopback ports, also where each node could have a network namespace of its own (root, and the package iproute2).
+    #[arg(long)]
+    pub loopback: bool,
 }
 
 impl SizeArgs {
     /// A cluster of this size.
     pub fn size(&self) -> Size {
-        let Self { etcd, schedulers, workers, tls } = *self;
-        Size { etcd, schedulers, workers, tls, ..Size::default() }
+        let Self { etcd, schedulers, workers, tls, loopback } = *self;
+        let allowed = if loopback { Ok(()) } else { local::is_allowed() };
+        if let Err(why) = &allowed {
+            eprintln!("capstan: the nodes share loopback ports, for they cannot have network namespaces: {why:#}");
+        }
+        let namespaces = !loopback && allowed.is_ok();
+        Size { etcd, schedulers, workers, tls, namespaces, ..Size::default() }
     }
 }
 

@@ -144,13 +144,17 @@ pub async fn local_cluster(args: LocalClusterArgs, as_json: bool) -> anyhow::Res
     let cluster = LocalCluster::start(&programs, &folder, &args.size.size()).await?;
     let urls: Vec<&str> = cluster.schedulers.iter().map(|scheduler| scheduler.url.as_str()).collect();
     if as_json {
-        output::print_json(&serde_json::json!({"schedulers": urls, "etcd": cluster.etcd_urls, "folder": folder}))?;
+        let told = serde_json::json!({
+            "schedulers": urls, "etcd": cluster.etcd_urls, "folder": folder, "ca": cluster.ca, "token": cluster.token,
+        });
+        output::print_json(&told)?;
     } else {
         for url in &urls {
             output::print(format!("scheduler {url}"))?;
         }
         let ca = cluster.ca.as_ref().map(|file| format!("CAPSTAN_CA={} ", file.display())).unwrap_or_default();
-        output::print(format!("try: CAPSTAN_URL={} {ca}capstan schedulers", urls[0]))?;
+        let token = cluster.token.as_ref().map(|token| format!("CAPSTAN_TOKEN={token} ")).unwrap_or_default();
+        output::print(format!("try: CAPSTAN_URL={} {ca}{token}capstan schedulers", urls[0]))?;
         output::print(format!("everything lies in {}; Ctrl-C ends it", folder.display()))?;
     }
     let mut interrupt = signal(SignalKind::interrupt())?;

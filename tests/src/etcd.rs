@@ -6,6 +6,7 @@ use capstan_scheduler::store::etcd::EtcdConfig;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -106,7 +107,9 @@ impl EtcdServers {
         more: &[String],
         certificates: Option<Certificates>,
     ) -> Result<Self> {
-        let told = etcd_arguments(folder.path(), ports).into_iter();
+        let here = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let ends: Vec<_> = ports.iter().map(|(client, peer)| (here(*client), here(*peer))).collect();
+        let told = etcd_arguments(folder.path(), &ends).into_iter();
         let told = told.map(|own| own.into_iter().chain(more.iter().cloned()).collect());
         let members: Vec<(u16, Vec<String>)> = ports.iter().map(|(client, _)| *client).zip(told).collect();
         let children = members.iter().map(|_| None).collect();

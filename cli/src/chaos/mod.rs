@@ -7,12 +7,12 @@ mod workload;
 
 use crate::{
     cli::ChaosArgs,
-    local::{LocalCluster, Mode, Process, Size},
+    local::{LocalCluster, Mode, Part, Process, Size},
     output,
 };
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use plan::{Deed, Fault, Part};
+use plan::{Deed, Fault};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -166,6 +166,7 @@ async fn apply(cluster: &mut LocalCluster, deed: Deed) -> Result<()> {
         Deed::Kill(part) => process(cluster, part).kill().await,
         Deed::Stop(part) => process(cluster, part).stop().await,
         Deed::Pause(part) => process(cluster, part).pause(true),
+        Deed::Unplug(part) => cluster.plug(part, false),
         Deed::Fill => {
             let urls = cluster.etcd_urls.clone();
             tokio::task::spawn_blocking(move || fill::fill(urls)).await?
@@ -187,6 +188,7 @@ async fn undo_due(cluster: &mut LocalCluster, wrong: &mut Vec<(Instant, Deed)>) 
     for (_, deed) in wrong.extract_if(.., |(until, _)| *until <= now) {
         match deed {
             Deed::Kill(part) | Deed::Stop(part) | Deed::Pause(part) => process(cluster, part).heal()?,
+            Deed::Unplug(part) => cluster.plug(part, true)?,
             Deed::Fill => {
                 let urls = cluster.etcd_urls.clone();
                 tokio::task::spawn_blocking(move || fill::empty(&urls)).await??;

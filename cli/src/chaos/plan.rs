@@ -1,19 +1,8 @@
 //! What is done to a cluster, and when: the same for the same seed.
 
-use crate::local::{Mode, Size};
+use crate::local::{Mode, Part, Size};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::time::Duration;
-
-/// A part of a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// An etcd member.
-    Etcd(usize),
-    /// A scheduler.
-    Scheduler(usize),
-    /// A worker.
-    Worker(usize),
-}
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +13,8 @@ pub enum Deed {
     Stop(Part),
     /// The process stands still.
     Pause(Part),
+    /// The node's cable is pulled, and plugged in again when it is over.
+    Unplug(Part),
     /// etcd has no room until it is over.
     Fill,
     /// What is between workers and a scheduler.
@@ -43,6 +34,9 @@ impl Deed {
             Self::Pause(Part::Etcd(_)) => "pause_etcd",
             Self::Pause(Part::Scheduler(_)) => "pause_scheduler",
             Self::Pause(Part::Worker(_)) => "pause_worker",
+            Self::Unplug(Part::Etcd(_)) => "unplug_etcd",
+            Self::Unplug(Part::Scheduler(_)) => "unplug_scheduler",
+            Self::Unplug(Part::Worker(_)) => "unplug_worker",
             Self::Fill => "fill_etcd",
             Self::Links(_, mode) => match mode {
                 Mode::Slow(_) => "slow_links",
@@ -63,7 +57,7 @@ impl Deed {
     /// are filled and emptied.
     pub fn part(&self) -> Option<Part> {
         match self {
-            Self::Kill(part) | Self::Stop(part) | Self::Pause(part) => Some(*part),
+            Self::Kill(part) | Self::Stop(part) | Self::Pause(part) | Self::Unplug(part) => Some(*part),
             Self::Fill => Some(Part::Etcd(0)),
             Self::Links(..) | Self::Store(..) => None,
         }
@@ -98,6 +92,14 @@ fn fault(random: &mut StdRng, size: &Size) -> Fault {
         2 => Mode::Refuse,
         _ => Mode::Slow(ms(random, 20, 300)),
     };
+    if size.namespaces && random.random_ratio(1, 5) {
+        let part = match random.random_range(0..5) {
+            0..2 => Part::Scheduler(scheduler),
+            2..4 => Part::Worker(worker),
+            _ => Part::Etcd(etcd),
+        };
+        return Fault { after: ms(random, 100, 1_200), deed: Deed::Unplug(part), lasts: ms(random, 300, 8_000) };
+    }
     let (deed, lasts) = match random.random_range(0..100) {
         0..16 => (Deed::Kill(Part::Scheduler(scheduler)), ms(random, 200, 4_000)),
         16..26 => (Deed::Stop(Part::Scheduler(scheduler)), ms(random, 200, 3_000)),
@@ -126,5 +128,8 @@ mod tests {
         assert_ne!(plan(7, 100, &size), plan(8, 100, &size));
         let kinds: BTreeSet<&str> = plan(7, 500, &size).iter().map(|fault| fault.deed.kind()).collect();
         assert_eq!(kinds.len(), 16, "{kinds:?}");
+        let size = Size { namespaces: true, ..size };
+        let kinds: BTreeSet<&str> = plan(7, 500, &size).iter().map(|fault| fault.deed.kind()).collect();
+        assert_eq!(kinds.len(), 19, "{kinds:?}");
     }
 }

@@ -1,16 +1,20 @@
-//! A whole cluster on this machine: etcd, schedulers and workers as processes of their own, on loopback ports, with a proxy in
-//! every connection that can be cut.
+//! A whole cluster on this machine: etcd, schedulers and workers as processes of their own, on loopback ports or each in a network
+//! namespace, with a proxy in every connection that can be cut.
 
+mod net;
 mod process;
 mod proxy;
 
+pub use net::is_allowed;
 pub use process::Process;
 pub use proxy::{Mode, Proxy};
 
 use crate::client::trusting;
 use anyhow::{Context, Result, bail, ensure};
+use net::Net;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -31,6 +35,8 @@ pub struct Size {
     pub worker_cpu: f64,
     /// Whether links and REST are encrypted, and workers join by tokens.
     pub tls: bool,
+    /// Whether each node has a network namespace of its own, instead of loopback ports.
+    pub namespaces: bool,
     /// Further settings of schedulers, as KEY=VALUE.
     pub set: Vec<String>,
     /// Further arguments of etcd.
@@ -45,10 +51,22 @@ impl Default for Size {
             workers: 3,
             worker_cpu: 4.0,
             tls: false,
+            namespaces: false,
             set: Vec::new(),
             etcd_arguments: Vec::new(),
         }
     }
+}
+
+/// A node of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// An etcd member.
+    Etcd(usize),
+    /// A scheduler.
+    Scheduler(usize),
+    /// A worker.
+    Worker(usize),
 }
 
 /// A scheduler and the proxies around it.
@@ -75,6 +93,63 @@ pub struct LocalCluster {
     pub workers: Vec<Process>,
     /// The authority's certificate, where REST is encrypted.
     pub ca: Option<PathBuf>,
+    /// The token that schedulers want, where others than this machine's users could reach them.
+    pub token: Option<String>,
+    ground: Ground,
+}
+
+/// Where nodes are.
+struct Ground {
+    net: Option<Net>,
+    etcd: usize,
+    schedulers: usize,
+}
+
+/// The port of each service of a node that has an address of its own.
+const PORTS: [u16; 3] = [7070, 7071, 7072];
+
+impl Ground {
+    fn make(size: &Size) -> Result<Self> {
+        let net = size.namespaces.then(|| Net::make(size.etcd + size.schedulers + size.workers)).transpose()?;
+        Ok(Self { net, etcd: size.etcd, schedulers: size.schedulers })
+    }
+
+    fn number(&self, part: Part) -> usize {
+        match part {
+            Part::Etcd(n) => n,
+            Part::Scheduler(n) => self.etcd + n,
+            Part::Worker(n) => self.etcd + self.schedulers + n,
+        }
+    }
+
+    /// The address of this machine, for its nodes.
+    fn here(&self) -> IpAddr {
+        self.net.as_ref().map_or(Ipv4Addr::LOCALHOST, Net::outside).into()
+    }
+
+    /// Addresses at which a node can listen.
+    fn listen(&self, part: Part, count: usize) -> Result<Vec<SocketAddr>> {
+        let at = |ip: Ipv4Addr, ports: &[u16]| ports.iter().map(|port| (ip, *port).into()).collect();
+        Ok(match &self.net {
+            Some(net) => at(net.address(self.number(part)), &PORTS[..count]),
+            None => at(Ipv4Addr::LOCALHOST, &free_ports(count)?),
+        })
+    }
+
+    /// Starts a node's program.
+    fn start(
+        &self,
+        part: Part,
+        name: &str,
+        program: PathBuf,
+        arguments: Vec<String>,
+        folder: &Path,
+    ) -> Result<Process> {
+        let Some(net) = &self.net else { return Process::start(name, program, arguments, folder) };
+        let (wrapper, mut inside) = net.inside(self.number(part), &program);
+        inside.extend(arguments);
+        Process::start(name, wrapper.into(), inside, folder)
+    }
 }
 
 /// So many ports that are free now; whoever is told of them takes them the next moment.
@@ -88,9 +163,11 @@ impl LocalCluster {
     pub async fn start(programs: &Path, folder: &Path, size: &Size) -> Result<Self> {
         ensure!(size.etcd > 0 && size.schedulers > 0, "a cluster has at least one etcd member and one scheduler");
         std::fs::create_dir_all(folder)?;
-        let (etcd, etcd_urls) = start_etcd(folder, size)?;
-        let mut cluster = Self { etcd, etcd_urls, schedulers: Vec::new(), workers: Vec::new(), ca: None };
-        cluster.ca = size.tls.then(|| folder.join("scheduler-1").join("authority.pem"));
+        let ground = Ground::make(size)?;
+        let (etcd, etcd_urls) = start_etcd(&ground, folder, size)?;
+        let ca = size.tls.then(|| folder.join("scheduler-1").join("authority.pem"));
+        let token = size.namespaces.then(|| uuid::Uuid::new_v4().simple().to_string());
+        let mut cluster = Self { etcd, etcd_urls, schedulers: Vec::new(), workers: Vec::new(), ca, token, ground };
         cluster.await_etcd().await?;
         for n in 0..size.schedulers {
             let scheduler = cluster.scheduler(programs, folder, size, n).await?;
@@ -99,9 +176,6 @@ impl LocalCluster {
         for scheduler in &mut cluster.schedulers {
             let line = scheduler.process.first_line(START).await?;
             scheduler.url = line.strip_prefix("ready ").context("a scheduler did not say `ready`")?.into();
-            // Its own port is known now; started again it has the same.
-            let address = scheduler.url.split("://").last().unwrap_or_default().to_owned();
-            scheduler.process.set_argument("--listen", &address);
         }
         let links: Vec<String> = cluster.schedulers.iter().map(|s| s.from_workers.address().to_string()).collect();
         for n in 0..size.workers {
@@ -120,7 +194,8 @@ impl LocalCluster {
                 arguments.extend(["--set=worker.link_tls=true".into(), format!("--set=worker.join={join}")]);
             }
             let program = programs.join("capstan-worker");
-            cluster.workers.push(Process::start(&name, program, arguments, folder)?);
+            let worker = cluster.ground.start(Part::Worker(n), &name, program, arguments, folder)?;
+            cluster.workers.push(worker);
         }
         cluster.await_whole(size).await?;
         Ok(cluster)
@@ -128,16 +203,17 @@ impl LocalCluster {
 
     async fn scheduler(&self, programs: &Path, folder: &Path, size: &Size, n: usize) -> Result<Scheduler> {
         let name = format!("scheduler-{}", n + 1);
-        let mut to_etcd = Vec::new();
+        let (mut to_etcd, here) = (Vec::new(), self.ground.here());
         for url in &self.etcd_urls {
-            to_etcd.push(Proxy::start(url.trim_start_matches("http://").parse()?).await?);
+            to_etcd.push(Proxy::start(here, url.trim_start_matches("http://").parse()?).await?);
         }
-        let link: SocketAddr = ([127, 0, 0, 1], free_ports(1)?[0]).into();
-        let from_workers = Proxy::start(link).await?;
+        let ends = self.ground.listen(Part::Scheduler(n), 2)?;
+        let (listen, link) = (ends[0], ends[1]);
+        let from_workers = Proxy::start(here, link).await?;
         let endpoints: Vec<String> = to_etcd.iter().map(|proxy| format!("http://{}", proxy.address())).collect();
         let mut arguments = vec![
             "--listen".into(),
-            "127.0.0.1:0".into(),
+            listen.to_string(),
             "--data-dir".into(),
             folder.join(&name).display().to_string(),
             format!("--set=scheduler.name={name}"),
@@ -146,9 +222,15 @@ impl LocalCluster {
             format!("--set=scheduler.etcd.endpoints={}", endpoints.join(",")),
             format!("--set=scheduler.blob_dir={}", folder.join("blobs").display()),
         ];
+        if let Some(token) = &self.token {
+            arguments.push(format!("--set=scheduler.tokens={token}"));
+            // Nobody but this machine is on that network.
+            arguments.push(format!("--set=scheduler.plaintext_on_my_own_network={}", !size.tls));
+        }
         arguments.extend(["link_tls", "rest_tls"].map(|key| format!("--set=scheduler.{key}={}", size.tls)));
         arguments.extend(size.set.iter().map(|pair| format!("--set={pair}")));
-        let process = Process::start(&name, programs.join("capstan-scheduler"), arguments, folder)?;
+        let program = programs.join("capstan-scheduler");
+        let process = self.ground.start(Part::Scheduler(n), &name, program, arguments, folder)?;
         Ok(Scheduler { process, url: String::new(), to_etcd, from_workers })
     }
 
@@ -175,7 +257,17 @@ impl LocalCluster {
 
     /// A client of its schedulers.
     pub fn http(&self) -> Result<reqwest::ClientBuilder> {
-        trusting(self.ca.as_deref(), false)
+        let client = trusting(self.ca.as_deref(), false)?;
+        let Some(token) = &self.token else { return Ok(client) };
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, format!("Bearer {token}").parse()?);
+        Ok(client.default_headers(headers).no_proxy())
+    }
+
+    /// Pulls a node's cable, or plugs it in again: only where nodes have namespaces.
+    pub fn plug(&self, part: Part, plugged: bool) -> Result<()> {
+        let net = self.ground.net.as_ref().context("the nodes have no network of their own")?;
+        net.plug(self.ground.number(part), plugged)
     }
 
     /// Waits until every scheduler knows every worker, and that every scheduler has its share of the shards.
@@ -215,6 +307,10 @@ impl LocalCluster {
             scheduler.process.heal()?;
             scheduler.to_etcd.iter().chain([&scheduler.from_workers]).for_each(|proxy| proxy.set(Mode::Pass));
         }
+        if self.ground.net.is_some() {
+            let parts = (0..self.etcd.len()).map(Part::Etcd).chain((0..self.schedulers.len()).map(Part::Scheduler));
+            parts.chain((0..self.workers.len()).map(Part::Worker)).try_for_each(|part| self.plug(part, true))?;
+        }
         Ok(())
     }
 }
@@ -235,12 +331,12 @@ fn is_shared(view: &serde_json::Value, schedulers: usize) -> bool {
 }
 
 /// How etcd members of these ports, for clients and for each other, are told to be a cluster in a folder.
-pub fn etcd_arguments(folder: &Path, ports: &[(u16, u16)]) -> Vec<Vec<String>> {
-    let url = |port: u16| format!("http://127.0.0.1:{port}");
+pub fn etcd_arguments(folder: &Path, ends: &[(SocketAddr, SocketAddr)]) -> Vec<Vec<String>> {
+    let url = |end: SocketAddr| format!("http://{end}");
     let name = |n: usize| format!("etcd-{}", n + 1);
     let all: Vec<String> =
-        ports.iter().enumerate().map(|(n, (_, peer))| format!("{}={}", name(n), url(*peer))).collect();
-    let of = |(n, (client, peer)): (usize, &(u16, u16))| {
+        ends.iter().enumerate().map(|(n, (_, peer))| format!("{}={}", name(n), url(*peer))).collect();
+    let of = |(n, (client, peer)): (usize, &(SocketAddr, SocketAddr))| {
         let arguments = [
             ("--name", name(n)),
             ("--data-dir", folder.join(name(n)).display().to_string()),
@@ -252,15 +348,17 @@ pub fn etcd_arguments(folder: &Path, ports: &[(u16, u16)]) -> Vec<Vec<String>> {
         ];
         arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     };
-    ports.iter().enumerate().map(of).collect()
+    ends.iter().enumerate().map(of).collect()
 }
 
-fn start_etcd(folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {
-    let ports: Vec<(u16, u16)> = free_ports(2 * size.etcd)?.chunks(2).map(|p| (p[0], p[1])).collect();
+fn start_etcd(ground: &Ground, folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {
+    let ends = (0..size.etcd).map(|n| ground.listen(Part::Etcd(n), 2).map(|ends| (ends[0], ends[1])));
+    let ends = ends.collect::<Result<Vec<_>>>()?;
     let mut members = Vec::new();
-    for (n, mut arguments) in etcd_arguments(folder, &ports).into_iter().enumerate() {
+    for (n, mut arguments) in etcd_arguments(folder, &ends).into_iter().enumerate() {
         arguments.extend(size.etcd_arguments.clone());
-        members.push(Process::start(&format!("etcd-{}", n + 1), PathBuf::from("etcd"), arguments, folder)?);
+        let name = format!("etcd-{}", n + 1);
+        members.push(ground.start(Part::Etcd(n), &name, PathBuf::from("etcd"), arguments, folder)?);
     }
-    Ok((members, ports.iter().map(|(client, _)| format!("http://127.0.0.1:{client}")).collect()))
+    Ok((members, ends.iter().map(|(client, _)| format!("http://{client}")).collect()))
 }

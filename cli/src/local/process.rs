@@ -47,14 +47,6 @@ impl Process {
         &self.log
     }
 
-    /// What it is told the next time behind a flag that it was told before.
-    pub fn set_argument(&mut self, flag: &str, value: &str) {
-        let at = self.arguments.iter().position(|argument| argument == flag);
-        if let Some(given) = at.and_then(|at| self.arguments.get_mut(at + 1)) {
-            *given = value.into();
-        }
-    }
-
     fn run(&mut self) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
         let mut child = Command::new(&self.program)

@@ -1,7 +1,10 @@
 //! A TCP proxy that can be cut, held and slowed, as networks are.
 
 use anyhow::Result;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -24,7 +27,7 @@ pub enum Mode {
     Slow(Duration),
 }
 
-/// A proxy on a loopback port of its own. Ends with this value.
+/// A proxy on a port of its own. Ends with this value.
 pub struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
@@ -32,9 +35,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Passes on to `target`.
-    pub async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// Listens at this machine's address `here`, and passes on to `target`.
+    pub async fn start(here: IpAddr, target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((here, 0)).await?;
         let address = listener.local_addr()?;
         let (mode, modes) = watch::channel(Mode::Pass);
         let accepting = tokio::spawn(async move {

@@ -1,19 +1,21 @@
 //! What every pool wants against what the workers have: fair share, quotas, placement, and who gives way.
 
 mod elsewhere;
+mod event;
+mod invariant;
 mod place;
 mod ranking;
 mod share;
 mod yielding;
 
 pub use elsewhere::{Lack, Summary, Told};
+pub use event::{Effect, Event};
 pub use share::{Policy, Quota};
 
-use crate::{decision::Waiting, effect::Demand, ownership::Member};
+use crate::{decision::Waiting, effect::Demand};
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Minter, WorkerId},
     resource::Amount,
-    time::Time,
     worker::WorkerState,
 };
 use elsewhere::{Elsewhere, Left};
@@ -24,113 +26,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-
-/// What the autoscaler is told.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// A worker is there, with all that it has.
-    Joined {
-        /// Which.
-        worker: WorkerId,
-        /// What it has.
-        capacity: Amount,
-        /// Whether it takes containers.
-        state: WorkerState,
-    },
-    /// A worker's state changed.
-    Turned {
-        /// Which.
-        worker: WorkerId,
-        /// To what.
-        state: WorkerState,
-    },
-    /// A worker's links break again and again, or do so no more.
-    Flaps {
-        /// Which.
-        worker: WorkerId,
-        /// Whether they do.
-        flaps: bool,
-    },
-    /// A worker is lost. Its containers are released one by one by their functions.
-    Lost {
-        /// Which.
-        worker: WorkerId,
-    },
-    /// What a pool wants now.
-    Wanted(Demand),
-    /// A function is gone.
-    Forgotten(FunctionKey),
-    /// A function has another owner now, and its containers with it.
-    Left(FunctionKey),
-    /// What containers of other owners take on a worker.
-    Others {
-        /// Which.
-        worker: WorkerId,
-        /// What they take.
-        amount: Amount,
-    },
-    /// What the other schedulers of the cluster hold and lack.
-    Elsewhere {
-        /// Who this scheduler is.
-        me: Member,
-        /// When it looked.
-        now: Time,
-        /// What each of the others told last.
-        told: BTreeMap<Member, Summary>,
-    },
-    /// A namespace's weight and quota.
-    Governed {
-        /// Which.
-        namespace: Arc<str>,
-        /// What holds from now on.
-        policy: Policy,
-    },
-    /// A container was adopted.
-    Held {
-        /// Which.
-        container: ContainerId,
-        /// Of which function.
-        function: FunctionKey,
-        /// Where.
-        worker: WorkerId,
-        /// What it takes there.
-        amount: Amount,
-    },
-    /// A container's place is free.
-    Released(ContainerId),
-}
-
-/// What the autoscaler asks of its shell.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Effect {
-    /// A pool may start a container there.
-    Grant {
-        /// Whose.
-        function: FunctionKey,
-        /// The container's id.
-        container: ContainerId,
-        /// Where.
-        worker: WorkerId,
-    },
-    /// A pool's demand cannot be placed.
-    Unplaced {
-        /// Whose.
-        function: FunctionKey,
-        /// Why.
-        why: Waiting,
-    },
-    /// A pool should give up containers.
-    GiveWay {
-        /// Whose.
-        function: FunctionKey,
-        /// On which worker.
-        worker: WorkerId,
-        /// How many.
-        count: u32,
-        /// Whether containers with work are meant too: they finish it and take nothing new.
-        busy: bool,
-    },
-}
 
 #[derive(Debug, Clone)]
 struct Worker {
@@ -541,31 +436,6 @@ impl Autoscaler {
     /// Containers that hold a place, and their functions.
     pub fn holders(&self) -> impl Iterator<Item = (ContainerId, &FunctionKey)> {
         self.containers.iter().map(|(id, (function, _, _))| (*id, function))
-    }
-
-    /// Checks what must always hold: no worker is promised more than it has, and all sums are true.
-    pub fn check(&self) -> Result<(), String> {
-        for (id, worker) in &self.workers {
-            let at = self.containers.values().filter(|(_, at, _)| at == id);
-            let used = at.fold(Amount::default(), |sum, (_, _, amount)| sum.plus(*amount));
-            if used != worker.used {
-                return Err(format!("worker {id}: used {:?}, containers take {used:?}", worker.used));
-            }
-            // While a worker joins, what is lost and what is adopted are told one after the other; nothing is granted there. In a
-            // cluster two may have granted the same room: the worker refuses one, and meanwhile a new owner may adopt the other.
-            if !self.elsewhere.is_told() && worker.state == WorkerState::Ready && !worker.capacity.covers(used) {
-                return Err(format!("worker {id}: {used:?} promised of {:?}", worker.capacity));
-            }
-        }
-        self.check_ranking()?;
-        for (name, space) in &self.spaces {
-            let of = self.containers.values().filter(|(function, _, _)| function.namespace == *name);
-            let (held, used) = of.fold((0, Amount::default()), |(n, sum), (_, _, a)| (n + 1, sum.plus(*a)));
-            if (held, used) != (space.held, space.used) {
-                return Err(format!("namespace {name}: counts {} containers, has {held}", space.held));
-            }
-        }
-        Ok(())
     }
 }
 

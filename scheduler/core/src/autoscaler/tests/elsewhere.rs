@@ -1,6 +1,8 @@
 //! Several schedulers over the same workers, each with functions of its own.
 
 use super::*;
+use crate::ownership::Member;
+use capstan_common::time::Time;
 
 struct Cluster {
     tables: Vec<Table>,

@@ -117,10 +117,9 @@ pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>)
         Some(half) => Running::start_half(settings, half, socket).await?,
         None => Running::start(settings).await?,
     };
-    println!("ready {}", running.url());
-    if let Some(link) = running.link() {
-        println!("link {link}");
-    }
+    let link = running.link().map(|link| format!("\nlink {link}")).unwrap_or_default();
+    // Whoever started it may have read enough already.
+    let _ = output::print(format!("ready {}{link}", running.url()));
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {

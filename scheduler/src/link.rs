@@ -302,20 +302,21 @@ impl Session {
         self.joined = true;
         let (worker, capacity, state) = (self.worker.clone(), self.capacity, self.state);
         // The autoscaler lives as long as the scheduler.
-        let _ = self.shared.autoscaler.send(Told(autoscaler::Event::Joined { worker, capacity, state })).await;
-        if let Some(until) = self.shared.registry.flaps_until(&self.worker) {
-            self.pass_over(until).await;
+        let until = self.shared.registry.flaps_until(&self.worker);
+        let joined = autoscaler::Event::Joined { worker, capacity, state, flaps: until.is_some() };
+        let _ = self.shared.autoscaler.send(Told(joined)).await;
+        if let Some(until) = until {
+            self.pass_over(until);
         }
     }
 
     /// What is placed on a worker whose links break again and again may soon have to run elsewhere (RELIABILITY F16).
-    async fn pass_over(&self, until: Time) {
+    fn pass_over(&self, until: Time) {
         tracing::warn!(worker = %self.worker, until = clock::rfc3339(until), "a worker's links break again and again: it is passed over for a while");
         let detail = serde_json::json!({"worker": self.worker, "until": clock::rfc3339(until)});
         self.shared.telemetry.events.tell("worker_flaps", detail);
-        let event = |flaps| Told(autoscaler::Event::Flaps { worker: self.worker.clone(), flaps });
-        let _ = self.shared.autoscaler.send(event(true)).await;
-        let (autoscaler, steady, cut) = (self.shared.autoscaler.clone(), event(false), self.link.cut.clone());
+        let steady = Told(autoscaler::Event::Flaps { worker: self.worker.clone(), flaps: false });
+        let (autoscaler, cut) = (self.shared.autoscaler.clone(), self.link.cut.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_micros(until.since_us(clock::now()))) => {}

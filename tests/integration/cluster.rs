@@ -228,6 +228,22 @@ async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_
 }
 
 #[tokio::test]
+async fn a_scheduler_that_is_told_to_end_while_etcd_does_not_answer_ends_and_nothing_is_lost() {
+    let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
+    bench.deploy("echo", &echo()).await.unwrap();
+    let (owner, other) = bench.roles("echo").await;
+    let body: String = (0..400).map(|n| format!("{n}\n")).collect();
+    let call = bench.call(other, "echo", "/spawn_map", body).await;
+    bench.local.schedulers[owner].to_etcd.iter().for_each(|proxy| proxy.set(Mode::Hold));
+    let begun = std::time::Instant::now();
+    bench.local.schedulers[owner].process.stop().await.unwrap();
+    // A supervisor would have killed it after 30 s.
+    assert!(begun.elapsed() < Duration::from_secs(28), "{:?}", begun.elapsed());
+    bench.ended(other, &call).await;
+    assert_eq!(bench.outputs(other, &call).await.len(), 400);
+}
+
+#[tokio::test]
 async fn a_dead_workers_inputs_run_elsewhere_and_a_cut_off_one_keeps_its_own() {
     // RELIABILITY F4 F15 I6
     let size = Size { etcd: 1, schedulers: 2, workers: 2, ..Size::default() };

@@ -12,6 +12,9 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
+/// How long a process may take to end in order; the systemd unit says the same.
+const STOP: Duration = Duration::from_secs(30);
+
 /// A part of a cluster. Ends with this value.
 pub struct Process {
     name: String,
@@ -85,11 +88,14 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end, and waits.
+    /// Asks it to end, and waits; one that does not is ended, as a supervisor would.
     pub async fn stop(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             signal(&child, Signal::TERM)?;
-            child.wait().await?;
+            match tokio::time::timeout(STOP, child.wait()).await {
+                Ok(ended) => drop(ended?),
+                Err(_) => child.kill().await?,
+            }
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! Workers whose links break again and again (RELIABILITY F16): what is placed there may soon have to run elsewhere, so they are
-//! passed over for a while that grows, as long as a steady worker could do.
+//! passed over for a while that grows, as long as a steady worker has room.
 
 use capstan_common::time::Time;
 

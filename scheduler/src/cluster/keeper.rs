@@ -16,10 +16,7 @@ use capstan_common::{
     order::Order,
     worker::WorkerState,
 };
-use capstan_scheduler_core::{
-    autoscaler::Summary,
-    ownership::{self, Member},
-};
+use capstan_scheduler_core::ownership::{self, Member};
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 use futures_util::future::join_all;
 use serde::Deserialize;
@@ -31,11 +28,13 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// The pause between two looks.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// The pause after a look that failed.
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long a shard that is given up in order waits for requests whose clients wait.
 const HAND_OVER: Duration = Duration::from_secs(5);
+/// How long giving everything up may take in all.
+const LEAVE: Duration = Duration::from_secs(15);
 /// Until all other schedulers have seen who owns what instead.
 const SEEN: Duration = Duration::from_secs(1);
 /// How often etcd's size is asked for, and what belongs to no function is looked at.
@@ -133,17 +132,15 @@ impl Cluster {
     /// Keeps to what should be until it is told to stop; then gives everything up.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let (mut slow, mut compacted) = (None::<Instant>, Instant::now());
-        let mut told = Summary::new();
+        actix::spawn(self.clone().keep_sharing(stop.clone()));
         while !stop.is_cancelled() {
             if self.session().is_lost() {
                 self.begin_again(&stop).await;
-                told.clear();
                 continue;
             }
             let pause = match self.look().await {
                 Ok(seen) => {
                     self.follow(seen).await;
-                    self.share(&mut told).await;
                     LOOK
                 }
                 Err(_) => AGAIN,
@@ -170,8 +167,9 @@ impl Cluster {
     /// Gives everything up in order: first it is no member any more, so that others take each shard as soon as it is free; then
     /// it looks on for a while, to pass on what still comes.
     async fn leave(&self) {
-        let (etcd, key) = (self.etcd.clone(), self.etcd.key(&format!("members/{}", self.me)));
-        let _ = blocking(move || Ok(etcd.txn(Txn::new().and_then([TxnOp::delete(key, None)]))?)).await;
+        let (etcd, gone) = (self.etcd.clone(), ["members", "spaces"].map(|of| format!("{of}/{}", self.me)));
+        let gone = gone.map(|key| TxnOp::delete(self.etcd.key(&key), None));
+        let _ = blocking(move || Ok(etcd.txn(Txn::new().and_then(gone))?)).await;
         // What was seen last may be from before the others came: then nobody would be waited for.
         self.see().await;
         let shards: Vec<Shard> = self.logs().keys().copied().collect();
@@ -191,6 +189,12 @@ impl Cluster {
         tokio::select! {
             () = leaving => {}
             () = looking => {}
+            () = tokio::time::sleep(LEAVE) => {
+                // etcd does not answer: what is under way was promised to nobody.
+                tracing::warn!("shards cannot be given up in order: others take them when the lease ends");
+                self.session().forsake();
+                join_all(self.shared.shards.all().iter().map(|env| env.close(true))).await;
+            }
         }
         let (etcd, session) = (self.etcd.clone(), self.session());
         let _ = blocking(move || {

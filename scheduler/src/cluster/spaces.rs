@@ -1,6 +1,6 @@
 //! What schedulers tell each other of namespaces, so that fair shares and quotas hold for a namespace wherever its functions live.
 
-use super::keeper::Cluster;
+use super::keeper::{Cluster, LOOK};
 use crate::{
     actor::autoscaler::{Summarize, Told},
     clock,
@@ -11,12 +11,29 @@ use capstan_scheduler_core::{
     ownership::Member,
 };
 use etcd_client::{GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio_util::sync::CancellationToken;
 
 impl Cluster {
+    /// Keeps telling, whatever else the keeper waits for.
+    pub(super) async fn keep_sharing(self: Arc<Self>, stop: CancellationToken) {
+        let (mut told, mut lease) = (Summary::new(), 0);
+        while !stop.is_cancelled() {
+            if self.session().lease() != lease {
+                // What was told hung on the lease before.
+                (told, lease) = (Summary::new(), self.session().lease());
+            }
+            self.share(&mut told).await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
     /// Tells the others what namespaces hold and lack here, where that is news, and the autoscaler what the others told.
     /// `before` is what was told last.
-    pub(super) async fn share(&self, before: &mut Summary) {
+    async fn share(&self, before: &mut Summary) {
         let Ok(summary) = self.shared.autoscaler.send(Summarize).await else { return };
         let news = (summary != *before).then(|| serde_json::to_string(&summary).unwrap_or_default());
         let (etcd, lease, name) = (self.etcd.clone(), self.session().lease(), format!("spaces/{}", self.me));

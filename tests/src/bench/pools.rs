@@ -106,7 +106,10 @@ pub fn decision() -> Result<Value> {
     for n in 0..100 {
         let worker = WorkerId(format!("w{n}").as_str().into());
         let capacity = Amount { cpu_milli: 64_000, memory_mib: 256_000 };
-        autoscaler.step(autoscaler::Event::Joined { worker, capacity, state: WorkerState::Ready }, &mut granted);
+        autoscaler.step(
+            autoscaler::Event::Joined { worker, capacity, state: WorkerState::Ready, flaps: false },
+            &mut granted,
+        );
     }
     let mut functions = Vec::with_capacity(MANY);
     for n in 0..MANY {

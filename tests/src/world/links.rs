@@ -209,7 +209,7 @@ impl World {
             return;
         }
         let (capacity, state) = (super::workers::CAPACITY, WorkerState::Ready);
-        let joined = self.tell_autoscaler(s, autoscaler::Event::Joined { worker, capacity, state });
+        let joined = self.tell_autoscaler(s, autoscaler::Event::Joined { worker, capacity, state, flaps: false });
         joined.expect("a worker that joins breaks nothing");
     }
 

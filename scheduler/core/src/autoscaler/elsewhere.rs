@@ -1,10 +1,10 @@
 //! What other schedulers of a cluster hold and lack. Shares and quotas count a namespace's containers everywhere; room that a
-//! poorer namespace elsewhere lacks is left to it; and where nothing is free, the one scheduler that can best make room does.
+//! poorer namespace elsewhere lacks is left to it; and where nothing is free, one scheduler after the other tries to make room.
 
 use super::{
     Autoscaler, Effect, Want, Worker,
     share::{Class, Policy, share},
-    yielding::Need,
+    yielding::{Given, Need},
 };
 use crate::ownership::Member;
 use capstan_common::{
@@ -16,9 +16,11 @@ use capstan_common::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// How long room is left to a scheduler that does not take it.
+/// How long room is left to a scheduler that does not take it; for as long afterwards it is not.
 const LEFT_MS: u64 = 5_000;
-/// Workers on which one question makes room.
+/// How long one scheduler tries to make room before the next one does too.
+const TURN_MS: u64 = 1_000;
+/// Workers on which one turn makes room.
 const WORKERS: usize = 32;
 
 /// What a namespace lacks at one scheduler, where every worker is full.
@@ -42,7 +44,7 @@ pub struct Told {
     pub spare: u32,
     /// All above the minimum that do not leave already.
     pub above: u32,
-    /// What it lacks, and nobody at this scheduler can give.
+    /// What it lacks, beyond what is being made at this scheduler.
     pub lacks: Option<Lack>,
 }
 
@@ -55,8 +57,17 @@ struct Foreign {
     member: Member,
     namespace: Arc<str>,
     lack: Lack,
-    /// Since when there is room that is left to it, by what was last told.
+    /// Since when it lacks without getting any.
+    since: Time,
+    /// Since when there is room that is left to it.
     left_since: Option<Time>,
+}
+
+impl Foreign {
+    /// Whether room was left to it for long enough, and it took none.
+    fn has_waited(&self, now: Time) -> bool {
+        self.left_since.is_some_and(|since| now.since_ms(since) > LEFT_MS)
+    }
 }
 
 /// What all others told last.
@@ -85,9 +96,18 @@ impl Elsewhere {
         self.me.is_some()
     }
 
-    /// Whether what is told is news.
+    /// Whether any other scheduler has idle containers to spare.
+    pub fn has_spare(&self) -> bool {
+        self.told.values().flat_map(BTreeMap::values).any(|told| told.spare > 0)
+    }
+
+    /// Whether what is told is news, or asks for something.
     fn see(&mut self, me: Member, now: Time, told: BTreeMap<Member, Summary>) -> bool {
         self.now = now;
+        let again = |since: Time| now.since_ms(since) > 2 * LEFT_MS;
+        for foreign in &mut self.lacks {
+            foreign.left_since = foreign.left_since.filter(|since| !again(*since));
+        }
         if self.me.as_ref() == Some(&me) && self.told == told {
             return !self.lacks.is_empty();
         }
@@ -99,13 +119,13 @@ impl Elsewhere {
                 *sum = (sum.0 + told.held, sum.1.plus(told.used));
                 let Some(lack) = told.lacks else { continue };
                 let same = |f: &&Foreign| f.member == *member && f.namespace == *namespace;
-                let held =
-                    |all: &BTreeMap<Member, Summary>| all.get(member).and_then(|s| s.get(namespace)).map(|t| t.held);
+                let held_before = self.told.get(member).and_then(|s| s.get(namespace)).map_or(0, |t| t.held);
                 // Whoever takes what is left to it is left more.
-                let stands = held(&self.told) == Some(told.held);
-                let left_since = before.iter().find(same).and_then(|f| f.left_since).filter(|_| stands);
+                let stands = before.iter().find(same).filter(|_| told.held <= held_before);
+                let since = stands.map_or(now, |f| f.since);
+                let left_since = stands.and_then(|f| f.left_since);
                 let (member, namespace) = (member.clone(), namespace.clone());
-                self.lacks.push(Foreign { member, namespace, lack, left_since });
+                self.lacks.push(Foreign { member, namespace, lack, since, left_since });
             }
         }
         (self.me, self.told) = (Some(me), told);
@@ -122,6 +142,13 @@ pub(super) struct Left {
     counts: BTreeMap<usize, u32>,
 }
 
+impl Left {
+    /// What is left to others on a worker.
+    pub fn on(&self, worker: &WorkerId) -> Amount {
+        self.amounts.get(worker).copied().unwrap_or_default()
+    }
+}
+
 impl Autoscaler {
     /// Other schedulers have told. Answers whether that can change who gets what here.
     pub(super) fn elsewhere(
@@ -132,7 +159,7 @@ impl Autoscaler {
         out: &mut Vec<Effect>,
     ) -> bool {
         let news = self.elsewhere.see(me, now, told);
-        if news {
+        if !self.elsewhere.lacks.is_empty() {
             self.make_room_elsewhere(out);
         }
         news
@@ -153,7 +180,7 @@ impl Autoscaler {
                 told.spare += want.demand.spare.min(above);
             }
         }
-        for (namespace, lack) in &self.lacking {
+        for (namespace, (lack, _)) in &self.lacking {
             summary.entry(namespace.clone()).or_default().lacks = Some(*lack);
         }
         summary
@@ -170,14 +197,9 @@ impl Autoscaler {
         self.spaces.get(namespace).map_or(Policy::default().weight, |space| space.policy.weight)
     }
 
-    /// What the namespace's share would be with `gained` more.
-    pub(super) fn share_with(&self, namespace: &str, gained: Amount) -> u64 {
-        share(self.everywhere(namespace).1.plus(gained), self.total, self.weight(namespace))
-    }
-
-    /// What the namespace's share would be with `lost` less.
-    pub(super) fn share_without(&self, namespace: &str, lost: Amount) -> u64 {
-        share(self.everywhere(namespace).1.minus(lost), self.total, self.weight(namespace))
+    /// What the namespace's share would be with `gained` more and `lost` less.
+    pub(super) fn share_with(&self, namespace: &str, gained: Amount, lost: Amount) -> u64 {
+        share(self.everywhere(namespace).1.plus(gained).minus(lost), self.total, self.weight(namespace))
     }
 
     /// Nothing is left to anybody yet.
@@ -186,7 +208,7 @@ impl Autoscaler {
         Left { open, gained: BTreeMap::new(), amounts: BTreeMap::new(), counts: BTreeMap::new() }
     }
 
-    /// Leaves room for one container to a namespace elsewhere that has less than `own`; whether there was one.
+    /// Leaves room for one container to a namespace elsewhere that has less than `own`; whether there was one to look at.
     pub(super) fn left_to_another(
         &mut self,
         own: u64,
@@ -195,20 +217,19 @@ impl Autoscaler {
     ) -> bool {
         let share_of = |n: usize| {
             let space = &self.elsewhere.lacks[n].namespace;
-            self.share_with(space, left.gained.get(space).copied().unwrap_or_default())
+            self.share_with(space, left.gained.get(space).copied().unwrap_or_default(), Amount::default())
         };
         let Some((share, n)) = left.open.iter().map(|n| (share_of(*n), *n)).min() else { return false };
         if share >= own {
             return false;
         }
-        let (amount, count) = (self.elsewhere.lacks[n].lack.amount, self.elsewhere.lacks[n].lack.count);
-        let now = self.elsewhere.now;
-        let waited = self.elsewhere.lacks[n].left_since.is_some_and(|since| now.since_ms(since) > LEFT_MS);
-        let worker = (!waited).then(|| place(self, left, amount)).flatten();
-        let taken = left.counts.entry(n).or_default();
-        match worker {
-            Some(worker) if *taken < count => {
-                *taken += 1;
+        let (foreign, now) = (&self.elsewhere.lacks[n], self.elsewhere.now);
+        let (amount, count) = (foreign.lack.amount, foreign.lack.count);
+        let taken = left.counts.get(&n).copied().unwrap_or(0);
+        let takes = taken < count && !foreign.has_waited(now);
+        match takes.then(|| place(self, left, amount)).flatten() {
+            Some(worker) => {
+                left.counts.insert(n, taken + 1);
                 let of_worker = left.amounts.entry(worker).or_default();
                 *of_worker = of_worker.plus(amount);
                 let foreign = &mut self.elsewhere.lacks[n];
@@ -216,62 +237,113 @@ impl Autoscaler {
                 let gained = left.gained.entry(foreign.namespace.clone()).or_default();
                 *gained = gained.plus(amount);
             }
-            _ => left.open.retain(|open| *open != n),
+            None => left.open.retain(|open| *open != n),
         }
         true
     }
 
-    /// Makes room for what others lack, where this scheduler is the one to do it.
+    /// Ends a round: to whom nothing was left does not wait.
+    pub(super) fn close_round(&mut self, left: &Left) {
+        let now = self.elsewhere.now;
+        for (n, foreign) in self.elsewhere.lacks.iter_mut().enumerate() {
+            if !left.counts.contains_key(&n) && !foreign.has_waited(now) {
+                foreign.left_since = None;
+            }
+        }
+    }
+
+    /// Makes room for what others lack, where it is this scheduler's turn.
     fn make_room_elsewhere(&mut self, out: &mut Vec<Effect>) {
+        let (mine, now) = (self.summary(), self.elsewhere.now);
+        let mut given = self.leaving();
         for n in 0..self.elsewhere.lacks.len() {
             let foreign = self.elsewhere.lacks[n].clone();
-            if !self.is_to_make_room(&foreign) {
+            let turn = now.since_ms(foreign.since) / TURN_MS;
+            if foreign.has_waited(now) || !self.is_to_make_room(&foreign, &mine, turn) {
                 continue;
             }
             let one = foreign.lack.amount;
-            let fits = |w: &Worker| w.state == WorkerState::Ready && w.capacity.covers(one);
-            let workers = self.workers.iter().filter(|(_, w)| fits(w)).take(WORKERS);
-            let workers: Vec<(WorkerId, u32)> = workers.map(|(id, w)| (id.clone(), fitting(w.capacity, one))).collect();
+            let fits = |id: &&WorkerId| {
+                let fits = |w: &Worker| w.state == WorkerState::Ready && w.capacity.covers(one);
+                self.workers.get(*id).is_some_and(fits)
+            };
+            let holders: Vec<WorkerId> = self.there.keys().filter(fits).cloned().collect();
+            let first = (turn as usize).wrapping_mul(WORKERS) % holders.len().max(1);
             let mut lacks = foreign.lack.count;
-            for (worker, most) in workers {
-                // As many at once as the worker can hold and fairness allows.
-                for count in (1..=lacks.min(most)).rev() {
-                    let need = Need::elsewhere(foreign.namespace.clone(), one, count);
-                    let Some(asks) = self.plan(&need, &worker) else { continue };
-                    self.ask(asks, &worker, out);
-                    lacks -= count;
-                    break;
-                }
+            for worker in holders.iter().cycle().skip(first).take(WORKERS.min(holders.len())) {
+                lacks -= self.make_room_on(worker, &foreign.namespace, (one, lacks), &mut given, out);
             }
         }
     }
 
-    /// Everybody sees the same and computes the same: first the one with most idle containers to spare, then the one that holds
-    /// most of the richest namespace. The one that lacks has asked its own functions already.
-    fn is_to_make_room(&self, foreign: &Foreign) -> bool {
-        let Some(me) = &self.elsewhere.me else { return false };
-        let mine = self.summary();
-        let others = self.elsewhere.told.iter().filter(|(member, _)| **member != foreign.member);
-        let all: Vec<(&Member, &Summary)> = others.chain(std::iter::once((me, &mine))).collect();
-        let spare = |summary: &Summary| summary.values().map(|told| told.spare).sum::<u32>();
-        let idle = all.iter().map(|(member, summary)| (spare(summary), *member)).max();
-        if let Some((_, member)) = idle.filter(|(spare, _)| *spare > 0) {
-            return member == me;
+    /// Makes room on one worker, for as many as it can hold and fairness allows: the most that can be planned is found by halving.
+    /// Answers for how many.
+    fn make_room_on(
+        &mut self,
+        worker: &WorkerId,
+        namespace: &Arc<str>,
+        (one, lacks): (Amount, u32),
+        given: &mut Given,
+        out: &mut Vec<Effect>,
+    ) -> u32 {
+        let most = self.workers.get(worker).map_or(0, |host| fitting(host.capacity, one));
+        let (mut low, mut high, mut planned) = (0, lacks.min(most), None);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            let need = Need::elsewhere(namespace.clone(), one, middle);
+            let mut after = given.clone();
+            match self.plan(&need, worker, &mut after, true) {
+                Some(asks) => (low, planned) = (middle, Some((asks, after))),
+                None => high = middle - 1,
+            }
         }
-        let poor = self.share_with(&foreign.namespace, Amount::default());
-        let rich = all.iter().flat_map(|(member, summary)| {
-            let gives = summary.iter().filter(|(name, told)| told.above > 0 && **name != foreign.namespace);
-            gives.map(|(name, told)| (self.share_with(name, Amount::default()), told.above, *member))
-        });
-        rich.filter(|(share, _, _)| *share > poor).max().is_some_and(|(_, _, member)| member == me)
+        if let Some((asks, after)) = planned {
+            self.ask(asks, worker, out);
+            *given = after;
+        }
+        low
     }
 
-    /// Remembers what a namespace lacks that nobody here can give.
-    pub(super) fn lacks(&mut self, function: &FunctionKey, class: &Class) {
+    /// Whose turn it is, most able first: who has idle containers to spare, by how many, then who holds of namespaces that are
+    /// richer. All see nearly the same, so mostly one tries; who cannot is followed by the next. The one that lacks has asked its
+    /// own functions already.
+    fn is_to_make_room(&self, foreign: &Foreign, mine: &Summary, turn: u64) -> bool {
+        let Some(me) = &self.elsewhere.me else { return false };
+        let others = self.elsewhere.told.iter().filter(|(member, _)| **member != foreign.member);
+        let poor = self.share_with(&foreign.namespace, Amount::default(), Amount::default());
+        let richest = |summary: &Summary| {
+            let gives = summary.iter().filter(|(name, told)| told.above > 0 && **name != foreign.namespace);
+            gives.map(|(name, _)| self.share_with(name, Amount::default(), Amount::default())).max().unwrap_or(0)
+        };
+        let rank = |(member, summary): (&Member, &Summary)| {
+            let spare = summary.values().map(|told| told.spare).sum::<u32>();
+            let rich = Some(richest(summary)).filter(|share| *share > poor);
+            (spare > 0 || rich.is_some()).then(|| (spare, rich, member.clone()))
+        };
+        let mut able: Vec<_> = others.chain(std::iter::once((me, mine))).filter_map(rank).collect();
+        able.sort_by(|a, b| b.cmp(a));
+        able.get(turn as usize % able.len().max(1)).is_some_and(|(_, _, member)| member == me)
+    }
+
+    /// Remembers what a namespace lacks beyond `coming`, which nobody here can give; no more than its quota allows. The poorest
+    /// comes first, and is what others hear of.
+    pub(super) fn lacks(&mut self, function: &FunctionKey, class: &Class, coming: u32) {
         let lacking = self.hungry.of(&function.namespace, class);
-        let count = lacking.iter().filter_map(|key| self.wants.get(key)).map(Want::outstanding).sum();
+        let count: u32 = lacking.iter().filter_map(|key| self.wants.get(key)).map(Want::outstanding).sum();
         let amount = self.wants[function].demand.amount;
-        self.lacking.insert(function.namespace.clone(), Lack { amount, count });
+        let (held, used) = self.everywhere(&function.namespace);
+        let quota = self.spaces.get(&function.namespace).map(|space| space.policy.quota.room(held, used, amount));
+        let count = count.min(quota.unwrap_or(u32::MAX)).saturating_sub(coming);
+        let since = self.lacked.get(&function.namespace).copied().unwrap_or(self.elsewhere.now);
+        if count > 0 {
+            self.lacking.entry(function.namespace.clone()).or_insert((Lack { amount, count }, since));
+        }
+    }
+
+    /// Whether the namespace has lacked for so long that idle containers of others will hardly come.
+    pub(super) fn has_lacked_long(&self, namespace: &str) -> bool {
+        let long = |since: &Time| self.elsewhere.now.since_ms(*since) > 3 * TURN_MS;
+        self.lacked.get(namespace).is_some_and(long)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{decision::Waiting, effect::Demand};
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Minter, WorkerId},
     resource::Amount,
+    time::Time,
     worker::WorkerState,
 };
 use elsewhere::{Elsewhere, Left};
@@ -34,7 +35,7 @@ struct Worker {
     /// What is taken there by others, as it last told.
     others: Amount,
     state: WorkerState,
-    /// It is passed over while a steady one could do.
+    /// It is passed over while a steady one has room.
     flaps: bool,
 }
 
@@ -110,8 +111,10 @@ pub struct Autoscaler {
     there: BTreeMap<WorkerId, BTreeMap<FunctionKey, u32>>,
     /// What the other schedulers of the cluster told.
     elsewhere: Elsewhere,
-    /// What namespaces lack that nobody here can give.
-    lacking: BTreeMap<Arc<str>, Lack>,
+    /// What namespaces lack that nobody here can give, and since when.
+    lacking: BTreeMap<Arc<str>, (Lack, Time)>,
+    /// Since when namespaces lacked something before this round.
+    lacked: BTreeMap<Arc<str>, Time>,
     #[cfg(feature = "mutants")]
     mutant: u8,
 }
@@ -138,6 +141,7 @@ impl Autoscaler {
             there: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
             lacking: BTreeMap::new(),
+            lacked: BTreeMap::new(),
             #[cfg(feature = "mutants")]
             mutant: 0,
         }
@@ -156,7 +160,7 @@ impl Autoscaler {
     /// Whether what was told can change who gets what.
     fn apply(&mut self, event: Event, out: &mut Vec<Effect>) -> bool {
         match event {
-            Event::Joined { worker, capacity, state } => self.joined(worker, capacity, state),
+            Event::Joined { worker, capacity, state, flaps } => self.joined(worker, capacity, state, flaps),
             Event::Turned { worker, state } => {
                 self.change(&worker, |worker| worker.state = state);
                 self.count_total();
@@ -194,10 +198,10 @@ impl Autoscaler {
         true
     }
 
-    fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState) {
+    fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState, flaps: bool) {
         let used = self.taken.get(&id).copied().unwrap_or_default();
         let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
-        self.add(id, Worker { capacity, used, others, state, flaps: false });
+        self.add(id, Worker { capacity, used, others, state, flaps });
         self.count_total();
     }
 
@@ -216,6 +220,7 @@ impl Autoscaler {
     /// Whether the function lacks something, or has answered a question: then others may get what they lack.
     fn wanted(&mut self, demand: Demand) -> bool {
         let key = demand.function.clone();
+        let lacked = self.hungry.has(&key);
         let mut matters = false;
         match self.wants.get_mut(&key) {
             Some(want) => {
@@ -232,7 +237,7 @@ impl Autoscaler {
             None => drop(self.wants.insert(key.clone(), Want::new(demand))),
         }
         self.rank(&key);
-        matters || self.hungry.has(&key)
+        matters || lacked || self.hungry.has(&key)
     }
 
     /// Puts a function where its share belongs among the hungry, or takes it out.
@@ -302,12 +307,12 @@ impl Autoscaler {
         let mut blocked: BTreeSet<(Arc<str>, Class)> = BTreeSet::new();
         let mut reserved: Option<WorkerId> = None;
         let mut left = self.leave_room();
-        self.lacking.clear();
+        self.lacked = std::mem::take(&mut self.lacking).into_iter().map(|(name, (_, since))| (name, since)).collect();
         loop {
             let shares = |space: &str| self.share_of(space);
             let Some(function) = self.hungry.next(&shares, &blocked) else { break };
             let own = self.share_of(&function.namespace);
-            let place_left = |core: &Self, left: &Left, amount| place(amount, &[], core.candidates(None, left)).ok();
+            let place_left = |core: &Self, left: &Left, amount| core.place(amount, &[], None, left).ok();
             if self.left_to_another(own, &mut left, place_left) {
                 continue;
             }
@@ -335,6 +340,7 @@ impl Autoscaler {
                 }
             }
         }
+        self.close_round(&left);
     }
 
     /// The best worker for a container, or why there is none.
@@ -345,8 +351,8 @@ impl Autoscaler {
         reserved: Option<&WorkerId>,
         left: &Left,
     ) -> Result<WorkerId, Obstacle> {
-        let plain = gpu.is_empty() && left.amounts.is_empty() && !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
-        let found = plain.then(|| self.emptiest(amount, reserved)).flatten();
+        let plain = gpu.is_empty() && !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
+        let found = plain.then(|| self.emptiest(amount, reserved, left)).flatten();
         found.map_or_else(|| place(amount, gpu, self.candidates(reserved, left)), Ok)
     }
 
@@ -360,18 +366,16 @@ impl Autoscaler {
         out: &mut Vec<Effect>,
     ) -> Option<WorkerId> {
         if !first {
-            self.lacks(function, class);
+            self.lacks(function, class, 0);
             return None;
         }
         let (kept, yields) = self.ask_to_yield(function, worker, out);
-        if !yields {
-            self.lacks(function, class);
-        }
+        self.lacks(function, class, u32::from(yields));
         Some(kept)
     }
 
     fn share_of(&self, namespace: &str) -> u64 {
-        self.share_with(namespace, Amount::default())
+        self.share_with(namespace, Amount::default(), Amount::default())
     }
 
     fn quota_passed(&self, function: &FunctionKey, amount: Amount) -> Option<String> {
@@ -380,19 +384,17 @@ impl Autoscaler {
         space.policy.quota.passed(held, used, amount)
     }
 
-    fn candidates(&self, reserved: Option<&WorkerId>, left: &Left) -> impl Iterator<Item = Candidate<'_>> {
-        let (reserved, left) = (reserved.cloned(), left.amounts.clone());
+    fn candidates<'a>(&'a self, reserved: Option<&'a WorkerId>, left: &'a Left) -> impl Iterator<Item = Candidate<'a>> {
         self.workers.iter().map(move |(id, worker)| Candidate {
             id,
             capacity: worker.capacity,
             free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
                 worker.capacity
             } else {
-                let left = left.get(id).copied().unwrap_or_default();
-                worker.free().minus(left)
+                worker.free().minus(left.on(id))
             },
             state: worker.state,
-            reserved: reserved.as_ref() == Some(id),
+            reserved: reserved == Some(id),
             flaps: worker.flaps,
         })
     }

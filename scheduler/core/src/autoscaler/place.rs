@@ -15,7 +15,7 @@ pub struct Candidate<'a> {
     pub state: WorkerState,
     /// Whether what becomes free there is kept for somebody else.
     pub reserved: bool,
-    /// Whether it is passed over while a steady worker could do.
+    /// Whether it is passed over while a steady worker has room.
     pub flaps: bool,
 }
 
@@ -51,8 +51,7 @@ fn asked(amount: Amount) -> String {
 /// The best of some workers so far: the one with the most free CPU, ties by name.
 type Best<'a> = Option<(Reverse<u64>, &'a WorkerId)>;
 
-/// The ready worker with the most free CPU that fits, or why none does. Those that flap count only where no steady one is large
-/// enough.
+/// The ready worker with the most free CPU that fits, or why none does. Those that flap count only where no steady one has room.
 pub fn place<'a>(
     amount: Amount,
     gpu: &[String],
@@ -77,8 +76,7 @@ pub fn place<'a>(
         }
     }
     let [steady, flapping] = found;
-    let (best, large) = if steady.1.is_some() { steady } else { flapping };
-    match (best, large) {
+    match (steady.0.or(flapping.0), steady.1.or(flapping.1)) {
         (Some((_, id)), _) => Ok(id.clone()),
         (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),
         (None, None) if ready == 0 => Err(Obstacle::NoWorker),

@@ -1,6 +1,6 @@
 //! Workers by what is free of them, so that among ten thousand the best is found without looking at all.
 
-use super::{Autoscaler, Worker};
+use super::{Autoscaler, Worker, elsewhere::Left};
 use capstan_common::{id::WorkerId, resource::Amount, worker::WorkerState};
 use std::{cmp::Reverse, collections::BTreeSet};
 
@@ -49,9 +49,10 @@ impl Autoscaler {
         self.ranking.turn(id, before, None);
     }
 
-    /// One of the emptiest workers with room, where the first few have any.
-    pub(super) fn emptiest(&self, amount: Amount, reserved: Option<&WorkerId>) -> Option<WorkerId> {
-        let fits = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.free().covers(amount));
+    /// One of the emptiest workers with room, where the first few have any beyond what is left to others.
+    pub(super) fn emptiest(&self, amount: Amount, reserved: Option<&WorkerId>, left: &Left) -> Option<WorkerId> {
+        let free = |id: &WorkerId| self.workers.get(id).map(|worker| worker.free().minus(left.on(id)));
+        let fits = |id: &WorkerId| free(id).is_some_and(|free| free.covers(amount));
         let ids = self.ranking.0.iter().map(|(_, id)| id).take(LOOKS);
         ids.filter(|id| Some(*id) != reserved).find(|id| fits(id)).cloned()
     }

@@ -42,6 +42,17 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// How many more containers of `amount` it allows.
+    pub fn room(&self, held: u32, used: Amount, amount: Amount) -> u32 {
+        let parts = |bound: Option<u64>, used: u64, one: u64| {
+            bound.map_or(u64::MAX, |bound| bound.saturating_sub(used).checked_div(one).unwrap_or(u64::MAX))
+        };
+        let containers = parts(self.containers.map(u64::from), u64::from(held), 1);
+        let cpu = parts(self.cpu_milli, used.cpu_milli, amount.cpu_milli);
+        let memory = parts(self.memory_mib, used.memory_mib, amount.memory_mib);
+        u32::try_from(containers.min(cpu).min(memory)).unwrap_or(u32::MAX)
+    }
+
     /// Which bound one more container of `amount` would pass, in words.
     pub fn passed(&self, held: u32, used: Amount, amount: Amount) -> Option<String> {
         let after = used.plus(amount);
@@ -152,6 +163,8 @@ mod tests {
         let quota = Quota { containers: Some(2), cpu_milli: Some(1_200), ..Quota::default() };
         assert_eq!(quota.passed(1, amount, amount), None);
         assert_eq!(quota.passed(2, amount, amount).as_deref(), Some("2 containers"));
+        assert_eq!((quota.room(0, Amount::default(), amount), quota.room(1, amount, amount)), (2, 1));
+        assert_eq!(Quota::default().room(9, amount, amount), u32::MAX);
         let two = amount.plus(amount);
         assert_eq!(Quota { containers: None, ..quota }.passed(2, two, amount).as_deref(), Some("1.2 cores"));
     }

@@ -7,7 +7,7 @@ use capstan_common::{
     resource::Amount,
     worker::WorkerState,
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Workers that are looked at for one that can make room.
 const LOOKS: usize = 32;
@@ -26,6 +26,22 @@ impl Need {
     pub fn elsewhere(namespace: Arc<str>, one: Amount, count: u32) -> Self {
         Self { namespace, function: None, amount: times(one, count) }
     }
+}
+
+/// What namespaces have been promised, and what they were asked for or give up already, by namespace.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Given {
+    gained: BTreeMap<Arc<str>, Amount>,
+    lost: BTreeMap<Arc<str>, Amount>,
+}
+
+fn of(amounts: &BTreeMap<Arc<str>, Amount>, namespace: &str) -> Amount {
+    amounts.get(namespace).copied().unwrap_or_default()
+}
+
+fn add(amounts: &mut BTreeMap<Arc<str>, Amount>, namespace: &Arc<str>, amount: Amount) {
+    let sum = amounts.entry(namespace.clone()).or_default();
+    *sum = sum.plus(amount);
 }
 
 /// One question to a pool.
@@ -47,13 +63,15 @@ impl Autoscaler {
     ) -> (WorkerId, bool) {
         let amount = self.wants[function].demand.amount;
         let need = Need { namespace: function.namespace.clone(), function: Some(function.clone()), amount };
+        // Idle containers of other schedulers come before busy ones of this.
+        let busy = !self.elsewhere.has_spare() || self.has_lacked_long(&function.namespace);
         let others = self.workers.iter().filter(|(id, worker)| {
             worker.state == WorkerState::Ready && worker.capacity.covers(amount) && **id != first
         });
         let workers: Vec<WorkerId> =
             std::iter::once(first.clone()).chain(others.map(|(id, _)| id.clone()).take(LOOKS)).collect();
         for worker in workers {
-            let Some(asks) = self.plan(&need, &worker) else { continue };
+            let Some(asks) = self.plan(&need, &worker, &mut Given::default(), busy) else { continue };
             self.ask(asks, &worker, out);
             return (worker, true);
         }
@@ -73,7 +91,8 @@ impl Autoscaler {
     }
 
     /// Who must be asked so that what is needed fits on the worker; `None` if that is not enough.
-    pub(super) fn plan(&self, need: &Need, worker: &WorkerId) -> Option<Vec<Ask>> {
+    /// `given` grows by what is planned; `busy` says whether containers with work may be asked too.
+    pub(super) fn plan(&self, need: &Need, worker: &WorkerId, given: &mut Given, busy: bool) -> Option<Vec<Ask>> {
         let there = self.there.get(worker)?;
         let host = self.workers.get(worker)?;
         let amount = need.amount;
@@ -86,20 +105,32 @@ impl Autoscaler {
             free = free.plus(times(want.demand.amount, leaving.min(there[other])));
         }
         let (victims, mut asks) = (self.ranked(&others), Vec::new());
-        for busy in [false, true] {
+        for busy in [false, true].into_iter().take(1 + usize::from(busy)) {
             for victim in &victims {
                 if free.covers(amount) {
-                    return Some(asks);
+                    break;
                 }
-                let count = self.could_give(need, victim, worker, amount.minus(free), busy);
+                let count = self.could_give(need, (victim, worker), amount.minus(free), given, busy);
                 let asked = asks.iter().any(|ask: &Ask| ask.victim == *victim);
                 if count > 0 && !asked {
-                    free = free.plus(times(self.wants[victim].demand.amount, count));
+                    let gives = times(self.wants[victim].demand.amount, count);
+                    free = free.plus(gives);
+                    add(&mut given.lost, &victim.namespace, gives);
                     asks.push(Ask { victim: victim.clone(), count, busy });
                 }
             }
         }
+        add(&mut given.gained, &need.namespace, amount);
         free.covers(amount).then_some(asks)
+    }
+
+    /// What namespaces give up already.
+    pub(super) fn leaving(&self) -> Given {
+        let mut given = Given::default();
+        for (function, want) in self.wants.iter().filter(|(_, want)| want.demand.leaving > 0) {
+            add(&mut given.lost, &function.namespace, times(want.demand.amount, want.demand.leaving));
+        }
+        given
     }
 
     /// The largest holders first: by namespace, then by function.
@@ -117,16 +148,23 @@ impl Autoscaler {
     }
 
     /// How many containers a function could be asked for, at most as many as make up for what is lacking.
-    fn could_give(&self, need: &Need, victim: &FunctionKey, worker: &WorkerId, lacking: Amount, busy: bool) -> u32 {
+    fn could_give(
+        &self,
+        need: &Need,
+        (victim, worker): (&FunctionKey, &WorkerId),
+        lacking: Amount,
+        given: &Given,
+        busy: bool,
+    ) -> u32 {
         let Some(want) = self.wants.get(victim).filter(|w| !w.asked && !w.declined.contains(worker)) else { return 0 };
         let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or(0);
-        let most = if busy { want.above().min(self.above_fair(need, victim)) } else { want.demand.spare };
+        let most = if busy { want.above().min(self.above_fair(need, victim, given)) } else { want.demand.spare };
         needed(lacking, want.demand.amount).min(most).min(here)
     }
 
     /// How many containers `victim` holds beyond the point where it would hold no more than the one that waits does: giving
     /// more would only turn the injustice round. Between functions of one namespace at two schedulers nothing is compared.
-    fn above_fair(&self, need: &Need, victim: &FunctionKey) -> u32 {
+    fn above_fair(&self, need: &Need, victim: &FunctionKey, given: &Given) -> u32 {
         let holds = &self.wants[victim];
         let waits = need.function.as_ref().map(|function| &self.wants[function]);
         let same = need.namespace == victim.namespace;
@@ -138,7 +176,10 @@ impl Autoscaler {
                 let theirs = share(holds.used.minus(lost), self.total, holds.demand.weight);
                 return Some((mine, theirs));
             }
-            Some((self.share_with(&need.namespace, gained), self.share_without(&victim.namespace, lost)))
+            let (before, promised) = (of(&given.lost, &victim.namespace), of(&given.gained, &need.namespace));
+            let mine = self.share_with(&need.namespace, gained.plus(promised), of(&given.lost, &need.namespace));
+            let theirs = self.share_with(&victim.namespace, of(&given.gained, &victim.namespace), lost.plus(before));
+            Some((mine, theirs))
         };
         let fair = |gives: u32| share_after(gives).is_some_and(|(mine, theirs)| theirs >= mine);
         // Both shares fall and rise with `gives`: the last fair number is found by halving.

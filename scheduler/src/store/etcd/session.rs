@@ -72,6 +72,11 @@ impl Session {
         self.state.lost_token.clone()
     }
 
+    /// Nothing more is done in its name: what waits for an answer ends without one.
+    pub fn forsake(&self) {
+        self.state.lose();
+    }
+
     /// Gives the lease back: what hangs on it is free at once.
     pub fn end(&self, etcd: &Etcd) {
         self.ended.cancel();

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::ownership::Member;
-use capstan_common::time::Time;
 
 struct Cluster {
     tables: Vec<Table>,
@@ -152,4 +151,68 @@ fn room_that_is_left_to_another_and_not_taken_is_taken_after_a_while() {
     assert_eq!(table.count(&a), 4);
     table.step(Event::Elsewhere { me: member(0), now: Time(6_000_000), told: told(0) });
     assert_eq!(table.count(&a), 8);
+}
+
+/// How many containers the functions of a scheduler were asked for.
+fn asked(table: &Table) -> u32 {
+    let count = |effect: &Effect| if let Effect::GiveWay { count, .. } = effect { *count } else { 0 };
+    table.told.iter().map(count).sum()
+}
+
+#[test]
+fn no_more_is_asked_for_than_fairness_wants_however_many_functions_hold_it() {
+    let mut cluster = Cluster::new(2, 4);
+    for n in 0..8 {
+        cluster.wants(0, demand(&key("a", &format!("f{n}")), 4, 1_000));
+    }
+    assert_eq!(cluster.held(), [32, 0]);
+    let b = key("b", "f");
+    cluster.wants(1, demand(&b, 100, 1_000));
+    cluster.talk();
+    cluster.check();
+    assert_eq!(cluster.held(), [16, 16]);
+    let asked = asked(&cluster.tables[0]);
+    assert!(asked <= 18, "{asked} were asked for, 16 had to go");
+}
+
+#[test]
+fn a_spare_container_that_is_too_small_keeps_nobody_from_making_room() {
+    let mut cluster = Cluster::new(3, 2);
+    let (small, rich, poor) = (key("s", "small"), key("a", "rich"), key("b", "poor"));
+    cluster.wants(0, demand(&small, 1, 100));
+    cluster.wants(0, Demand { spare: 1, ..demand(&small, 0, 100) });
+    cluster.wants(1, demand(&rich, 100, 1_000));
+    assert_eq!(cluster.held(), [1, 15, 0]);
+    cluster.wants(2, demand(&poor, 100, 1_000));
+    cluster.talk();
+    cluster.check();
+    let (rich, poor) = (cluster.tables[1].count(&rich), cluster.tables[2].count(&poor));
+    assert!(poor >= 7 && rich >= 7, "{rich} and {poor}");
+}
+
+#[test]
+fn nobody_makes_room_for_more_than_a_quota_allows() {
+    let mut cluster = Cluster::new(2, 2);
+    let quota = Quota { containers: Some(3), ..Quota::default() };
+    for table in &mut cluster.tables {
+        table.step(Event::Governed { namespace: "b".into(), policy: Policy { quota, ..Policy::default() } });
+    }
+    let (a, b) = (key("a", "f"), key("b", "f"));
+    cluster.wants(0, demand(&a, 100, 1_000));
+    cluster.wants(1, demand(&b, 100, 1_000));
+    cluster.talk();
+    assert_eq!((cluster.tables[0].count(&a), cluster.tables[1].count(&b)), (13, 3));
+    assert!(asked(&cluster.tables[0]) <= 4, "{}", asked(&cluster.tables[0]));
+}
+
+#[test]
+fn what_is_lacked_no_more_is_told_no_more() {
+    let mut table = Table::new(1);
+    let (f, gpu) = (key("b", "f"), key("c", "gpu"));
+    table.step(Event::Elsewhere { me: member(0), now: Time(0), told: BTreeMap::new() });
+    table.want(Demand { gpu: vec!["H100".into()], ..demand(&gpu, 1, 1_000) });
+    table.want(demand(&f, 10, 1_000));
+    assert_eq!(table.core.summary()["b"].lacks.map(|lack| lack.count), Some(2));
+    table.want(demand(&f, 0, 1_000));
+    assert_eq!(table.core.summary()["b"].lacks, None);
 }

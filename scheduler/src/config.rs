@@ -205,6 +205,17 @@ impl SchedulerConfig {
             return Err("worker_certificate_s must be at least 1".into());
         }
         let link = self.link_address()?;
+        let anywhere = |at: Option<SocketAddr>| at.is_some_and(|at| at.ip().is_unspecified());
+        for (at, own, other) in [
+            (anywhere(Some(self.listen)), "advertise", &self.advertise),
+            (anywhere(link), "link_advertise", &self.link_advertise),
+        ] {
+            if self.is_clustered() && at && other.is_empty() {
+                return Err(format!(
+                    "{own} must name an address of this machine: it listens on all of them, and others must know which to use"
+                ));
+            }
+        }
         if self.is_clustered() {
             self.etcd.check()?;
             if link.is_none() {

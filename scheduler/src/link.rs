@@ -29,7 +29,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -184,10 +184,17 @@ async fn send_orders(
     let welcome = link::Order { kind: Some(link::order::Kind::Welcome(welcome)) };
     let mut next = vec![welcome];
     let mut waiting = Vec::with_capacity(ORDERS_AT_ONCE);
+    let beat = Duration::from_millis(u64::from(beat_ms));
     loop {
         // One whose lease is in doubt may not be the owner any more: its orders wait.
+        let mut told = Instant::now();
         while !shared.may_act() && !cut.is_cancelled() {
             tokio::time::sleep(HELD).await;
+            if told.elapsed() >= beat {
+                told = Instant::now();
+                // A worker that hears nothing takes the scheduler for dead. One that is full has enough to hear.
+                let _ = batches.try_send(Ok(link::Orders::default()));
+            }
         }
         let sent = tokio::select! {
             sent = batches.send(Ok(link::Orders { orders: next })) => sent.is_ok(),
@@ -197,11 +204,13 @@ async fn send_orders(
             return;
         }
         let received = tokio::select! {
-            received = orders.recv_many(&mut waiting, ORDERS_AT_ONCE) => received,
-            () = batches.closed() => 0,
-            () = cut.cancelled() => 0,
+            received = orders.recv_many(&mut waiting, ORDERS_AT_ONCE) => Some(received),
+            () = batches.closed() => Some(0),
+            () = cut.cancelled() => Some(0),
+            // Nothing to say is said too (RELIABILITY F5).
+            () = tokio::time::sleep(beat) => None,
         };
-        if received == 0 {
+        if received == Some(0) {
             return;
         }
         next = waiting.drain(..).map(link::Order::from).collect();
@@ -277,9 +286,13 @@ impl Session {
         for (key, function) in env.own_functions() {
             let held = held.remove(&key).unwrap_or_default();
             held.iter().for_each(|h| self.shared.registry.route(h.container, &key));
-            let (worker, orders) = (self.worker.clone(), self.link.orders.clone());
+            if self.link.cut.is_cancelled() {
+                // A newer link may have told already what the worker holds by now.
+                return;
+            }
+            let (worker, orders, generation) = (self.worker.clone(), self.link.orders.clone(), self.generation);
             // A function that ends meanwhile stops its containers itself.
-            let _ = function.send(Joined { worker, orders, held }).await;
+            let _ = function.send(Joined { worker, generation, orders, held }).await;
         }
         for orphan in held.into_values().flatten() {
             let leases = orphan.finished.iter().map(|done| done.held.lease).collect();
@@ -399,6 +412,9 @@ impl Session {
                 }
                 report => report,
             };
+            if self.link.cut.is_cancelled() {
+                return Ok(());
+            }
             let Some((container, event)) = self.event_of(report) else { continue };
             let Some((key, address)) = self.shared.registry.owner(container) else {
                 self.answer_unowned(container, event).await;

@@ -161,7 +161,7 @@ impl Parts {
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
         let mut authority = None;
-        if config.link_tls || config.rest_tls {
+        if config.link_tls || config.rest_tls || config.is_clustered() {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
         let tokens = Tokens::default();
@@ -179,7 +179,8 @@ impl Parts {
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
             tokens,
             authority: authority.clone().filter(|_| config.link_tls),
-            rest_authority: authority.filter(|_| config.rest_tls),
+            rest_authority: authority.clone().filter(|_| config.rest_tls),
+            peers_authority: authority,
             globals,
             stopping: CancellationToken::new(),
             functions: functions.handle(),

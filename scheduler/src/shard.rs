@@ -65,6 +65,8 @@ pub struct Shared {
     pub authority: Option<Arc<Authority>>,
     /// The same, where REST is.
     pub rest_authority: Option<Arc<Authority>>,
+    /// The same, for believing other schedulers, which may encrypt REST before this one does.
+    pub peers_authority: Option<Arc<Authority>>,
     /// What belongs to no function.
     pub globals: Globals,
     /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.

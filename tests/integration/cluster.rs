@@ -187,6 +187,9 @@ async fn a_scheduler_that_was_stopped_for_longer_than_its_lease_does_no_harm() {
     })
     .await;
     bench.local.schedulers[owner].process.pause(true).unwrap();
+    // A question that was passed on to it does not wait until it wakes.
+    let stats = bench.get(other, "/v1/namespaces/default/functions/echo/stats").await;
+    assert!(stats["backlog"].is_u64(), "{stats}");
     let next = eventually("another owner", async || {
         let next = bench.owner(other, "echo").await;
         (next != owner).then_some(next)

@@ -227,6 +227,21 @@ async fn a_worker_that_flaps_is_passed_over_while_a_steady_one_has_room() {
 }
 
 #[tokio::test]
+async fn a_worker_that_hears_nothing_takes_its_scheduler_for_dead_and_dials_again() {
+    // RELIABILITY F5
+    let bench = Cluster::start(size(1, 1)).await.unwrap();
+    bench.local.schedulers[0].from_workers.set(Mode::HoldAnswers);
+    eventually("the worker's doubt", async || {
+        let log = std::fs::read_to_string(bench.local.workers[0].log()).unwrap_or_default();
+        log.contains("the scheduler was silent").then_some(())
+    })
+    .await;
+    bench.local.schedulers[0].from_workers.set(Mode::Pass);
+    bench.deploy("echo", &script("cat", json!({}))).await.unwrap();
+    assert_eq!(bench.invoke(0, "echo", "1").await, (200, json!(1)));
+}
+
+#[tokio::test]
 async fn a_worker_of_another_protocol_is_refused_and_told_what_to_do() {
     // RELIABILITY F35
     let bench = Cluster::start(size(1, 1)).await.unwrap();

@@ -83,6 +83,9 @@ async fn run(args: &ChaosArgs, size: &Size, folder: PathBuf) -> Result<Value> {
     for client in bringing {
         client.await?;
     }
+    clients.prove_well(args.seed).await;
+    let crashes = crashes(&cluster);
+    clients.history().broken.extend(crashes);
     let calls: Vec<String> = clients.history().calls.keys().cloned().collect();
     let bar = bar(calls.len(), "checking what was accepted");
     for call in &calls {
@@ -98,6 +101,13 @@ async fn run(args: &ChaosArgs, size: &Size, folder: PathBuf) -> Result<Value> {
         "answers": history.answers, "refused": history.refused, "broken": history.broken,
         "seconds": begun.elapsed().as_secs(),
     }))
+}
+
+/// What crashed that nobody hurt.
+fn crashes(cluster: &LocalCluster) -> Vec<String> {
+    let schedulers = cluster.schedulers.iter().map(|scheduler| &scheduler.process);
+    let all = cluster.etcd.iter().chain(schedulers).chain(&cluster.workers);
+    all.flat_map(Process::crashes).cloned().collect()
 }
 
 fn bar(count: usize, what: &'static str) -> ProgressBar {

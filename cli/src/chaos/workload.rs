@@ -16,6 +16,8 @@ pub const FUNCTIONS: usize = 8;
 pub const MOST: u64 = 3;
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a cluster that is not hurt any more may take to be well.
+const WELL: Duration = Duration::from_secs(60);
 /// How often a request with a key is sent again.
 const TRIES: usize = 6;
 
@@ -126,6 +128,34 @@ impl Clients {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(random.random_range(10..400))).await;
+        }
+    }
+
+    /// Once nothing is hurt any more, every scheduler takes work for every function.
+    pub async fn prove_well(&self, seed: u64) {
+        let begun = std::time::Instant::now();
+        for (at, url) in self.urls.iter().enumerate() {
+            for n in 0..FUNCTIONS {
+                let key = format!("well-{seed}-{at}-{n}");
+                let input = json!({"key": key});
+                let address = format!("{url}/v1/namespaces/default/functions/{}/spawn", name(n));
+                let call = loop {
+                    let request = self.http.post(&address).header("idempotency-key", &key).body(input.to_string());
+                    let told = match request.send().await {
+                        Ok(answer) => answer.json::<Value>().await.unwrap_or_default(),
+                        Err(_) => Value::Null,
+                    };
+                    if let Some(call) = told["call_id"].as_str() {
+                        break call.to_owned();
+                    }
+                    if begun.elapsed() > WELL {
+                        self.history().broken.push(format!("{url} takes no work for {}: {told}", name(n)));
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                };
+                self.history().accepted(&key, &call, vec![input]);
+            }
         }
     }
 

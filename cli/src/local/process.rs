@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 use tokio::{
@@ -22,6 +23,8 @@ pub struct Process {
     arguments: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
+    /// How it crashed, each time that nobody killed it.
+    crashes: Vec<String>,
     out: Option<BufReader<ChildStdout>>,
     paused: bool,
 }
@@ -30,7 +33,16 @@ impl Process {
     /// Starts it; its standard error goes to a file of its name in the folder.
     pub fn start(name: &str, program: PathBuf, arguments: Vec<String>, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
-        let mut process = Self { name: name.into(), program, arguments, log, child: None, out: None, paused: false };
+        let mut process = Self {
+            name: name.into(),
+            program,
+            arguments,
+            log,
+            child: None,
+            crashes: Vec::new(),
+            out: None,
+            paused: false,
+        };
         process.run()?;
         Ok(process)
     }
@@ -43,6 +55,30 @@ impl Process {
     /// Its number, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)
+    }
+
+    /// How it crashed, each time that nobody killed it.
+    pub fn crashes(&self) -> &[String] {
+        &self.crashes
+    }
+
+    /// An end by a signal that nobody sent is a crash: a panic aborts. An orderly end with an error is not, where what it needs is
+    /// out of reach.
+    fn note_crash(&mut self, status: ExitStatus) {
+        // One that is told to end before it listens for that just ends.
+        let sent = [Signal::KILL, Signal::TERM].map(Signal::as_raw);
+        if let Some(signal) = status.signal().filter(|signal| !sent.contains(signal)) {
+            self.crashes.push(format!("{} crashed by signal {signal}: see {}", self.name, self.log.display()));
+        }
+    }
+
+    /// Whether it has ended by itself.
+    fn has_ended(&mut self) -> Result<bool> {
+        let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+        if let Some(status) = ended {
+            self.note_crash(status);
+        }
+        Ok(ended.is_some())
     }
 
     /// Where its standard error goes.
@@ -82,6 +118,7 @@ impl Process {
 
     /// Ends it at once.
     pub async fn kill(&mut self) -> Result<()> {
+        self.has_ended()?;
         if let Some(mut child) = self.child.take() {
             child.kill().await?;
         }
@@ -90,11 +127,19 @@ impl Process {
 
     /// Asks it to end, and waits; one that does not is ended, as a supervisor would.
     pub async fn stop(&mut self) -> Result<()> {
-        if let Some(mut child) = self.child.take() {
-            signal(&child, Signal::TERM)?;
-            match tokio::time::timeout(STOP, child.wait()).await {
-                Ok(ended) => drop(ended?),
-                Err(_) => child.kill().await?,
+        if self.has_ended()? {
+            self.child = None;
+        }
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        signal(&child, Signal::TERM)?;
+        match tokio::time::timeout(STOP, child.wait()).await {
+            Ok(ended) => {
+                let status = ended?;
+                self.note_crash(status);
+            }
+            Err(_) => {
+                self.crashes.push(format!("{} was told to end and did not within {STOP:?}", self.name));
+                child.kill().await?;
             }
         }
         Ok(())
@@ -111,11 +156,7 @@ impl Process {
 
     /// It runs again if it ended by itself, as a supervisor would have it.
     pub fn revive(&mut self) -> Result<()> {
-        let ended = match &mut self.child {
-            Some(child) => child.try_wait()?.is_some(),
-            None => false,
-        };
-        if ended { self.run() } else { Ok(()) }
+        if self.has_ended()? { self.run() } else { Ok(()) }
     }
 
     /// It runs, whatever was done to it.
@@ -123,11 +164,7 @@ impl Process {
         if self.paused {
             self.pause(false)?;
         }
-        let gone = match &mut self.child {
-            Some(child) => child.try_wait()?.is_some(),
-            None => true,
-        };
-        if gone { self.run() } else { Ok(()) }
+        if self.child.is_none() || self.has_ended()? { self.run() } else { Ok(()) }
     }
 }
 

@@ -186,6 +186,15 @@ impl Registry {
         }
     }
 
+    /// Ends all links: orders that waited in them are of a life that is over. No worker is to blame.
+    pub fn cut_all(&self) {
+        let mut tables = self.write();
+        tables.told.clear();
+        for link in std::mem::take(&mut tables.links).into_values() {
+            link.cut.cancel();
+        }
+    }
+
     /// Until when the worker is passed over because its links break again and again.
     pub fn flaps_until(&self, worker: &WorkerId) -> Option<Time> {
         self.read().steadiness.get(worker)?.passed_over_until(clock::now())

@@ -152,6 +152,11 @@ impl Api {
         self.env.rest_authority.as_deref()
     }
 
+    /// Who signs other schedulers' certificates.
+    pub fn peers_authority(&self) -> Option<&Authority> {
+        self.env.peers_authority.as_deref()
+    }
+
     /// Where this scheduler is reached by others.
     pub fn own_peer(&self) -> Option<Peer> {
         self.env.view.own()

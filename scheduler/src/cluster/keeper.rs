@@ -224,6 +224,7 @@ impl Cluster {
         self.logs().clear();
         let open = self.shared.shards.all();
         join_all(open.iter().map(|env| env.close(true))).await;
+        self.shared.registry.cut_all();
         while !stop.is_cancelled() {
             let (etcd, config) = (self.etcd.clone(), self.config.clone());
             match blocking(move || Session::begin(&etcd, &config)).await {

@@ -136,7 +136,7 @@ pub async fn events(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
     let mut listener = api.telemetry().events.listen();
     let theirs = gather::events(&api, &request).await;
     let ours = async_stream::stream! {
-        yield Ok::<_, Problem>(Bytes::from_static(b": events follow\n\n"));
+        yield Ok::<_, Problem>(Bytes::from([gather::BEGINNING, b"\n\n"].concat()));
         loop {
             let news = tokio::select! {
                 news = listener.recv() => news,

@@ -35,6 +35,10 @@ const HOPS: u32 = 3;
 /// How long a request waits for its owner, while that is being replaced, and the pause between two looks.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long one that owns a function no more may still take to answer.
+const STILL: Duration = Duration::from_secs(3);
+/// What a request is told whose owner is gone.
+const BROKEN_OFF: &str = "the scheduler that owns this function ended in the middle of the request; whether it was accepted is not known: ask, or send it again with an Idempotency-Key";
 /// The longest list that one scheduler tells another.
 pub const LIST_MAX: usize = 64 << 20;
 
@@ -130,7 +134,16 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
             Some(upload) if !upgrades => upload.clone().body(),
             _ => nothing(),
         };
-        let sent = proxy.0.request(asked(request, &peer, hops, upgrades, body)?).await;
+        let asking = proxy.0.request(asked(request, &peer, hops, upgrades, body)?);
+        let sent = tokio::select! {
+            sent = asking => sent,
+            () = moved(api, place, &peer) => {
+                if request.method().is_safe() && begun.elapsed() < PATIENCE {
+                    continue;
+                }
+                return Err(unavailable(BROKEN_OFF));
+            }
+        };
         match sent {
             Ok(response) => return Ok(answer(response, upload, upgrades).await),
             // Nothing was sent, or what was sent changes nothing: the next owner takes it.
@@ -139,10 +152,22 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
             }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the owner did not answer");
-                return Err(unavailable(
-                    "the scheduler that owns this function ended in the middle of the request; whether it was accepted is not known: ask, or send it again with an Idempotency-Key",
-                ));
+                return Err(unavailable(BROKEN_OFF));
             }
+        }
+    }
+}
+
+/// Waits until another scheduler than this one owns the place, and a while longer: one that hands over in order still answers.
+async fn moved(api: &Api, place: u16, peer: &Peer) {
+    loop {
+        tokio::time::sleep(LOOK * 10).await;
+        let elsewhere = match api.enter(place) {
+            Ok(_guest) => true,
+            Err(owner) => owner.is_some_and(|owner| owner != *peer),
+        };
+        if elsewhere {
+            return tokio::time::sleep(STILL).await;
         }
     }
 }
@@ -158,6 +183,13 @@ pub fn asked(
     let wrong = |error: &dyn std::fmt::Display| {
         Refusal::new(Code::Malformed, format!("the request cannot be passed on: {error}"))
     };
+    let proxy = request.app_data::<web::Data<Proxy>>();
+    if proxy.is_none_or(|proxy| !proxy.may_tell(&peer.rest)) {
+        return Err(unavailable(format!(
+            "the scheduler at {} that must be asked does not encrypt REST, and this one does: set rest_tls on all",
+            peer.rest
+        )));
+    }
     let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
     let mut out = hyper::Request::builder().method(request.method().as_str()).uri(format!("{}{target}", peer.rest));
     for (name, value) in request.headers() {

@@ -61,25 +61,29 @@ pub fn merge<T: Serialize>(
     Ok((all, last.filter(|_| more)))
 }
 
-/// Another scheduler's answer to this request, from the first that knows what it is about.
+/// Another scheduler's answer to this request, from the one that knows what it is about; what another one refuses counts only if
+/// none does better.
 pub async fn elsewhere(api: &Api, request: &HttpRequest) -> Option<HttpResponse> {
     if hops(request) > 0 {
         return None;
     }
     let proxy = request.app_data::<web::Data<Proxy>>()?;
+    let mut refused = None;
     for peer in api.peers() {
-        let Ok(Ok(response)) =
-            tokio::time::timeout(PATIENCE / 5, proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?)).await
-        else {
-            continue;
-        };
-        if response.status() != hyper::StatusCode::NOT_FOUND {
+        let asking = proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?);
+        let Ok(Ok(response)) = tokio::time::timeout(PATIENCE / 5, asking).await else { continue };
+        if response.status().is_success() {
             return Some(answer(response, None, false).await);
         }
+        if response.status() != hyper::StatusCode::NOT_FOUND {
+            refused = Some(response);
+        }
     }
-    None
+    Some(answer(refused?, None, false).await)
 }
 
+/// How a stream of events begins.
+pub const BEGINNING: &[u8] = b": events follow";
 /// What ends one event of a stream (server-sent events).
 const EVENT_END: &[u8] = b"\n\n";
 
@@ -105,8 +109,8 @@ fn whole(body: hyper::body::Incoming) -> impl Stream<Item = Bytes> {
         let mut events = Vec::new();
         while let Some(end) = memchr::memmem::find(&rest, EVENT_END) {
             let event = rest.split_to(end + EVENT_END.len()).freeze();
-            // What is no event, like how it begins, each says for itself.
-            events.extend(Some(event).filter(|event| event.starts_with(b"data:")));
+            // How it begins each says for itself.
+            events.extend(Some(event).filter(|event| !event.starts_with(BEGINNING)));
         }
         if rest.len() > LIST_MAX {
             rest.clear();

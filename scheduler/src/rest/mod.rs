@@ -27,15 +27,14 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Serves REST. Answers a handle and the address.
 pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
     let gate = route::Data::new(guard::Gate::new(config));
-    let authority = api.rest_authority();
-    let trusted = Arc::new(tls::rest::client(authority)?);
-    let shown = authority.map(|authority| tls::rest::server(authority, config)).transpose()?;
-    let shared = route::Data::from(api);
+    let trusted = Arc::new(tls::rest::client(api.peers_authority())?);
+    let shown = api.rest_authority().map(|authority| tls::rest::server(authority, config)).transpose()?;
+    let (shared, encrypted) = (route::Data::from(api), config.rest_tls);
     let server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
             .app_data(gate.clone())
-            .app_data(route::Data::new(web::Proxy::new(&trusted)))
+            .app_data(route::Data::new(web::Proxy::new(&trusted, encrypted)))
             .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
             .configure(routes)

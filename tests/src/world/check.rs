@@ -1,6 +1,6 @@
 //! What must hold of what cores say, seen from outside of them.
 
-use super::{engine::World, visitors::Visitors};
+use super::{engine::World, links::LOST_MS, visitors::Visitors};
 use capstan_common::{
     call::CallKind,
     id::{CallId, ContainerId, LeaseId},
@@ -131,7 +131,8 @@ impl World {
                     continue;
                 }
                 let told = scheduler.told.contains(&(other, shard));
-                let awaited = scheduler.taken[&shard].plus_ms(self.limits.adopt_grace_ms) > self.now;
+                let parted = scheduler.parted.get(&other).is_some_and(|at| at.plus_ms(LOST_MS) > self.now);
+                let awaited = scheduler.taken[&shard].plus_ms(self.limits.adopt_grace_ms) > self.now || parted;
                 let ended = self.is_told_to_end(assignment.call, assignment.index, *owner, other);
                 if if told { !ended } else { awaited } {
                     return Err(format!(

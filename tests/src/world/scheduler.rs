@@ -151,9 +151,11 @@ impl World {
             scheduler.life += 1;
             scheduler.sure_until = Time(0);
             let life = scheduler.life;
-            // Workers' links are the process's: they go on. Links' silence is counted for it anew.
-            scheduler.held.clear();
-            let parted: Vec<usize> = scheduler.parted.keys().copied().collect();
+            // Orders that waited in links are of the life that is over: they end with the links.
+            for link in self.links_of(s) {
+                self.break_link(link)?;
+            }
+            let parted: Vec<usize> = self.schedulers[s].parted.keys().copied().collect();
             for w in parted {
                 let (at, parted) = (self.now.plus_ms(super::links::LOST_MS), self.now);
                 self.schedulers[s].parted.insert(w, parted);

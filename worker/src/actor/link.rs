@@ -42,6 +42,8 @@ const REDIAL_MS: u64 = 50;
 const REDIAL_MAX_MS: u64 = 2000;
 /// How long a scheduler may take to let a worker in.
 const JOIN: Duration = Duration::from_secs(10);
+/// Beats of the scheduler that may fail to come before it is taken for dead.
+const BEATS: u32 = 6;
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -213,14 +215,19 @@ impl Links {
         let joined = joining.map_err(|_| "the scheduler does not let us in, or does not answer".to_owned())?;
         let joined = joined.map_err(|status| status.message().to_owned())?;
         let mut inbound = joined.into_inner();
+        let mut silence = JOIN;
         loop {
             let message = tokio::select! {
-                message = inbound.message() => message.map_err(|status| status.to_string())?,
+                message = tokio::time::timeout(silence, inbound.message()) => {
+                    let heard = message.map_err(|_| format!("the scheduler was silent for {silence:?}"))?;
+                    heard.map_err(|status| status.to_string())?
+                }
                 () = cut.cancelled() => return Err("too many reports waited".into()),
             };
             let Some(message) = message else { return Ok(()) };
             for order in &message.orders {
                 if let Some(link::order::Kind::Welcome(welcome)) = &order.kind {
+                    silence = Duration::from_millis(u64::from(welcome.beat_ms.max(10))) * BEATS;
                     welcomed(welcome, link, node, &outbox)?;
                 }
             }

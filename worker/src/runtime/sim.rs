@@ -40,9 +40,13 @@ impl Simulated {
         self.groups.borrow_mut().insert(group, AbortOnDropHandle::new(task));
     }
 
-    /// Interrupts a group; its results are not wanted.
+    /// Interrupts a group; its results are not wanted, but that it is over is told.
     pub fn interrupt(&self, group: LeaseId) {
-        self.groups.borrow_mut().remove(&group);
+        if self.groups.borrow_mut().remove(&group).is_some() {
+            let tell = self.tell.clone();
+            let over = Event::Worked { container: tell.container, group, results: Results::new(), run_us: 0 };
+            actix::spawn(async move { tell.tell(over).await });
+        }
     }
 
     /// Ends.

@@ -30,6 +30,8 @@ pub struct Happen(pub Vec<Event>);
 pub struct Joined {
     /// Which worker.
     pub worker: WorkerId,
+    /// Which of its links: an older one has nothing to say any more.
+    pub generation: u64,
     /// Its new link.
     pub orders: mpsc::Sender<Order>,
     /// What it holds.
@@ -188,6 +190,11 @@ impl Handler<Happen> for FunctionActor {
 impl Handler<Joined> for FunctionActor {
     type Result = ();
     fn handle(&mut self, joined: Joined, ctx: &mut Context<Self>) {
+        let newest = self.env.registry.worker(&joined.worker).map(|worker| worker.generation);
+        if newest.is_some_and(|newest| newest > joined.generation) {
+            // What an older link told is not true any more.
+            return;
+        }
         self.links.insert(joined.worker.clone(), joined.orders);
         // A function that does not exist yet holds nothing.
         let _ = self.step(Event::Inventory { worker: joined.worker, held: joined.held }, ctx);

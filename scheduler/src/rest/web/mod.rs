@@ -45,6 +45,8 @@ use std::{
 const TRIES: u32 = 3;
 /// How long a broken connection waits for its container's end.
 const END: Duration = Duration::from_millis(200);
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(2);
 /// How long an idle connection to a container is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// Headers that concern one connection only (RFC 9110, section 7.6.1), or that are set anew.
@@ -68,11 +70,12 @@ pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Connections to containers and other schedulers, of one thread of the server.
 #[derive(Clone)]
-pub struct Proxy(pub Client<HttpsConnector<HttpConnector>, Body>);
+pub struct Proxy(pub Client<HttpsConnector<HttpConnector>, Body>, bool);
 
 impl Proxy {
     /// Other schedulers must show whom `trusted` trusts, whatever their address; containers are on their workers' own machines.
-    pub fn new(trusted: &ClientConfig) -> Self {
+    /// `encrypted` says whether schedulers are spoken to in no other way.
+    pub fn new(trusted: &ClientConfig, encrypted: bool) -> Self {
         let connector = HttpsConnectorBuilder::new().with_tls_config(trusted.clone()).https_or_http();
         let connector = match ServerName::try_from(identity::SCHEDULER) {
             Ok(name) => connector.with_server_name_resolver(FixedServerNameResolver::new(name)),
@@ -81,8 +84,14 @@ impl Proxy {
         let mut plain = HttpConnector::new();
         plain.set_nodelay(true);
         plain.enforce_http(false);
+        plain.set_connect_timeout(Some(CONNECT));
         let connector = connector.enable_http1().wrap_connector(plain);
-        Self(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector))
+        Self(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector), encrypted)
+    }
+
+    /// Whether a scheduler at this address may be told what clients say, tokens among it.
+    pub fn may_tell(&self, peer: &str) -> bool {
+        !self.1 || peer.starts_with("https://")
     }
 }
 

@@ -1,0 +1,154 @@
+//! The scheduler's side of the link: workers dial in, say what they hold, then reports come up and orders go down.
+
+mod orders;
+mod session;
+
+use crate::{
+    actor::registry::{LINK_BACKLOG, Link},
+    config::SchedulerConfig,
+    shard::Shared,
+    store::layout,
+    tls,
+};
+use capstan_common::{
+    report::{Hello, Report},
+    wire::{self, PROTOCOL, link},
+};
+use orders::send_orders;
+use rustls::pki_types::CertificateDer;
+use session::Session;
+use std::{net::Ipv4Addr, pin::Pin, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::server::{TcpConnectInfo, TlsConnectInfo},
+};
+
+/// The longest name of a worker.
+const NAME_MAX: usize = 128;
+/// Takes workers' links; a clone is another handle.
+#[derive(Clone)]
+pub struct LinkServer {
+    shared: Arc<Shared>,
+    beat_ms: u32,
+    unreachable_after: Duration,
+    lost_after: Duration,
+}
+
+type Orders = Pin<Box<dyn Stream<Item = Result<link::Orders, Status>> + Send>>;
+
+impl LinkServer {
+    /// For a scheduler's shards.
+    pub fn new(shared: Arc<Shared>, config: &SchedulerConfig) -> Self {
+        Self {
+            shared,
+            beat_ms: (config.unreachable_after_ms / 6).max(50) as u32,
+            unreachable_after: Duration::from_millis(config.unreachable_after_ms),
+            lost_after: Duration::from_millis(config.lost_after_ms),
+        }
+    }
+}
+
+impl LinkServer {
+    /// Where links are encrypted, a worker is who its certificate says, and only as long as that was not revoked.
+    async fn must_be(&self, worker: &str, shown: Option<&CertificateDer<'_>>) -> Result<(), Status> {
+        if self.shared.authority.is_none() {
+            return Ok(());
+        }
+        if !shown.is_some_and(|shown| tls::is_of(shown, worker)) {
+            return Err(Status::unauthenticated(format!(
+                "the certificate is not that of a worker named `{worker}`: each worker enrols by its own name with a join token (`capstan invite`)"
+            )));
+        }
+        let revoked = self.shared.globals.get(&layout::revoked(worker)).await;
+        match revoked.map_err(|error| Status::unavailable(error.to_string()))? {
+            None => Ok(()),
+            Some(_) => Err(Status::unauthenticated(format!(
+                "the certificate of worker `{worker}` was revoked: remove its identity, and let it join by another name"
+            ))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl link::link_server::Link for LinkServer {
+    type JoinStream = Orders;
+
+    async fn join(&self, request: Request<Streaming<link::Reports>>) -> Result<Response<Orders>, Status> {
+        let host = request.remote_addr().map_or(Ipv4Addr::LOCALHOST.into(), |from| from.ip());
+        let shown = certificate(&request);
+        let mut inbound = request.into_inner();
+        let hello = first_hello(&mut inbound).await?;
+        self.must_be(&hello.worker, shown.as_ref()).await?;
+        if hello.protocol != PROTOCOL {
+            return Err(Status::failed_precondition(format!(
+                "worker {} speaks link protocol {}, this scheduler speaks {PROTOCOL}: run the same version on both",
+                hello.worker, hello.protocol
+            )));
+        }
+        let (orders, outbound) = mpsc::channel(LINK_BACKLOG);
+        let (batches, stream) = mpsc::channel(16);
+        let link = Link::new(orders);
+        let cut = link.cut.clone();
+        tokio::spawn(send_orders(self.shared.clone(), self.beat_ms, outbound, batches, cut));
+        let (begun, begins) = oneshot::channel();
+        let (server, silence, lost_after) = (self.clone(), self.unreachable_after, self.lost_after);
+        // A task of its own: a connection that breaks meanwhile drops this handler, and a session must not stop half-made.
+        tokio::spawn(async move {
+            match Session::begin(&server, hello, host, link).await {
+                Ok(session) => {
+                    // A handler that is gone has a stream that has ended: the session sees that itself.
+                    let _ = begun.send(Ok(()));
+                    session.run(inbound, silence, lost_after).await;
+                }
+                Err(status) => drop(begun.send(Err(status))),
+            }
+        });
+        begins.await.map_err(|_| Status::internal("the session ended before it began"))??;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn enrol(&self, request: Request<link::EnrolRequest>) -> Result<Response<link::Enrolled>, Status> {
+        let shown = certificate(&request);
+        let asked = request.into_inner();
+        let authority = self.shared.authority.as_ref();
+        let authority = authority
+            .ok_or_else(|| Status::failed_precondition("links are not encrypted here: leave worker.link_tls out"))?;
+        if asked.worker.is_empty() || asked.worker.len() > NAME_MAX {
+            return Err(Status::invalid_argument(format!("a worker's name has 1 to {NAME_MAX} bytes")));
+        }
+        if asked.token.is_empty() {
+            self.must_be(&asked.worker, shown.as_ref()).await?;
+        } else {
+            let revoked = self.shared.globals.get(&layout::revoked(&asked.worker)).await;
+            if revoked.map_err(|error| Status::unavailable(error.to_string()))?.is_some() {
+                return Err(Status::unauthenticated(format!(
+                    "worker `{}` was revoked: let it join by another name",
+                    asked.worker
+                )));
+            }
+            let admitted = tls::admit(&self.shared.globals, &asked.token).await;
+            admitted.map_err(|error| Status::unauthenticated(format!("{error:#}")))?;
+        }
+        let signed = authority.sign(&asked.worker, &asked.request);
+        let (certificate, ours) = signed.map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
+        tracing::info!(worker = asked.worker, "a worker's certificate was signed");
+        Ok(Response::new(link::Enrolled { certificate, authority: ours, good_for_s: authority.worker_s() }))
+    }
+}
+
+/// The certificate that a worker shows.
+fn certificate<T>(request: &Request<T>) -> Option<CertificateDer<'static>> {
+    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
+    info.peer_certs()?.first().cloned()
+}
+
+async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, Status> {
+    let first = inbound.message().await?.and_then(|reports| reports.reports.into_iter().next());
+    let report = first.map(wire::report_in).transpose().map_err(|e| Status::invalid_argument(e.to_string()))?;
+    match report {
+        Some(Report::Hello(hello)) if !hello.worker.is_empty() => Ok(hello),
+        _ => Err(Status::invalid_argument("a link begins with Hello and a worker's name")),
+    }
+}

@@ -42,8 +42,9 @@ const REDIAL_MS: u64 = 50;
 const REDIAL_MAX_MS: u64 = 2000;
 /// How long a scheduler may take to let a worker in.
 const JOIN: Duration = Duration::from_secs(10);
-/// Beats of the scheduler that may fail to come before it is taken for dead.
-const BEATS: u32 = 6;
+/// Beats of the scheduler that may fail to come before it is taken for dead: more than it grants a worker, for one that thousands
+/// join at once is late, and all of them dialling again would not help it.
+const BEATS: u32 = 20;
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
 

@@ -2,6 +2,8 @@
 
 use capstan::local::{Mode, Size, free_ports};
 use capstan_common::{
+    container::Ending,
+    id::ContainerId,
     report::{Hello, Report},
     resource::Amount,
     wire::{PROTOCOL, link},
@@ -13,6 +15,8 @@ use capstan_tests::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::Path, process::Stdio};
 use tokio::process::Command;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 
 fn size(schedulers: usize, workers: usize) -> Size {
     Size { etcd: 1, schedulers, workers, ..Size::default() }
@@ -29,6 +33,7 @@ trait Machines {
     async fn owners(&self, names: &[String]) -> BTreeMap<usize, Vec<String>>;
     async fn worker(&self, scheduler: usize, name: &str) -> Value;
     async fn containers(&self, scheduler: usize, worker: &str) -> Vec<Value>;
+    async fn is_everywhere(&self, worker: &str, state: &str);
 }
 
 impl Machines for Cluster {
@@ -54,6 +59,16 @@ impl Machines for Cluster {
     async fn containers(&self, scheduler: usize, worker: &str) -> Vec<Value> {
         let view = self.get(scheduler, &format!("/v1/containers?worker={worker}")).await;
         view["containers"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until a worker is in a state, as all schedulers see it.
+    async fn is_everywhere(&self, worker: &str, state: &str) {
+        for scheduler in 0..self.local.schedulers.len() {
+            eventually(&format!("`{state}` everywhere"), async || {
+                (self.worker(scheduler, worker).await["state"] == state).then_some(())
+            })
+            .await;
+        }
     }
 }
 
@@ -166,12 +181,7 @@ async fn a_drained_worker_is_emptied_by_all_schedulers_and_kills_no_work() {
     assert!(!bench.containers(0, "worker-1").await.is_empty());
     let drained = bench.http.post(bench.at(0, "/v1/workers/worker-1/drain")).send().await.unwrap();
     assert_eq!(drained.status(), 200);
-    for scheduler in 0..2 {
-        eventually("`draining` everywhere", async || {
-            (bench.worker(scheduler, "worker-1").await["state"] == "draining").then_some(())
-        })
-        .await;
-    }
+    bench.is_everywhere("worker-1", "draining").await;
     // What runs there goes on; what is new begins elsewhere.
     for name in &names {
         let sent = bench.http.post(bench.function(1, name, "/spawn")).body("3").send().await.unwrap();
@@ -194,12 +204,7 @@ async fn a_drained_worker_is_emptied_by_all_schedulers_and_kills_no_work() {
     .await;
     let resumed = bench.http.post(bench.at(1, "/v1/workers/worker-1/resume")).send().await.unwrap();
     assert_eq!(resumed.status(), 200);
-    for scheduler in 0..2 {
-        eventually("`ready` everywhere", async || {
-            (bench.worker(scheduler, "worker-1").await["state"] == "ready").then_some(())
-        })
-        .await;
-    }
+    bench.is_everywhere("worker-1", "ready").await;
 }
 
 #[tokio::test]
@@ -241,22 +246,62 @@ async fn a_worker_that_hears_nothing_takes_its_scheduler_for_dead_and_dials_agai
     assert_eq!(bench.invoke(0, "echo", "1").await, (200, json!(1)));
 }
 
+async fn dial(bench: &Cluster) -> link::link_client::LinkClient<Channel> {
+    let address = format!("http://{}", bench.local.schedulers[0].from_workers.address());
+    link::link_client::LinkClient::connect(address).await.unwrap()
+}
+
+fn hello(worker: &str, protocol: u32) -> Report {
+    Report::Hello(Hello {
+        protocol,
+        worker: worker.into(),
+        capacity: Amount { cpu_milli: 100, memory_mib: 100 },
+        version: "9.9.9".into(),
+        limits: String::new(),
+        instance: "x".into(),
+    })
+}
+
+fn says(report: Report) -> link::Reports {
+    link::Reports { reports: vec![report.into()] }
+}
+
+#[tokio::test]
+async fn a_worker_that_tells_of_anothers_container_is_not_heard() {
+    // RELIABILITY §4.1 A4
+    let bench = Cluster::start(size(1, 1)).await.unwrap();
+    let (log, gate) = (bench.folder.path().join("runs"), bench.folder.path().join("gate"));
+    bench.deploy("f", &waits(&log, &gate)).await.unwrap();
+    let sent = bench.http.post(bench.function(0, "f", "/spawn")).body("7").send().await.unwrap();
+    let call = sent.json::<Value>().await.unwrap()["call_id"].as_str().unwrap().to_owned();
+    eventually("the run", async || (lines(&log) == 1).then_some(())).await;
+    let container = bench.containers(0, "worker-1").await[0]["id"].as_str().unwrap().parse().unwrap();
+    let (tell, told) = tokio::sync::mpsc::channel(8);
+    tell.send(says(hello("liar", PROTOCOL))).await.unwrap();
+    let mut orders = dial(&bench).await.join(ReceiverStream::new(told)).await.unwrap().into_inner();
+    let ended = Report::Ended { container, ending: Ending::default(), begun: Vec::new() };
+    tell.send(says(ended)).await.unwrap();
+    // What nobody owns is told to stop, in the order of the reports: by then the lie was heard, too.
+    tell.send(says(Report::Spawned { container: ContainerId(1), pid: 1, spawn_us: 1 })).await.unwrap();
+    let stopped = |orders: link::Orders| {
+        orders.orders.into_iter().any(|order| matches!(order.kind, Some(link::order::Kind::Stop(_))))
+    };
+    while !stopped(orders.message().await.unwrap().expect("orders")) {}
+    std::fs::write(&gate, "").unwrap();
+    eventually("its end", async || {
+        let view = bench.get(0, &format!("/v1/calls/{call}")).await;
+        (view["state"] == "succeeded").then_some(())
+    })
+    .await;
+    assert_eq!(lines(&log), 1, "the run was taken for lost and begun again");
+}
+
 #[tokio::test]
 async fn a_worker_of_another_protocol_is_refused_and_told_what_to_do() {
     // RELIABILITY F35
     let bench = Cluster::start(size(1, 1)).await.unwrap();
-    let address = format!("http://{}", bench.local.schedulers[0].from_workers.address());
-    let mut client = link::link_client::LinkClient::connect(address).await.unwrap();
-    let hello = Hello {
-        protocol: PROTOCOL + 1,
-        worker: "newer".into(),
-        capacity: Amount { cpu_milli: 1_000, memory_mib: 1_000 },
-        version: "9.9.9".into(),
-        limits: String::new(),
-        instance: "x".into(),
-    };
-    let reports = link::Reports { reports: vec![Report::Hello(hello).into()] };
-    let refused = client.join(tokio_stream::once(reports)).await.unwrap_err();
+    let mut client = dial(&bench).await;
+    let refused = client.join(tokio_stream::once(says(hello("newer", PROTOCOL + 1)))).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert!(refused.message().contains("run the same version on both"), "{}", refused.message());
     let known = bench.get(0, "/v1/workers").await;

@@ -99,7 +99,7 @@ impl Handler<Told> for AutoscalerActor {
         for effect in out.drain(..) {
             let (function, event) = match effect {
                 Effect::Grant { function, container, worker } => {
-                    self.registry.route(container, &function);
+                    self.registry.route(container, &function, &worker);
                     (function, event::Event::Granted { container, worker })
                 }
                 Effect::Unplaced { function, why } => (function, event::Event::Unplaced(why)),

@@ -70,13 +70,24 @@ pub struct WorkerEntry {
 #[derive(Default)]
 struct Tables {
     functions: BTreeMap<FunctionKey, Addr<FunctionActor>>,
-    containers: BTreeMap<ContainerId, FunctionKey>,
+    /// Whose each container is, and where.
+    containers: BTreeMap<ContainerId, (FunctionKey, WorkerId)>,
     links: BTreeMap<WorkerId, Link>,
     /// Workers that have told what they hold of a shard: only they get its orders.
     told: BTreeSet<(WorkerId, Shard)>,
     workers: BTreeMap<WorkerId, WorkerEntry>,
     /// How often whose links broke, also of those that are lost.
     steadiness: BTreeMap<WorkerId, Steadiness>,
+}
+
+impl Tables {
+    /// A worker's link is no more, which counts against the worker.
+    fn drop_link(&mut self, worker: &WorkerId) -> Option<Link> {
+        self.told.retain(|(told, _)| told != worker);
+        let link = self.links.remove(worker)?;
+        self.steadiness.entry(worker.clone()).or_default().broke(clock::now());
+        Some(link)
+    }
 }
 
 /// Routes of one scheduler. Holds addresses, never a core's state.
@@ -121,9 +132,12 @@ impl Registry {
         self.write().functions.remove(key);
     }
 
-    /// Reports of this container go to that function.
-    pub fn route(&self, container: ContainerId, function: &FunctionKey) {
-        self.write().containers.insert(container, function.clone());
+    /// Reports of this container go to that function, if they come from this worker. A container stays where it is: whether it
+    /// is there, and not at another worker.
+    pub fn route(&self, container: ContainerId, function: &FunctionKey, worker: &WorkerId) -> bool {
+        let mut tables = self.write();
+        let there = tables.containers.entry(container).or_insert_with(|| (function.clone(), worker.clone()));
+        there.1 == *worker
     }
 
     /// A container is gone.
@@ -134,8 +148,13 @@ impl Registry {
     /// The function of a container.
     pub fn owner(&self, container: ContainerId) -> Option<(FunctionKey, Addr<FunctionActor>)> {
         let tables = self.read();
-        let key = tables.containers.get(&container)?;
+        let (key, _) = tables.containers.get(&container)?;
         Some((key.clone(), tables.functions.get(key)?.clone()))
+    }
+
+    /// Whether a container is another worker's: this one has nothing to say of it (RELIABILITY §4.1 A4).
+    pub fn is_elsewhere(&self, container: ContainerId, worker: &WorkerId) -> bool {
+        self.read().containers.get(&container).is_some_and(|(_, there)| there != worker)
     }
 
     /// The way for a shard's orders to a worker, while its link stands and it has told what it holds.
@@ -173,16 +192,13 @@ impl Registry {
     pub fn close(&self, shard: Shard, functions: &BTreeSet<FunctionKey>) {
         let mut tables = self.write();
         tables.told.retain(|(_, of)| *of != shard);
-        tables.containers.retain(|_, function| !functions.contains(function));
+        tables.containers.retain(|_, (function, _)| !functions.contains(function));
     }
 
     /// Ends a worker's link; it will join again.
     pub fn cut(&self, worker: &WorkerId) {
-        let mut tables = self.write();
-        tables.told.retain(|(told, _)| told != worker);
-        if let Some(link) = tables.links.remove(worker) {
+        if let Some(link) = self.write().drop_link(worker) {
             link.cut.cancel();
-            tables.steadiness.entry(worker.clone()).or_default().broke(clock::now());
         }
     }
 
@@ -231,10 +247,7 @@ impl Registry {
         if entry.state == WorkerState::Ready {
             entry.state = WorkerState::Unreachable;
         }
-        if tables.links.remove(worker).is_some() {
-            tables.steadiness.entry(worker.clone()).or_default().broke(clock::now());
-        }
-        tables.told.retain(|(told, _)| told != worker);
+        tables.drop_link(worker);
         true
     }
 

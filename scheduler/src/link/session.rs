@@ -97,8 +97,8 @@ impl Session {
             held.entry(container.function.clone()).or_default().push(container);
         }
         for (key, function) in env.own_functions() {
-            let held = held.remove(&key).unwrap_or_default();
-            held.iter().for_each(|h| self.shared.registry.route(h.container, &key));
+            let mut held = held.remove(&key).unwrap_or_default();
+            held.retain(|h| self.shared.registry.route(h.container, &key, &self.worker));
             if self.link.cut.is_cancelled() {
                 // A newer link may have told already what the worker holds by now.
                 return;
@@ -230,6 +230,10 @@ impl Session {
                 return Ok(());
             }
             let Some((container, event)) = self.event_of(report) else { continue };
+            if self.shared.registry.is_elsewhere(container, &self.worker) {
+                tracing::warn!(worker = %self.worker, %container, "a worker reports of another worker's container: it is not heard");
+                continue;
+            }
             let Some((key, address)) = self.shared.registry.owner(container) else {
                 self.answer_unowned(container, event).await;
                 continue;
@@ -249,7 +253,9 @@ impl Session {
                 return None;
             }
             Report::Log { container, chunk, dropped, .. } => {
-                self.shared.telemetry.logs.add(container, chunk, dropped);
+                if !self.shared.registry.is_elsewhere(container, &self.worker) {
+                    self.shared.telemetry.logs.add(container, chunk, dropped);
+                }
                 return None;
             }
             Report::Refused { container, reason } => (container, Event::Refused { container, reason: reason.into() }),

@@ -150,7 +150,7 @@ impl FunctionActor {
                 self.tell_autoscaler(autoscaler::Event::Released(container), ctx);
             }
             Effect::Hold { container, worker, amount } => {
-                self.env.registry.route(container, &self.key);
+                self.env.registry.route(container, &self.key, &worker);
                 let function = self.key.clone();
                 self.tell_autoscaler(autoscaler::Event::Held { container, function, worker, amount }, ctx);
             }

@@ -178,9 +178,7 @@ impl Parts {
             zero: RwLock::new(Arc::new(zero)),
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
             tokens,
-            authority: authority.clone().filter(|_| config.link_tls),
-            rest_authority: authority.clone().filter(|_| config.rest_tls),
-            peers_authority: authority,
+            authority,
             globals,
             stopping: CancellationToken::new(),
             functions: functions.handle(),
@@ -194,7 +192,7 @@ impl Parts {
     /// Opens the doors.
     async fn serve(self, config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
         let Self { shared, functions, timers } = self;
-        if let Some(authority) = &shared.rest_authority {
+        if let Some(authority) = shared.authority.as_ref().filter(|_| config.rest_tls) {
             let file = config.data_dir.join("authority.pem");
             let written =
                 std::fs::create_dir_all(&config.data_dir).and_then(|()| std::fs::write(&file, authority.pem()));
@@ -250,7 +248,7 @@ fn serve_links(
     config: &SchedulerConfig,
     links: LinkListener,
 ) -> anyhow::Result<Option<SocketAddr>> {
-    let bound = links.bind(shared.authority.as_deref())?;
+    let bound = links.bind(shared.authority.as_deref().filter(|_| config.link_tls))?;
     let address = match &bound {
         Bound::Tcp(listener, _) => Some(listener.local_addr()?),
         Bound::InProcess(_) | Bound::Unix(_) => None,

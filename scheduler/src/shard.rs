@@ -61,12 +61,9 @@ pub struct Shared {
     pub prometheus: Option<Prometheus>,
     /// API tokens.
     pub tokens: Tokens,
-    /// The cluster's own authority, where links are encrypted.
+    /// The cluster's own authority, where links or REST are encrypted, and in every cluster: other schedulers may encrypt REST
+    /// before this one does.
     pub authority: Option<Arc<Authority>>,
-    /// The same, where REST is.
-    pub rest_authority: Option<Arc<Authority>>,
-    /// The same, for believing other schedulers, which may encrypt REST before this one does.
-    pub peers_authority: Option<Arc<Authority>>,
     /// What belongs to no function.
     pub globals: Globals,
     /// Cancelled when the scheduler stops: nothing new is accepted, and open streams end.

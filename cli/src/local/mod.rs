@@ -105,8 +105,8 @@ struct Ground {
     schedulers: usize,
 }
 
-/// The port of each service of a node that has an address of its own.
-const PORTS: [u16; 3] = [7070, 7071, 7072];
+/// The two ports of a node that has an address of its own.
+const PORTS: [u16; 2] = [7070, 7071];
 
 impl Ground {
     fn make(size: &Size) -> Result<Self> {
@@ -127,12 +127,12 @@ impl Ground {
         self.net.as_ref().map_or(Ipv4Addr::LOCALHOST, Net::outside).into()
     }
 
-    /// Addresses at which a node can listen.
-    fn listen(&self, part: Part, count: usize) -> Result<Vec<SocketAddr>> {
-        let at = |ip: Ipv4Addr, ports: &[u16]| ports.iter().map(|port| (ip, *port).into()).collect();
+    /// Two addresses at which a node can listen.
+    fn listen(&self, part: Part) -> Result<(SocketAddr, SocketAddr)> {
+        let at = |ip: Ipv4Addr, ports: &[u16]| ((ip, ports[0]).into(), (ip, ports[1]).into());
         Ok(match &self.net {
-            Some(net) => at(net.address(self.number(part)), &PORTS[..count]),
-            None => at(Ipv4Addr::LOCALHOST, &free_ports(count)?),
+            Some(net) => at(net.address(self.number(part)), &PORTS),
+            None => at(Ipv4Addr::LOCALHOST, &free_ports(PORTS.len())?),
         })
     }
 
@@ -207,8 +207,7 @@ impl LocalCluster {
         for url in &self.etcd_urls {
             to_etcd.push(Proxy::start(here, url.trim_start_matches("http://").parse()?).await?);
         }
-        let ends = self.ground.listen(Part::Scheduler(n), 2)?;
-        let (listen, link) = (ends[0], ends[1]);
+        let (listen, link) = self.ground.listen(Part::Scheduler(n))?;
         let from_workers = Proxy::start(here, link).await?;
         let endpoints: Vec<String> = to_etcd.iter().map(|proxy| format!("http://{}", proxy.address())).collect();
         let mut arguments = vec![
@@ -352,8 +351,7 @@ pub fn etcd_arguments(folder: &Path, ends: &[(SocketAddr, SocketAddr)]) -> Vec<V
 }
 
 fn start_etcd(ground: &Ground, folder: &Path, size: &Size) -> Result<(Vec<Process>, Vec<String>)> {
-    let ends = (0..size.etcd).map(|n| ground.listen(Part::Etcd(n), 2).map(|ends| (ends[0], ends[1])));
-    let ends = ends.collect::<Result<Vec<_>>>()?;
+    let ends = (0..size.etcd).map(|n| ground.listen(Part::Etcd(n))).collect::<Result<Vec<_>>>()?;
     let mut members = Vec::new();
     for (n, mut arguments) in etcd_arguments(folder, &ends).into_iter().enumerate() {
         arguments.extend(size.etcd_arguments.clone());

@@ -9,7 +9,7 @@ use crate::{
     },
     clock,
     store::{Change, layout},
-    telemetry::metrics::{ContainerLabel, FunctionLabel},
+    telemetry::metrics::{ContainerLabel, FunctionLabel, state_label},
 };
 use capstan_common::{
     id::{ContainerId, WorkerId},
@@ -151,7 +151,7 @@ impl Api {
 
     /// A token that lets one worker join, within ten minutes.
     pub async fn invite(&self) -> Result<Value, Refusal> {
-        let authority = self.env.authority.as_ref().ok_or_else(|| {
+        let authority = self.env.authority.as_ref().filter(|_| self.config.link_tls).ok_or_else(|| {
             let detail = "links are not encrypted, so that workers need no certificate: set scheduler.link_tls";
             Refusal::new(Code::Unsupported, detail)
         })?;
@@ -162,7 +162,7 @@ impl Api {
 
     /// A worker's certificate is not good any more: its link ends, and it is never let in again by this name.
     pub async fn revoke_worker(&self, name: &str) -> Result<Value, Refusal> {
-        if self.env.authority.is_none() {
+        if !self.config.link_tls {
             let detail =
                 "links are not encrypted, so that workers have no certificates to revoke: set scheduler.link_tls";
             return Err(Refusal::new(Code::Unsupported, detail));
@@ -235,11 +235,10 @@ impl Api {
             metrics.running.get_or_create(&label).set(stats.running as i64);
             metrics.desired.get_or_create(&label).set(i64::from(stats.desired));
             for (state, count) in stats.containers {
-                let state = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(String::from));
                 let label = ContainerLabel {
                     namespace: label.namespace.clone(),
                     function: label.function.clone(),
-                    state: state.unwrap_or_default(),
+                    state: state_label(state),
                 };
                 metrics.containers.get_or_create(&label).set(i64::from(count));
             }

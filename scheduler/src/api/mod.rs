@@ -147,14 +147,9 @@ impl Api {
         guest.ok_or_else(|| self.env.view.owner(shard))
     }
 
-    /// Who signs certificates for REST, where it is encrypted.
-    pub fn rest_authority(&self) -> Option<&Authority> {
-        self.env.rest_authority.as_deref()
-    }
-
-    /// Who signs other schedulers' certificates.
-    pub fn peers_authority(&self) -> Option<&Authority> {
-        self.env.peers_authority.as_deref()
+    /// Who signs certificates, if anybody does.
+    pub fn authority(&self) -> Option<&Authority> {
+        self.env.authority.as_deref()
     }
 
     /// Where this scheduler is reached by others.

@@ -8,7 +8,7 @@ use crate::{
     config::SchedulerConfig,
     shard::Shared,
     store::layout,
-    tls,
+    tls::{self, Authority},
 };
 use capstan_common::{
     report::{Hello, Report},
@@ -31,6 +31,8 @@ const NAME_MAX: usize = 128;
 #[derive(Clone)]
 pub struct LinkServer {
     shared: Arc<Shared>,
+    /// Who signs workers' certificates, where links are encrypted.
+    authority: Option<Arc<Authority>>,
     beat_ms: u32,
     unreachable_after: Duration,
     lost_after: Duration,
@@ -42,6 +44,7 @@ impl LinkServer {
     /// For a scheduler's shards.
     pub fn new(shared: Arc<Shared>, config: &SchedulerConfig) -> Self {
         Self {
+            authority: shared.authority.clone().filter(|_| config.link_tls),
             shared,
             beat_ms: (config.unreachable_after_ms / 6).max(50) as u32,
             unreachable_after: Duration::from_millis(config.unreachable_after_ms),
@@ -53,7 +56,7 @@ impl LinkServer {
 impl LinkServer {
     /// Where links are encrypted, a worker is who its certificate says, and only as long as that was not revoked.
     async fn must_be(&self, worker: &str, shown: Option<&CertificateDer<'_>>) -> Result<(), Status> {
-        if self.shared.authority.is_none() {
+        if self.authority.is_none() {
             return Ok(());
         }
         if !shown.is_some_and(|shown| tls::is_of(shown, worker)) {
@@ -112,7 +115,7 @@ impl link::link_server::Link for LinkServer {
     async fn enrol(&self, request: Request<link::EnrolRequest>) -> Result<Response<link::Enrolled>, Status> {
         let shown = certificate(&request);
         let asked = request.into_inner();
-        let authority = self.shared.authority.as_ref();
+        let authority = self.authority.as_ref();
         let authority = authority
             .ok_or_else(|| Status::failed_precondition("links are not encrypted here: leave worker.link_tls out"))?;
         if asked.worker.is_empty() || asked.worker.len() > NAME_MAX {

@@ -9,7 +9,7 @@ use crate::api::{Api, cluster::ContainersFilter};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use capstan_common::{id::ContainerId, refusal::Code, worker::WorkerState};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
@@ -134,25 +134,18 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
 
 pub async fn events(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
     let mut listener = api.telemetry().events.listen();
-    let theirs = gather::events(&api, &request).await;
+    let (theirs, stopping) = (gather::events(&api, &request).await, api.stopping().clone().cancelled_owned());
     let ours = async_stream::stream! {
         yield Ok::<_, Problem>(Bytes::from([gather::BEGINNING, b"\n\n"].concat()));
         loop {
-            let news = tokio::select! {
-                news = listener.recv() => news,
-                () = api.stopping().cancelled() => break,
-            };
-            match news {
+            match listener.recv().await {
                 Ok(text) => yield Ok(Bytes::from(format!("data: {text}\n\n"))),
                 Err(RecvError::Lagged(missed)) => yield Ok(Bytes::from(format!(": {missed} events were missed\n\n"))),
                 Err(RecvError::Closed) => break,
             }
         }
     };
-    // Ours end with the scheduler, and the stream with them.
-    let ours = ours.map(Some).chain(futures_util::stream::iter([None]));
-    let all = futures_util::stream::select(ours, theirs.map(|event| Some(Ok(event))));
-    let all = all.take_while(|event| std::future::ready(event.is_some())).filter_map(std::future::ready);
+    let all = stream::select(ours, theirs.map(Ok)).take_until(stopping);
     HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-cache"))

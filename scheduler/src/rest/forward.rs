@@ -134,7 +134,7 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
             Some(upload) if !upgrades => upload.clone().body(),
             _ => nothing(),
         };
-        let asking = proxy.0.request(asked(request, &peer, hops, upgrades, body)?);
+        let asking = proxy.client.request(asked(request, &peer, hops, upgrades, body)?);
         let sent = tokio::select! {
             sent = asking => sent,
             () = moved(api, place, &peer) => {

@@ -14,15 +14,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// What the other schedulers answer to the same question about what they own, at a place in their answers like `data/result`;
-/// nothing for a question that another one asks. One
-/// that does not answer is left out: what it owns has a new owner soon.
+/// nothing for a question that another one asks. One that does not answer is left out: what it owns has a new owner soon.
 pub async fn gather(api: &Api, request: &HttpRequest, field: &str) -> Vec<Value> {
     if hops(request) > 0 {
         return Vec::new();
     }
     let Some(proxy) = request.app_data::<web::Data<Proxy>>() else { return Vec::new() };
     let ask = |peer: Peer| async move {
-        let answer = proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?).await.ok()?;
+        let answer = proxy.client.request(asked(request, &peer, 0, false, nothing()).ok()?).await.ok()?;
         let whole = Limited::new(answer.into_body(), LIST_MAX).collect().await.ok()?.to_bytes();
         serde_json::from_slice::<Value>(&whole).ok()
     };
@@ -70,7 +69,7 @@ pub async fn elsewhere(api: &Api, request: &HttpRequest) -> Option<HttpResponse>
     let proxy = request.app_data::<web::Data<Proxy>>()?;
     let mut refused = None;
     for peer in api.peers() {
-        let asking = proxy.0.request(asked(request, &peer, 0, false, nothing()).ok()?);
+        let asking = proxy.client.request(asked(request, &peer, 0, false, nothing()).ok()?);
         let Ok(Ok(response)) = tokio::time::timeout(PATIENCE / 5, asking).await else { continue };
         if response.status().is_success() {
             return Some(answer(response, None, false).await);
@@ -94,7 +93,7 @@ pub async fn events(api: &Api, request: &HttpRequest) -> impl Stream<Item = Byte
     let proxy = request.app_data::<web::Data<Proxy>>();
     let listen = |peer: Peer| async move {
         let asked = asked(request, &peer, 0, false, nothing()).ok()?;
-        let answer = tokio::time::timeout(PATIENCE / 5, proxy?.0.request(asked)).await.ok()?.ok()?;
+        let answer = tokio::time::timeout(PATIENCE / 5, proxy?.client.request(asked)).await.ok()?.ok()?;
         answer.status().is_success().then(|| Box::pin(whole(answer.into_body())))
     };
     stream::select_all(join_all(peers.into_iter().map(listen)).await.into_iter().flatten())

@@ -27,8 +27,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Serves REST. Answers a handle and the address.
 pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
     let gate = route::Data::new(guard::Gate::new(config));
-    let trusted = Arc::new(tls::rest::client(api.peers_authority())?);
-    let shown = api.rest_authority().map(|authority| tls::rest::server(authority, config)).transpose()?;
+    let trusted = Arc::new(tls::rest::client(api.authority())?);
+    let shown = api
+        .authority()
+        .filter(|_| config.rest_tls)
+        .map(|authority| tls::rest::server(authority, config))
+        .transpose()?;
     let (shared, encrypted) = (route::Data::from(api), config.rest_tls);
     let server = HttpServer::new(move || {
         App::new()

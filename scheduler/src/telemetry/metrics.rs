@@ -16,6 +16,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use serde::Serialize;
 
 /// Labels of numbers of one function.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -51,6 +52,11 @@ pub struct ApiLabel {
     pub route: String,
     /// The answer's status.
     pub status: u16,
+}
+
+/// A state as a label: as REST writes it.
+pub fn state_label(state: impl Serialize) -> String {
+    serde_json::to_value(state).ok().and_then(|value| value.as_str().map(String::from)).unwrap_or_default()
 }
 
 fn seconds() -> Histogram {
@@ -145,8 +151,7 @@ impl Metrics {
     pub fn count_workers(&self, states: impl Iterator<Item = WorkerState>) {
         self.workers.clear();
         for state in states {
-            let kind = serde_json::to_value(state).ok().and_then(|v| v.as_str().map(String::from));
-            self.workers.get_or_create(&KindLabel { kind: kind.unwrap_or_default() }).inc();
+            self.workers.get_or_create(&KindLabel { kind: state_label(state) }).inc();
         }
     }
 

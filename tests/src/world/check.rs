@@ -123,36 +123,32 @@ impl World {
     pub(super) fn check_alone(&self, w: usize, assignments: &[Assignment]) -> Result<(), String> {
         for (other, worker) in self.workers.iter().enumerate().filter(|(other, _)| *other != w) {
             for assignment in assignments {
-                let twice = worker.node.working_on(assignment.call, assignment.index);
-                let Some(shard) = twice.map(|function| function.shard(self.keys.shards)) else { continue };
+                let Some((function, container, lease)) = worker.node.work_on(assignment.call, assignment.index) else {
+                    continue;
+                };
+                let shard = function.shard(self.keys.shards);
                 let Some((owner, epoch)) = self.keys.owners.get(&shard) else { continue };
                 let scheduler = &self.schedulers[*owner];
                 if scheduler.shards.get(&shard) != Some(epoch) {
                     continue;
                 }
-                let told = scheduler.told.contains(&(other, shard));
+                // The order to end the other attempt may be under way.
+                let of = scheduler.routes.get(&container).and_then(|f| scheduler.hosts.get(f));
+                let believed = of.is_some_and(|host| host.given.holds(container, lease));
                 let parted = scheduler.parted.get(&other).is_some_and(|at| at.plus_ms(LOST_MS) > self.now);
                 let awaited = scheduler.taken[&shard].plus_ms(self.limits.adopt_grace_ms) > self.now || parted;
-                let ended = self.is_told_to_end(assignment.call, assignment.index, *owner, other);
-                if if told { !ended } else { awaited } {
-                    return Err(format!(
-                        "I6: {} input {} begins on worker {w} while worker {other} works on it, and its owner {}",
-                        assignment.call,
-                        assignment.index,
-                        if told { "hears it" } else { "has not waited for it" }
-                    ));
-                }
+                let why = match scheduler.told.contains(&(other, shard)) {
+                    true if believed => "hears it",
+                    false if awaited => "has not waited for it",
+                    _ => continue,
+                };
+                return Err(format!(
+                    "I6: {} input {} begins on worker {w} while worker {other} works on it, and its owner {why}",
+                    assignment.call, assignment.index
+                ));
             }
         }
         Ok(())
-    }
-
-    /// Whether the owner has ordered the other attempt to end: the order may be under way.
-    fn is_told_to_end(&self, call: CallId, index: u64, owner: usize, other: usize) -> bool {
-        let held = self.workers[other].node.lease_of(call, index);
-        let Some((container, lease)) = held else { return true };
-        let of = self.schedulers[owner].routes.get(&container).and_then(|f| self.schedulers[owner].hosts.get(f));
-        of.is_none_or(|host| !host.given.holds(container, lease))
     }
 
     /// After the last fault and enough time: everything that was promised has come true.

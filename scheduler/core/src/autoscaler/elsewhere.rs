@@ -2,7 +2,7 @@
 //! poorer namespace elsewhere lacks is left to it; and where nothing is free, one scheduler after the other tries to make room.
 
 use super::{
-    Autoscaler, Effect, Want, Worker,
+    Autoscaler, Effect, Want, Worker, add, of,
     share::{Class, Policy, share},
     yielding::{Given, Need},
 };
@@ -138,14 +138,14 @@ pub(super) struct Left {
     open: Vec<usize>,
     gained: BTreeMap<Arc<str>, Amount>,
     /// By worker.
-    pub amounts: BTreeMap<WorkerId, Amount>,
+    amounts: BTreeMap<WorkerId, Amount>,
     counts: BTreeMap<usize, u32>,
 }
 
 impl Left {
     /// What is left to others on a worker.
     pub fn on(&self, worker: &WorkerId) -> Amount {
-        self.amounts.get(worker).copied().unwrap_or_default()
+        of(&self.amounts, worker)
     }
 }
 
@@ -217,7 +217,7 @@ impl Autoscaler {
     ) -> bool {
         let share_of = |n: usize| {
             let space = &self.elsewhere.lacks[n].namespace;
-            self.share_with(space, left.gained.get(space).copied().unwrap_or_default(), Amount::default())
+            self.share_with(space, of(&left.gained, space), Amount::default())
         };
         let Some((share, n)) = left.open.iter().map(|n| (share_of(*n), *n)).min() else { return false };
         if share >= own {
@@ -230,12 +230,10 @@ impl Autoscaler {
         match takes.then(|| place(self, left, amount)).flatten() {
             Some(worker) => {
                 left.counts.insert(n, taken + 1);
-                let of_worker = left.amounts.entry(worker).or_default();
-                *of_worker = of_worker.plus(amount);
+                add(&mut left.amounts, &worker, amount);
                 let foreign = &mut self.elsewhere.lacks[n];
                 foreign.left_since.get_or_insert(now);
-                let gained = left.gained.entry(foreign.namespace.clone()).or_default();
-                *gained = gained.plus(amount);
+                add(&mut left.gained, &foreign.namespace, amount);
             }
             None => left.open.retain(|open| *open != n),
         }
@@ -310,10 +308,10 @@ impl Autoscaler {
     fn is_to_make_room(&self, foreign: &Foreign, mine: &Summary, turn: u64) -> bool {
         let Some(me) = &self.elsewhere.me else { return false };
         let others = self.elsewhere.told.iter().filter(|(member, _)| **member != foreign.member);
-        let poor = self.share_with(&foreign.namespace, Amount::default(), Amount::default());
+        let poor = self.share_of(&foreign.namespace);
         let richest = |summary: &Summary| {
             let gives = summary.iter().filter(|(name, told)| told.above > 0 && **name != foreign.namespace);
-            gives.map(|(name, _)| self.share_with(name, Amount::default(), Amount::default())).max().unwrap_or(0)
+            gives.map(|(name, _)| self.share_of(name)).max().unwrap_or(0)
         };
         let rank = |(member, summary): (&Member, &Summary)| {
             let spare = summary.values().map(|told| told.spare).sum::<u32>();

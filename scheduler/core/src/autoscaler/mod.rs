@@ -24,6 +24,7 @@ use place::{Candidate, Obstacle, place};
 use ranking::Ranking;
 use share::{Class, Hungry, share};
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -82,6 +83,17 @@ impl Want {
         let demand = &self.demand;
         (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpu.clone())
     }
+}
+
+/// The amount of one of many; nothing of one that is not among them.
+fn of<K: Ord + Borrow<Q>, Q: Ord + ?Sized>(amounts: &BTreeMap<K, Amount>, key: &Q) -> Amount {
+    amounts.get(key).copied().unwrap_or_default()
+}
+
+/// Adds to the amount of one of many.
+fn add<K: Ord + Clone>(amounts: &mut BTreeMap<K, Amount>, key: &K, amount: Amount) {
+    let sum = amounts.entry(key.clone()).or_default();
+    *sum = sum.plus(amount);
 }
 
 /// A namespace's policy and what it holds.
@@ -199,7 +211,7 @@ impl Autoscaler {
     }
 
     fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState, flaps: bool) {
-        let used = self.taken.get(&id).copied().unwrap_or_default();
+        let used = of(&self.taken, &id);
         let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
         self.add(id, Worker { capacity, used, others, state, flaps });
         self.count_total();
@@ -252,8 +264,7 @@ impl Autoscaler {
 
     fn take(&mut self, id: ContainerId, function: FunctionKey, worker: WorkerId, amount: Amount) {
         self.change(&worker, |worker| worker.used = worker.used.plus(amount));
-        let taken = self.taken.entry(worker.clone()).or_default();
-        *taken = taken.plus(amount);
+        add(&mut self.taken, &worker, amount);
         if let Some(want) = self.wants.get_mut(&function) {
             want.held += 1;
             want.used = want.used.plus(amount);

@@ -1,7 +1,7 @@
 //! Who makes room where everything is full: idle containers above their pool's minimum at once, busy ones of whoever holds
 //! more than the one that waits. Those finish what they have and take nothing new: scaling never kills work.
 
-use super::{Autoscaler, Effect, share::share};
+use super::{Autoscaler, Effect, add, of, share::share};
 use capstan_common::{
     id::{FunctionKey, WorkerId},
     resource::Amount,
@@ -33,15 +33,6 @@ impl Need {
 pub(super) struct Given {
     gained: BTreeMap<Arc<str>, Amount>,
     lost: BTreeMap<Arc<str>, Amount>,
-}
-
-fn of(amounts: &BTreeMap<Arc<str>, Amount>, namespace: &str) -> Amount {
-    amounts.get(namespace).copied().unwrap_or_default()
-}
-
-fn add(amounts: &mut BTreeMap<Arc<str>, Amount>, namespace: &Arc<str>, amount: Amount) {
-    let sum = amounts.entry(namespace.clone()).or_default();
-    *sum = sum.plus(amount);
 }
 
 /// One question to a pool.

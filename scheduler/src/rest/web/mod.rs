@@ -70,7 +70,12 @@ pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Connections to containers and other schedulers, of one thread of the server.
 #[derive(Clone)]
-pub struct Proxy(pub Client<HttpsConnector<HttpConnector>, Body>, bool);
+pub struct Proxy {
+    /// Sends requests.
+    pub client: Client<HttpsConnector<HttpConnector>, Body>,
+    /// Whether schedulers are spoken to in no other way than encrypted.
+    encrypted: bool,
+}
 
 impl Proxy {
     /// Other schedulers must show whom `trusted` trusts, whatever their address; containers are on their workers' own machines.
@@ -86,12 +91,12 @@ impl Proxy {
         plain.enforce_http(false);
         plain.set_connect_timeout(Some(CONNECT));
         let connector = connector.enable_http1().wrap_connector(plain);
-        Self(Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector), encrypted)
+        Self { client: Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector), encrypted }
     }
 
     /// Whether a scheduler at this address may be told what clients say, tokens among it.
     pub fn may_tell(&self, peer: &str) -> bool {
-        !self.1 || peer.starts_with("https://")
+        !self.encrypted || peer.starts_with("https://")
     }
 }
 
@@ -118,7 +123,7 @@ pub async fn web(
         let (mut visit, mut place) = api.visit(&key, traceparent.clone()).await?;
         let deadline = Instant::now() + place.timeout;
         let sent = tokio::select! {
-            sent = proxy.0.request(asked.request(&place, &visit)?) => sent,
+            sent = proxy.client.request(asked.request(&place, &visit)?) => sent,
             why = answer::broken(&mut place.expelled, deadline, place.timeout) => {
                 visit.broke(&why);
                 return Err(failed(why));

@@ -445,18 +445,13 @@ impl Node {
         self.containers.get(&id).map(|c| &c.start.spec)
     }
 
-    /// The function of an input that some container works on, for checks.
-    pub fn working_on(&self, call: CallId, index: u64) -> Option<&FunctionKey> {
-        let on = |c: &Container| c.running.values().flat_map(|r| &r.held).any(|h| (h.call, h.index) == (call, index));
-        self.containers.values().find(|c| on(c)).map(|c| &c.start.function)
-    }
-
-    /// The container and the lease under which an input is worked on, for checks.
-    pub fn lease_of(&self, call: CallId, index: u64) -> Option<(ContainerId, LeaseId)> {
-        let held = |c: &Container| {
-            c.running.values().flat_map(|r| &r.held).find(|h| (h.call, h.index) == (call, index)).map(|h| h.lease)
-        };
-        self.containers.iter().find_map(|(id, c)| Some((*id, held(c)?)))
+    /// Where an input is worked on: for which function, in which container, under which lease. For checks.
+    pub fn work_on(&self, call: CallId, index: u64) -> Option<(&FunctionKey, ContainerId, LeaseId)> {
+        self.containers.iter().find_map(|(id, container)| {
+            let mut held = container.running.values().flat_map(|running| &running.held);
+            let lease = held.find(|held| (held.call, held.index) == (call, index))?.lease;
+            Some((&container.start.function, *id, lease))
+        })
     }
 
     /// Attempts that a container holds, for checks.

@@ -121,8 +121,9 @@ impl World {
         let client = &self.clients[number];
         let (opening, packed) = client.opening(number, id);
         let (f, interactive) = (client.function, client.kind.is_interactive());
-        if !packed.is_empty() && !self.keys.holds(self.functions[f].shard, epoch) {
-            // The store refuses the inputs: this scheduler is not the owner any more.
+        let refuses = !self.keys.holds(self.functions[f].shard, epoch) || self.keys.full_until > self.now;
+        if !packed.is_empty() && refuses {
+            // The store refuses the inputs: this scheduler is not the owner any more, or there is no room.
             return self.again(number);
         }
         self.clients[number].asked.insert(id);

@@ -30,7 +30,7 @@ impl World {
         let brief = self.chance(50);
         let most = if brief { 2_000_000 } else { 12_000_000 };
         let until = self.after(10_000, most);
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..13) {
             0..=1 => self.kill(s)?,
             2..=3 => self.pause(s, until),
             4..=5 => {
@@ -54,6 +54,18 @@ impl World {
                 }
             }
             8 => self.partition(s, w, until),
+            9 => {
+                self.note(&format!("etcd is slow for scheduler {s} until {}", until.0));
+                self.schedulers[s].slow_until = until;
+            }
+            10 => {
+                self.note(&format!("the links of worker {w} are slow until {}", until.0));
+                self.links.values_mut().filter(|link| link.worker == w).for_each(|link| link.slow_until = until);
+            }
+            11 => {
+                self.note(&format!("etcd is full until {}", until.0));
+                self.keys.full_until = until;
+            }
             _ => {
                 let all: Vec<usize> = (0..self.workers.len()).collect();
                 all.into_iter().for_each(|w| self.partition(s, w, until));

@@ -29,6 +29,8 @@ pub struct Keys {
     pub members: BTreeMap<usize, u32>,
     /// Who owns what, and since which epoch.
     pub owners: BTreeMap<Shard, (usize, Epoch)>,
+    /// The store takes nothing new before that (NOSPACE); leases are kept all the same.
+    pub full_until: Time,
     /// What schedulers tell each other of namespaces.
     pub spaces: BTreeMap<usize, Summary>,
     last: u64,
@@ -42,6 +44,7 @@ impl Keys {
             leases: BTreeMap::new(),
             members: BTreeMap::new(),
             owners: BTreeMap::new(),
+            full_until: Time(0),
             spaces: BTreeMap::new(),
             last: 0,
         }

@@ -1,6 +1,9 @@
 //! Links between workers and schedulers: each keeps its order, may be slow, silent or cut, and begins with what the worker holds.
 
-use super::engine::{Action, World};
+use super::{
+    engine::{Action, World},
+    shell::SLOW,
+};
 use capstan_common::{
     id::{LinkId, Shard, WorkerId},
     order::Order,
@@ -32,6 +35,8 @@ pub struct Link {
     pub up_at: Time,
     /// No order passes before that.
     pub down_cut_until: Time,
+    /// What passes takes long until then.
+    pub slow_until: Time,
     /// No report passes before that.
     pub up_cut_until: Time,
 }
@@ -74,6 +79,7 @@ impl World {
             down_at: Time(0),
             up_at: Time(0),
             down_cut_until: Time(0),
+            slow_until: Time(0),
             up_cut_until: Time(0),
         };
         self.links.insert(id, link);
@@ -109,7 +115,7 @@ impl World {
             scheduler.held.push((id, order));
             return;
         }
-        let at = self.after(50, 3_000);
+        let at = self.on_its_way(id);
         let Some(link) = self.links.get_mut(&id) else { return };
         link.down_at = at.max(Time(link.down_at.0 + 1)).max(link.down_cut_until);
         let at = link.down_at;
@@ -137,8 +143,14 @@ impl World {
         }
     }
 
+    /// When what is sent on a link now would arrive, if nothing were before it.
+    fn on_its_way(&mut self, id: LinkId) -> Time {
+        let slow = self.links.get(&id).is_some_and(|link| link.slow_until > self.now);
+        self.after(50, if slow { 3_000 * SLOW } else { 3_000 })
+    }
+
     pub(super) fn send_up(&mut self, id: LinkId, report: Report) {
-        let at = self.after(50, 3_000);
+        let at = self.on_its_way(id);
         let Some(link) = self.links.get_mut(&id) else { return };
         link.up_at = at.max(Time(link.up_at.0 + 1)).max(link.up_cut_until);
         let at = link.up_at;

@@ -40,6 +40,8 @@ pub struct Scheduler {
     pub stopped_until: Option<Time>,
     /// Nothing passes between it and etcd until then.
     pub cut_off_until: Time,
+    /// What passes between it and etcd takes long until then.
+    pub slow_until: Time,
     /// Its lease is sure to hold until then: before that it may act.
     pub sure_until: Time,
     /// Its autoscaler.
@@ -74,6 +76,7 @@ impl Scheduler {
             leaves: false,
             stopped_until: None,
             cut_off_until: Time(0),
+            slow_until: Time(0),
             sure_until: Time(0),
             autoscaler: Autoscaler::new(Epoch(0)),
             shards: BTreeMap::new(),
@@ -230,6 +233,9 @@ impl World {
     /// Takes a shard, reads what its functions have in the store, and asks the workers what they hold.
     fn take(&mut self, s: usize, shard: Shard) -> Result<(), String> {
         let life = self.schedulers[s].life;
+        if self.keys.full_until > self.now {
+            return Ok(());
+        }
         let Some(epoch) = self.keys.acquire(s, life, shard) else { return Ok(()) };
         self.note(&format!("scheduler {s} owns shard {shard:?} from {epoch:?}"));
         self.schedulers[s].shards.insert(shard, epoch);

@@ -20,6 +20,9 @@ use capstan_scheduler_core::{
     record::Record,
 };
 
+/// How many times longer than usual what is slow takes.
+pub const SLOW: u64 = 100;
+
 impl World {
     pub(super) fn step_function(&mut self, at: At, event: Event) -> Result<(), String> {
         let refused = self.try_function(at, event)?;
@@ -138,7 +141,8 @@ impl World {
 
     /// A time at which something that is sent to the store now, or comes from it, arrives.
     fn across(&mut self, s: usize, least_us: u64, most_us: u64) -> capstan_common::time::Time {
-        self.after(least_us, most_us).max(self.schedulers[s].cut_off_until)
+        let slow = if self.schedulers[s].slow_until > self.now { SLOW } else { 1 };
+        self.after(least_us * slow, most_us * slow).max(self.schedulers[s].cut_off_until)
     }
 
     fn commit(&mut self, at: At) -> Result<(), String> {
@@ -160,6 +164,12 @@ impl World {
     /// A commit is in the store, if its owner still is the owner there (RELIABILITY I4). It is there whether or not anybody
     /// hears of it.
     pub(super) fn stored(&mut self, at: At, epoch: Epoch, records: Vec<Record>) -> Result<(), String> {
+        if self.keys.full_until > self.now {
+            // The committer tries again until there is room.
+            let again = self.after(0, 100_000).max(self.keys.full_until);
+            self.plan(again, Action::Stored { at, epoch, records });
+            return Ok(());
+        }
         let counts = self.keys.holds(self.functions[at.function].shard, epoch)
             || self.plan.mutant == shell_mutant::FENCE_NOT_COMPARED;
         if counts {

@@ -27,7 +27,7 @@ install etcdctl etcd-client
 
 pure=(-p capstan-common -p capstan-scheduler-core -p capstan-worker-core)
 run() {
-    if command -v cargo-nextest >/dev/null; then cargo nextest run "$@"; else cargo test "$@"; fi
+    if command -v cargo-nextest >/dev/null; then cargo nextest run --no-fail-fast "$@"; else cargo test --no-fail-fast "$@"; fi
 }
 
 cargo fmt --all --check

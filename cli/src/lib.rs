@@ -18,7 +18,7 @@ use std::process::ExitCode;
 /// The program `capstan`.
 pub fn main() -> ExitCode {
     client::provide_crypto();
-    capstan_worker::keeper::run_if_asked();
+    capstan_worker::become_helper_if_asked();
     run(cli::Cli::parse())
 }
 

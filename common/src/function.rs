@@ -68,6 +68,9 @@ pub struct FunctionSpec {
     /// Of an instance: the values that are not defaults. They come from its name, never from a deployment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bound: BTreeMap<String, serde_json::Value>,
+    /// Volumes by the path at which its processes see them: folders that outlive containers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, String>,
     /// Free names and values.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -241,8 +244,26 @@ struct WrittenResources {
     #[serde(default, deserialize_with = "present")]
     cpu_limit: Option<Option<Cpu>>,
     memory_mib: Option<u32>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_list")]
     gpu: Vec<String>,
+}
+
+/// `"gpu": "H100"` is short for a list of one.
+fn one_or_list<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    struct Either;
+    impl<'de> serde::de::Visitor<'de> for Either {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a GPU like \"H100\" or a list of them")
+        }
+        fn visit_str<E: serde::de::Error>(self, one: &str) -> Result<Vec<String>, E> {
+            Ok(vec![one.into()])
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(list))
+        }
+    }
+    d.deserialize_any(Either)
 }
 
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Option<T>, D::Error> {
@@ -395,6 +416,17 @@ mod tests {
         assert_eq!(limit(r#"{"cpu":0.5,"cpu_limit":2}"#), Some(Cpu { milli: 2000 }));
         assert_eq!(limit(r#"{"memory_mib":64}"#), None);
         assert_eq!(limit(r#"{"cpu":0.125}"#), None);
+    }
+
+    #[test]
+    fn one_gpu_may_be_written_without_a_list() {
+        let gpus = |written: &str| {
+            spec(&format!(r#"{{"runtime":{{"process":{{"command":["true"]}}}},"resources":{{"gpu":{written}}}}}"#))
+                .resources
+                .gpu
+        };
+        assert_eq!(gpus(r#""H100""#), ["H100"]);
+        assert_eq!(gpus(r#"["H100","A100:2"]"#), ["H100", "A100:2"]);
     }
 
     #[test]

@@ -5,9 +5,13 @@ use crate::{
     id::FunctionKey,
     refusal::{FieldError, Refusal},
 };
+use std::collections::BTreeMap;
 
 /// The longest time-out of an attempt: 24 hours (SPEC §2.1).
 pub const MAX_TIMEOUT_S: u64 = 86_400;
+
+/// Folders that no volume may cover.
+const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 struct Findings(Vec<FieldError>);
 
@@ -22,15 +26,18 @@ impl Findings {
 /// Checks a namespace and a function's name.
 pub fn function_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal> {
     for (what, text) in [("namespace", namespace), ("function", name)] {
-        let ok = (1..=128).contains(&text.len())
-            && !matches!(text, "." | "..")
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        if !ok {
+        if !is_name(text) {
             let shown: String = text.chars().take(160).collect();
             return Err(Refusal::field(what, format!("name `{shown}` must match [a-z0-9A-Z._-]{{1,128}}")));
         }
     }
     Ok(FunctionKey::new(namespace, name))
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && !matches!(text, "." | "..")
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Checks a namespace and the name of a function or of an instance of one.
@@ -50,6 +57,7 @@ pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     settings_into(&spec.autoscaler, "/autoscaler", &|_| "", &mut findings);
     times(spec, &mut findings);
     activity(spec, &mut findings);
+    volumes(spec, &mut findings);
     findings.0.extend(crate::parameter::check(spec));
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
@@ -204,6 +212,34 @@ fn activity(spec: &FunctionSpec, findings: &mut Findings) {
     });
 }
 
+/// Checks where volumes are seen: at paths that are written in one way only, each volume at one of them (SPEC B22, §2.1).
+fn volumes(spec: &FunctionSpec, findings: &mut Findings) {
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for (path, name) in &spec.volumes {
+        let pointer = format!("/volumes/{}", path.replace('~', "~0").replace('/', "~1"));
+        let mut parts = path.split('/');
+        let plain =
+            parts.next() == Some("") && parts.all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\0');
+        findings.check(plain, &pointer, || {
+            format!("path `{path}` must be absolute, like /models, without `.`, `..`, or a `/` at its end")
+        });
+        let of_the_kernel = KERNELS
+            .into_iter()
+            .find(|kernels| path.strip_prefix(kernels).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+        findings.check(of_the_kernel.is_none(), &pointer, || {
+            format!(
+                "path `{path}` lies in {}, which is the kernel's; choose another",
+                of_the_kernel.unwrap_or_default()
+            )
+        });
+        findings.check(is_name(name), &pointer, || format!("volume `{name}` must match [a-z0-9A-Z._-]{{1,128}}"));
+        if let Some(other) = seen.insert(name, path) {
+            findings
+                .check(false, &pointer, || format!("volume `{name}` is already at `{other}`; a function sees it once"));
+        }
+    }
+}
+
 fn readable(read: Result<(), String>, pointer: &str, findings: &mut Findings) {
     if let Err(detail) = read {
         findings.check(false, pointer, || detail);
@@ -290,6 +326,14 @@ mod tests {
             (r#"{"model_id":"m","activity":{"path":"metrics"}}"#, "/activity/path"),
             (r#"{"model_id":"m","activity":{"counter":"a b"}}"#, "/activity/counter"),
             (r#"{"model_id":"m","activity":{"interval_s":0.5}}"#, "/activity/interval_s"),
+            (r#"{"volumes":{"models":"a"}}"#, "/volumes/models"),
+            (r#"{"volumes":{"/":"a"}}"#, "/volumes/~1"),
+            (r#"{"volumes":{"/a/../b":"a"}}"#, "/volumes/~1a~1..~1b"),
+            (r#"{"volumes":{"/a/":"a"}}"#, "/volumes/~1a~1"),
+            (r#"{"volumes":{"/proc/x":"a"}}"#, "/volumes/~1proc~1x"),
+            (r#"{"volumes":{"/a":"b/c"}}"#, "/volumes/~1a"),
+            (r#"{"volumes":{"/a":".."}}"#, "/volumes/~1a"),
+            (r#"{"volumes":{"/a":"v","/b":"v"}}"#, "/volumes/~1b"),
         ] {
             assert_eq!(pointers(patch), [pointer], "{patch}");
         }
@@ -298,10 +342,12 @@ mod tests {
 
     #[test]
     fn what_the_guides_combine_is_accepted() {
-        // SPEC B19 B20 I04 J09
+        // SPEC B19 B20 B22 I04 J09
         for together in [
             r#"{"autoscaler":{"min_containers":2,"max_containers":100,"buffer_containers":5,"scaledown_window":300}}"#,
             r#"{"autoscaler":{"min_containers":2,"max_containers":100,"buffer_containers":5,"scaledown_window":300},"parameters":{"v":{}}}"#,
+            r#"{"volumes":{"/usr/share/ollama/.ollama/models":"ollama"},"resources":{"gpu":"H100"},"autoscaler":{"scaledown_window":10}}"#,
+            r#"{"volumes":{"/devices":"a","/a":"b","/a/b":"c"}}"#,
             r#"{"concurrency":{"max_inputs":10},"resources":{"gpu":["L40S"]}}"#,
             r#"{"concurrency":{"max_inputs":20},"protocol":"http"}"#,
             r#"{"concurrency":{"max_inputs":100},"protocol":"http"}"#,

@@ -19,6 +19,7 @@ mod scaling;
 mod store;
 mod telemetry;
 mod tls;
+mod volumes;
 mod web;
 
 use capstan_tests::real::Up;

@@ -32,6 +32,9 @@ pub struct WorkerConfig {
     pub data_dir: PathBuf,
     /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
     pub blob_dir: PathBuf,
+    /// Where volumes lie, by namespace and name, on a folder that workers share if their functions are to see the same; empty:
+    /// `volumes` in the data folder.
+    pub volume_dir: PathBuf,
     /// Outputs above this travel through the blob store.
     pub blob_threshold_bytes: usize,
     /// The largest output of one input.
@@ -67,6 +70,7 @@ impl Default for WorkerConfig {
             memory_mib: None,
             data_dir: PathBuf::from("capstan-data"),
             blob_dir: PathBuf::new(),
+            volume_dir: PathBuf::new(),
             blob_threshold_bytes: 32 << 10,
             output_max_bytes: 16 << 20,
             cgroups: true,
@@ -98,6 +102,11 @@ impl WorkerConfig {
     /// Where large payloads lie.
     pub fn blobs(&self) -> PathBuf {
         if self.blob_dir.as_os_str().is_empty() { self.data_dir.join("blobs") } else { self.blob_dir.clone() }
+    }
+
+    /// Where volumes lie.
+    pub fn volumes(&self) -> PathBuf {
+        if self.volume_dir.as_os_str().is_empty() { self.data_dir.join("volumes") } else { self.volume_dir.clone() }
     }
 
     /// What the worker offers.

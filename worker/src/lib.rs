@@ -9,4 +9,4 @@ pub mod runtime;
 pub mod tls;
 
 pub use actor::{Address, Dial, Worker, start};
-pub use runtime::keeper;
+pub use runtime::become_helper_if_asked;

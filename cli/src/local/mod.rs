@@ -188,6 +188,7 @@ impl LocalCluster {
                 format!("--set=worker.cpu={}", size.worker_cpu),
                 format!("--set=worker.schedulers={}", links.join(",")),
                 format!("--set=worker.blob_dir={}", folder.join("blobs").display()),
+                format!("--set=worker.volume_dir={}", folder.join("volumes").display()),
             ];
             if size.tls {
                 let join = cluster.invite().await?;

@@ -175,13 +175,14 @@ fn a_full_etcd_takes_nothing_and_goes_on_when_there_is_room() {
             Ok(()) => held += 1,
             Err(error) => break error,
         }
-        assert!(held < 40, "it is never full");
+        // etcd counts what lies in its file, and writes there ten times a second: a fast disk takes far more than the quota.
+        assert!(held < 1000, "it is never full");
     };
     assert!(matches!(refused, StoreError::Full), "{refused}");
     assert!(owner.log.get(b"fill-0").unwrap().is_some(), "reading goes on");
     // The operator makes room: old revisions go, the file shrinks, the alarm ends.
-    let half: Vec<String> = (0..held / 2).map(|n| format!("/capstan/log/0001/{:016x}", n + 1)).collect();
-    half.iter().for_each(|key| drop(servers.ctl(&["del", key]).unwrap()));
+    let entry = |n: usize| format!("/capstan/log/0001/{n:016x}");
+    servers.ctl(&["del", &entry(1), &entry(held)]).unwrap();
     let status: serde_json::Value =
         serde_json::from_str(&servers.ctl(&["endpoint", "status", "-w", "json"]).unwrap()).unwrap();
     servers.ctl(&["compact", &status[0]["Status"]["header"]["revision"].to_string()]).unwrap();

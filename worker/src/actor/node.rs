@@ -3,7 +3,7 @@
 use super::{container::Running, link::BACKLOG};
 use crate::{
     config::{self, WorkerConfig},
-    runtime::{cgroup::Cgroups, port::Ports, process::Setting},
+    runtime::{cgroup::Cgroups, port::Ports, process::Setting, volume::Volumes},
 };
 use actix::prelude::*;
 use capstan_blob::Blobs;
@@ -171,28 +171,34 @@ impl NodeActor {
             self.containers.insert(id, Running::simulate(id, times, ctx.address()));
             return;
         }
-        let Runtime::Process(process) = &start.spec.runtime else {
-            let reason = "this worker runs processes only".into();
-            ctx.notify(Happen(Event::Exited { container: id, ending: Ending { reason, ..Ending::default() } }));
-            return;
-        };
-        let resources = &start.spec.resources;
-        let scratch = self.scratch.join(id.to_string());
-        if let Err(error) = std::fs::create_dir_all(&scratch) {
-            let reason = format!("the scratch folder cannot be made: {error}");
-            ctx.notify(Happen(Event::Exited { container: id, ending: Ending { reason, ..Ending::default() } }));
-            return;
+        match self.setting(start) {
+            Ok(setting) => {
+                let payloads = (self.blobs.clone(), self.config.output_max_bytes);
+                let running = Running::launch(start, setting, payloads, &self.ports, ctx.address());
+                self.containers.insert(id, running);
+            }
+            Err(reason) => {
+                ctx.notify(Happen(Event::Exited { container: id, ending: Ending { reason, ..Ending::default() } }));
+            }
         }
-        let setting = Setting {
-            container: id,
+    }
+
+    fn setting(&self, start: &Start) -> Result<Setting, String> {
+        let Runtime::Process(process) = &start.spec.runtime else {
+            return Err("this worker runs processes only".into());
+        };
+        let (id, resources) = (start.container.to_string(), &start.spec.resources);
+        let volumes = Volumes::open(&self.config.volumes(), &start.function, &start.spec.volumes)?;
+        let scratch = self.scratch.join(&id);
+        std::fs::create_dir_all(&scratch).map_err(|error| format!("the scratch folder cannot be made: {error}"))?;
+        Ok(Setting {
+            container: start.container,
             process: with_parameters(process, &start.spec),
             scratch,
+            volumes,
             instance: self.instance.clone(),
-            cgroup: self.cgroups.create(&id.to_string(), resources.memory_mib, resources.cpu.milli),
-        };
-        let payloads = (self.blobs.clone(), self.config.output_max_bytes);
-        let running = Running::launch(start, setting, payloads, &self.ports, ctx.address());
-        self.containers.insert(id, running);
+            cgroup: self.cgroups.create(&id, resources.memory_mib, resources.cpu.milli),
+        })
     }
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {

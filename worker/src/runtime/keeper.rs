@@ -11,7 +11,7 @@ use std::{
 /// The first argument that turns a Capstan binary into a keeper.
 const ARGUMENT: &str = "__keeper";
 
-/// Becomes the keeper if the command line asks for it. Every binary that starts a worker calls this first.
+/// Becomes the keeper if the command line asks for it.
 pub fn run_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|first| first != ARGUMENT) {

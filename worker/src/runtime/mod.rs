@@ -7,3 +7,11 @@ pub mod port;
 pub mod process;
 pub mod sim;
 pub mod tree;
+pub mod volume;
+
+/// Becomes one of the helpers that a worker starts of its own program, if the command line asks for it. Every binary that
+/// starts a worker calls this first.
+pub fn become_helper_if_asked() {
+    keeper::run_if_asked();
+    volume::run_if_asked();
+}

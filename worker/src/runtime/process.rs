@@ -1,6 +1,6 @@
 //! Processes: one command, in its own process group, inside its container's cgroup.
 
-use super::{cgroup::Cgroup, tree};
+use super::{cgroup::Cgroup, tree, volume::Volumes};
 use capstan_common::{function::Process, id::ContainerId};
 use rustix::process::{Pid, Signal};
 use std::{
@@ -24,6 +24,8 @@ pub struct Setting {
     pub process: Process,
     /// Its own folder, removed with it.
     pub scratch: PathBuf,
+    /// What it sees besides.
+    pub volumes: Volumes,
     /// Names this worker's processes.
     pub instance: Arc<str>,
     /// Its limits, where they can be enforced.
@@ -36,9 +38,9 @@ impl Setting {
         let process = &self.process;
         let name = process.command.first().map_or("", String::as_str);
         // By its path: a name that is looked up in an environment of its own costs a fork of the whole worker.
-        let mut command = Command::new(self.program(name).unwrap_or_else(|| name.into()));
+        let program = self.program(name).unwrap_or_else(|| name.into());
+        let mut command = self.volumes.command(&program, name, self.folder());
         command
-            .arg0(name)
             .args(process.command.iter().skip(1))
             .env_clear()
             .env("PATH", PATH)
@@ -48,7 +50,6 @@ impl Setting {
             .envs(more)
             .env(tree::CONTAINER, self.container.to_string())
             .env(tree::WORKER, &*self.instance)
-            .current_dir(self.folder())
             .process_group(0);
         command
     }
@@ -59,7 +60,7 @@ impl Setting {
 
     /// Why the command could not be started, found before it is tried.
     pub fn obstacle(&self) -> Option<String> {
-        if !self.folder().is_dir() {
+        if !self.volumes.behind(self.folder()).is_dir() {
             return Some(format!("working_dir `{}` is not a folder on this worker", self.folder().display()));
         }
         let program = self.process.command.first()?;
@@ -79,7 +80,7 @@ impl Setting {
         } else {
             self.path().split(':').map(|folder| self.folder().join(folder).join(name)).collect()
         };
-        candidates.into_iter().find(|candidate| is_program(candidate))
+        candidates.into_iter().find(|candidate| is_program(&self.volumes.behind(candidate)))
     }
 
     /// Starts a process; it is born inside the cgroup where the calling thread has entered it.

@@ -1,0 +1,111 @@
+//! Volumes: seen where a function says, by its processes alone, and kept.
+
+use crate::fresh;
+use capstan_tests::real::{Up, spec};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// A function of one shell command that sees volumes.
+fn shell(script: &str, protocol: &str, volumes: Value) -> Value {
+    spec(&["sh", "-c", script], protocol, json!({"volumes": volumes}))
+}
+
+#[tokio::test]
+async fn a_model_server_with_a_volume_a_gpu_and_a_short_window_is_accepted_as_the_guide_writes_it() {
+    // SPEC B22 N01
+    let (_folder, up) = fresh(&[]);
+    let more = json!({
+        "volumes": {"/usr/share/ollama/.ollama/models": "ollama"},
+        "resources": {"gpu": "H100"},
+        "autoscaler": {"scaledown_window": 10},
+    });
+    let deployed = up.deploy("ollama", spec(&["ollama", "serve"], "http", more)).await.unwrap();
+    let spec = &deployed["spec"];
+    assert_eq!(spec["volumes"], json!({"/usr/share/ollama/.ollama/models": "ollama"}));
+    assert_eq!((&spec["resources"]["gpu"], &spec["autoscaler"]["scaledown_window"]), (&json!(["H100"]), &json!(10)));
+}
+
+#[tokio::test]
+async fn what_a_function_writes_into_a_volume_is_there_for_others_of_its_namespace_and_after_a_kill() {
+    // SPEC B22
+    let (folder, mut up) = fresh(&[]);
+    let (at, inner) = (folder.path().join("at/models"), folder.path().join("at/models/inner"));
+    let (at, inner) = (at.to_str().unwrap(), inner.to_str().unwrap());
+    // One volume inside the other, and a path that was not there.
+    let writes = shell(&format!("cat > {at}/weights; echo deep > {inner}/file"), "exec", json!({at: "a", inner: "b"}));
+    up.deploy("writes", writes).await.unwrap();
+    assert_eq!(up.invoke("writes", json!([1, 2])).await.unwrap(), (200, json!("")));
+    assert!(!Path::new(at).join("weights").exists(), "it is seen outside");
+    up.kill().unwrap();
+    let up = Up::start(&folder.path().join("data"), &[]).unwrap();
+    // A program and a working folder that are in the volume alone.
+    let there = folder.path().join("there");
+    let (program, there) = (there.join("inner/show"), there.to_str().unwrap());
+    let made = shell(
+        &format!(
+            "mkdir -p {there}/inner; printf '#!/bin/sh\\ncat weights' > {there}/inner/show; chmod +x {there}/inner/show"
+        ),
+        "exec",
+        json!({there: "a"}),
+    );
+    up.deploy("made", made).await.unwrap();
+    assert_eq!(up.invoke("made", json!(null)).await.unwrap().0, 200);
+    let reads = json!({
+        "runtime": {"process": {"command": [program], "working_dir": there}}, "protocol": "exec", "volumes": {there: "a"},
+    });
+    up.deploy("reads", reads.clone()).await.unwrap();
+    assert_eq!(up.invoke("reads", json!(null)).await.unwrap(), (200, json!([1, 2])));
+    // Another namespace's volume of the name is another.
+    let url = format!("{}/v1/namespaces/other/functions/lists", up.url);
+    up.http
+        .put(&url)
+        .json(&shell(&format!("ls -A {there} | wc -l"), "exec", json!({there: "a"})))
+        .send()
+        .await
+        .unwrap();
+    let counted = up.http.post(format!("{url}/invoke")).json(&json!(null)).send().await.unwrap();
+    assert_eq!(counted.json::<Value>().await.unwrap(), json!(0));
+}
+
+#[tokio::test]
+async fn a_server_sees_its_volume_and_one_without_a_place_for_it_says_so() {
+    let (folder, up) = fresh(&[]);
+    let at = folder.path().join("served");
+    let script = format!(
+        "cd {0} && echo kept > index.html && exec python3 -m http.server -b 127.0.0.1 $PORT 2>/dev/null",
+        at.display()
+    );
+    let server = spec(&["sh", "-c", &script], "http", json!({"volumes": {at.to_str().unwrap(): "site"}}));
+    up.deploy("server", server).await.unwrap();
+    let page = up.http.get(format!("{}/web/default/server/index.html", up.url)).send().await.unwrap();
+    assert_eq!(page.text().await.unwrap(), "kept\n");
+    assert!(!at.join("index.html").exists());
+    // A file is no place for a folder.
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let server = spec(&["sleep", "60"], "http", json!({"volumes": {file.to_str().unwrap(): "site"}}));
+    up.deploy("nowhere", server).await.unwrap();
+    let (status, problem) = up.invoke("nowhere", json!(null)).await.unwrap();
+    assert_eq!(status, 502, "{problem}");
+    assert!(problem.to_string().contains("has no folder to be mounted on"), "{problem}");
+}
+
+#[tokio::test]
+async fn wrong_volumes_are_refused_by_field() {
+    // SPEC B22, and section 2.1: the same volume at two paths
+    let (_folder, up) = fresh(&[]);
+    for (volumes, pointer, what) in [
+        (json!({"/a": "v", "/b": "v"}), "/volumes/~1b", "already at `/a`"),
+        (json!({"models": "v"}), "/volumes/models", "absolute"),
+        (json!({"/sys/x": "v"}), "/volumes/~1sys~1x", "kernel"),
+        (json!({"/a": "../v"}), "/volumes/~1a", "must match"),
+        (json!({"/a": 7}), "/volumes/~1a", "string"),
+    ] {
+        let refused =
+            up.http.put(up.function("f", "")).json(&shell("true", "exec", volumes.clone())).send().await.unwrap();
+        assert_eq!(refused.status(), 422, "{volumes}");
+        let problem: Value = refused.json().await.unwrap();
+        assert_eq!(problem["errors"][0]["pointer"], pointer, "{problem}");
+        assert!(problem["errors"][0]["detail"].as_str().unwrap().contains(what), "{problem}");
+    }
+}

@@ -57,6 +57,9 @@ pub struct SchedulerConfig {
     /// Where KEDA's external scaler is served; empty: nowhere. It knows no authentication, so it must be a loopback address
     /// unless `keda_open` is set.
     pub keda_listen: String,
+    /// Where other schedulers reach this one's service for KEDA, like `10.0.0.1:7072`, to ask about what it owns; empty: where it
+    /// is served, on the host of `advertise` if that is everywhere.
+    pub keda_advertise: String,
     /// Whether KEDA may be served on an address that others can reach.
     pub keda_open: bool,
     /// The Prometheus server that is asked for requests of models that pass Capstan by; empty: none.
@@ -100,6 +103,7 @@ impl Default for SchedulerConfig {
             rate_burst: 1000,
             rate_burst_s: 5,
             keda_listen: String::new(),
+            keda_advertise: String::new(),
             keda_open: false,
             prometheus_url: String::new(),
             wva_metrics: true,

@@ -31,7 +31,7 @@ use capstan_common::{
     wire::link::link_server,
 };
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock, RwLock},
 };
 use tokio::{
@@ -61,6 +61,8 @@ pub struct Server {
     pub url: String,
     /// Where workers dial in, if by TCP.
     pub link: Option<SocketAddr>,
+    /// Where KEDA is served, if it is.
+    pub keda: Option<SocketAddr>,
     /// Everything a client can do, for callers in this process.
     pub api: Arc<Api>,
     rest: actix_web::dev::ServerHandle,
@@ -110,8 +112,10 @@ async fn start_clustered(config: SchedulerConfig, links: LinkListener) -> anyhow
     let shared = parts.shared.clone();
     let mut server = parts.serve(config.clone(), links).await?;
     let or = |given: &str, otherwise: String| if given.is_empty() { otherwise } else { given.to_owned() };
+    let rest = or(&config.advertise, server.url.clone());
     let peer = Peer {
-        rest: or(&config.advertise, server.url.clone()),
+        keda: or(&config.keda_advertise, server.keda.and_then(|at| for_others(at, &rest)).unwrap_or_default()),
+        rest,
         link: or(&config.link_advertise, server.link.map(|at| at.to_string()).unwrap_or_default()),
         version: env!("CARGO_PKG_VERSION").into(),
     };
@@ -128,6 +132,18 @@ async fn start_clustered(config: SchedulerConfig, links: LinkListener) -> anyhow
     server.arbiters.push(keeper);
     server.keeper = Some((stop, end));
     Ok(server)
+}
+
+/// Where others reach what is served at an address, by where they reach REST: nowhere, if only this machine does.
+fn for_others(at: SocketAddr, rest: &str) -> Option<String> {
+    let rest: hyper::Uri = rest.parse().ok()?;
+    let host = rest.host()?;
+    let local = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match at.ip() {
+        ip if ip.is_unspecified() => Some(format!("{host}:{}", at.port())),
+        ip if ip.is_loopback() && !local => None,
+        _ => Some(at.to_string()),
+    }
 }
 
 /// A scheduler's parts before it serves.
@@ -204,15 +220,17 @@ impl Parts {
         api.follow_all().await;
         let sweeper = Arbiter::new();
         api.start_sweeping(&sweeper.handle());
+        let mut keda = None;
         if let Some(listen) = config.keda_address().map_err(anyhow::Error::msg)? {
             let served = crate::keda::serve(api.clone(), listen).await;
             let served = served.with_context(|| format!("cannot listen for KEDA on {listen}"))?;
             tracing::info!(%served, "KEDA's external scaler is served");
+            keda = Some(served);
         }
         let (rest, address) = rest::serve(api.clone(), &config)?;
         let url = format!("{}://{address}", config.scheme());
         let arbiters = vec![functions, timers, sweeper];
-        Ok(Server { url, link, api, rest, arbiters, shared, keeper: None })
+        Ok(Server { url, link, keda, api, rest, arbiters, shared, keeper: None })
     }
 }
 

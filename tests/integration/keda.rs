@@ -1,10 +1,14 @@
 //! KEDA's external scaler, asked by a client that is written from its description.
 
 use crate::fresh;
+use capstan::local::Size;
 use capstan_scheduler::keda::proto::{
     GetMetricsRequest, ScaledObjectRef, external_scaler_client::ExternalScalerClient,
 };
-use capstan_tests::real::spec;
+use capstan_tests::{
+    cluster::{Cluster, eventually},
+    real::spec,
+};
 use serde_json::json;
 use std::{collections::HashMap, time::Duration};
 
@@ -53,4 +57,41 @@ async fn keda_is_told_what_a_function_wants_and_when_it_wakes() {
     }
     let nothing = object(&[("function", "nothing")]);
     assert_eq!(keda.is_active(nothing).await.unwrap_err().code(), tonic::Code::NotFound);
+}
+
+#[tokio::test]
+async fn any_scheduler_tells_keda_of_any_function_and_goes_on_when_its_owner_dies() {
+    // SPEC U05 and section 3.7
+    let set = ["scheduler.keda_listen=0.0.0.0:0".to_owned(), "scheduler.keda_open=true".to_owned()];
+    let size = Size { etcd: 1, schedulers: 2, set: set.into(), ..Size::default() };
+    let mut bench = Cluster::start(size).await.unwrap();
+    bench.deploy("f", &spec(&["sh", "-c", "sleep 0.5"], "exec", json!({"resources": {"cpu": 0.25}}))).await.unwrap();
+    let owner = bench.owner(0, "f").await;
+    let other = 1 - owner;
+    let schedulers = bench.get(other, "/v1/schedulers").await;
+    let door =
+        schedulers["schedulers"].as_array().unwrap().iter().find(|s| s["answers"] == true).unwrap()["keda"].clone();
+    let mut keda = ExternalScalerClient::connect(format!("http://{}", door.as_str().unwrap())).await.unwrap();
+    let f = object(&[("function", "f"), ("metric", "backlog")]);
+    assert!(!keda.is_active(f.clone()).await.unwrap().into_inner().result);
+    let asked = GetMetricsRequest { scaled_object_ref: Some(f.clone()), metric_name: "backlog".into() };
+    assert_eq!(keda.get_metrics(asked.clone()).await.unwrap().into_inner().metric_values[0].metric_value, 0);
+    let nothing = object(&[("function", "nothing")]);
+    assert_eq!(keda.is_active(nothing).await.unwrap_err().code(), tonic::Code::NotFound);
+
+    let mut active = keda.stream_is_active(f.clone()).await.unwrap().into_inner();
+    assert!(!active.message().await.unwrap().unwrap().result);
+    let send = async |bench: &Cluster| {
+        let url = bench.function(other, "f", "/spawn_map");
+        bench.http.post(url).body("1\n2\n").send().await.unwrap().error_for_status().unwrap();
+    };
+    send(&bench).await;
+    assert!(active.message().await.unwrap().unwrap().result, "it was not told of the work");
+    assert!(!active.message().await.unwrap().unwrap().result, "it was not told of the end");
+    // The owner dies: the same stream tells of what the next one gets.
+    bench.local.schedulers[owner].process.kill().await.unwrap();
+    eventually("the next owner", async || (bench.owner(other, "f").await == other).then_some(())).await;
+    send(&bench).await;
+    assert!(active.message().await.unwrap().unwrap().result, "it was not told of the next owner's work");
+    assert!(keda.get_metrics(asked).await.is_ok());
 }

@@ -53,7 +53,8 @@ impl Api {
             .iter()
             .map(|(name, peer)| {
                 json!({
-                    "name": name, "url": peer.rest, "link": peer.link, "version": peer.version,
+                    "name": name, "url": peer.rest, "link": peer.link, "keda": Some(&peer.keda).filter(|at| !at.is_empty()),
+                    "version": peer.version,
                     "shards": owned(name), "answers": name == view.me(),
                 })
             })
@@ -61,7 +62,7 @@ impl Api {
         if schedulers.is_empty() {
             let version = env!("CARGO_PKG_VERSION");
             let alone = json!({
-                "name": view.me(), "url": null, "link": null, "version": version, "shards": mine, "answers": true,
+                "name": view.me(), "url": null, "link": null, "keda": null, "version": version, "shards": mine, "answers": true,
             });
             schedulers.push(alone);
         }

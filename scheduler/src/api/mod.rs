@@ -5,6 +5,7 @@ pub mod functions;
 pub mod govern;
 pub mod instances;
 pub mod models;
+pub mod owner;
 pub mod results;
 pub mod submit;
 pub mod tokens;

@@ -15,6 +15,9 @@ pub struct Peer {
     pub rest: String,
     /// Where workers dial in, like `10.0.0.1:7071`.
     pub link: String,
+    /// Where it serves KEDA to others, like `10.0.0.1:7072`; empty if it does not.
+    #[serde(default)]
+    pub keda: String,
     /// Its software's version.
     pub version: String,
 }

@@ -7,7 +7,13 @@ use super::{
         pass::{OWN, Upload, begin, nothing, streamed, tunnel},
     },
 };
-use crate::{api::Api, cluster::Peer, shard::Guest};
+use crate::{
+    api::{
+        Api,
+        owner::{LOOK, Owner, PATIENCE},
+    },
+    cluster::Peer,
+};
 use actix_web::{
     Error, HttpRequest, HttpResponse, ResponseError,
     body::{self, BodyStream, EitherBody, MessageBody},
@@ -32,22 +38,12 @@ use std::{
 const FORWARDED: &str = "capstan-forwarded";
 /// A request that was passed on so often runs after owners that change faster than it.
 const HOPS: u32 = 3;
-/// How long a request waits for its owner, while that is being replaced, and the pause between two looks.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(20);
 /// How long one that owns a function no more may still take to answer.
 const STILL: Duration = Duration::from_secs(3);
 /// What a request is told whose owner is gone.
 const BROKEN_OFF: &str = "the scheduler that owns this function ended in the middle of the request; whether it was accepted is not known: ask, or send it again with an Idempotency-Key";
 /// The longest list that one scheduler tells another.
 pub const LIST_MAX: usize = 64 << 20;
-
-/// Who answers a request.
-enum Route {
-    Here(Guest),
-    There(Peer),
-    Nobody,
-}
 
 /// How often a request was passed on.
 pub fn hops(request: &HttpRequest) -> u32 {
@@ -72,19 +68,6 @@ fn place_of(path: &str) -> Option<u16> {
     }
 }
 
-/// Waits for whoever owns the place: between two owners nobody does.
-async fn route(api: &Api, place: u16) -> Route {
-    let begun = Instant::now();
-    loop {
-        match api.enter(place) {
-            Ok(guest) => return Route::Here(guest),
-            Err(Some(peer)) => return Route::There(peer),
-            Err(None) if begun.elapsed() > PATIENCE => return Route::Nobody,
-            Err(None) => tokio::time::sleep(LOOK).await,
-        }
-    }
-}
-
 /// Lets a request through if its function is ours, and passes it on otherwise.
 pub async fn forward(
     mut request: ServiceRequest,
@@ -95,7 +78,7 @@ pub async fn forward(
     let (Some(api), Some(place)) = (api.filter(|api| api.is_clustered()), place) else {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     };
-    if let Route::Here(_guest) = route(&api, place).await {
+    if let Owner::Here(_guest) = api.owner(place).await {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     }
     let payload = request.extract::<web::Payload>().await?;
@@ -121,11 +104,11 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
     let proxy = request.app_data::<web::Data<Proxy>>().ok_or_else(|| unavailable("the scheduler starts"))?;
     let begun = Instant::now();
     loop {
-        let peer = match route(api, place).await {
-            Route::There(peer) => Some(peer),
+        let peer = match api.owner(place).await {
+            Owner::There(peer) => Some(peer),
             // It became ours while it was looked for: it comes in once more by the door.
-            Route::Here(_) => api.own_peer(),
-            Route::Nobody => None,
+            Owner::Here(_) => api.own_peer(),
+            Owner::Nobody => None,
         };
         let Some(peer) = peer else {
             return Err(unavailable("the scheduler that owns this function is being replaced; try again in a moment"));

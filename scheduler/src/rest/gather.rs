@@ -1,10 +1,13 @@
 //! What all schedulers have: lists gathered, streams of events merged, and whoever knows of something found.
 
 use super::{
-    forward::{LIST_MAX, PATIENCE, answer, asked, hops},
+    forward::{LIST_MAX, answer, asked, hops},
     web::{Proxy, pass::nothing},
 };
-use crate::{api::Api, cluster::Peer};
+use crate::{
+    api::{Api, owner::PATIENCE},
+    cluster::Peer,
+};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
 use capstan_common::refusal::{Code, Refusal};

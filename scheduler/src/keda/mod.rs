@@ -3,17 +3,24 @@
 //! Trigger metadata: `function` (needed), `namespace` (`default` without it), `metric` (`desired_replicas`, `backlog` or
 //! `running`), `target` (a number above zero, 1 without it).
 
-use crate::api::Api;
+mod doors;
+
+use crate::api::{Api, owner::LOOK as PAUSE};
 use capstan_common::{id::FunctionKey, refusal::Refusal, validate};
+use doors::{Asked, Doors, is_passed, pass, pass_once};
 use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
     ScaledObjectRef,
+    external_scaler_client::ExternalScalerClient,
     external_scaler_server::{ExternalScaler, ExternalScalerServer},
 };
 use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, server::TcpIncoming},
+};
 
 /// KEDA's messages.
 #[allow(missing_docs, clippy::all)]
@@ -33,7 +40,7 @@ pub async fn serve(api: Arc<Api>, listen: SocketAddr) -> anyhow::Result<SocketAd
     let address = listener.local_addr()?;
     let stopping = api.stopping().clone();
     tokio::spawn(async move {
-        let service = ExternalScalerServer::new(Scaler { api });
+        let service = ExternalScalerServer::new(Scaler { doors: Arc::new(Doors::new(api.clone())), api });
         // News are short: they must not wait for more to go with them.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server = tonic::transport::Server::builder().add_service(service);
@@ -46,6 +53,7 @@ pub async fn serve(api: Arc<Api>, listen: SocketAddr) -> anyhow::Result<SocketAd
 
 struct Scaler {
     api: Arc<Api>,
+    doors: Arc<Doors>,
 }
 
 /// What a trigger asks for.
@@ -116,8 +124,17 @@ impl ExternalScaler for Scaler {
 
     async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
         let trigger = trigger(request.get_ref())?;
-        let result = is_active(&self.api, &trigger.function).await?;
-        Ok(Response::new(IsActiveResponse { result }))
+        let ask = |mut owner: ExternalScalerClient<Channel>| {
+            let object = request.get_ref().clone();
+            async move { owner.is_active(pass_once(object)).await }
+        };
+        match self.doors.ask(&trigger.function, is_passed(&request), ask).await? {
+            Asked::There(answer) => Ok(answer),
+            Asked::Here(_guest) => {
+                let result = is_active(&self.api, &trigger.function).await?;
+                Ok(Response::new(IsActiveResponse { result }))
+            }
+        }
     }
 
     async fn stream_is_active(
@@ -125,22 +142,40 @@ impl ExternalScaler for Scaler {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let trigger = trigger(request.get_ref())?;
-        let api = self.api.clone();
+        let passed = is_passed(&request);
+        let object = request.into_inner();
+        let (api, doors) = (self.api.clone(), self.doors.clone());
         // Listened to before the first look: what changes in between is not missed.
         let mut news = api.telemetry().events.listen();
         let mut told = None;
-        let stream = async_stream::stream! {
+        let stream = async_stream::try_stream! {
             loop {
-                match is_active(&api, &trigger.function).await {
-                    Ok(result) if told != Some(result) => {
-                        told = Some(result);
-                        yield Ok(IsActiveResponse { result });
+                let ask = |mut owner: ExternalScalerClient<Channel>| {
+                    let object = object.clone();
+                    async move { owner.stream_is_active(pass(object)).await }
+                };
+                // Each time: another scheduler may own it by now.
+                let looked = match doors.ask(&trigger.function, passed, ask).await? {
+                    Asked::Here(_guest) => is_active(&api, &trigger.function).await?,
+                    Asked::There(answers) => {
+                        let mut answers = answers.into_inner();
+                        loop {
+                            let answer = tokio::select! {
+                                answer = answers.message() => answer,
+                                () = api.stopping().cancelled() => return,
+                            };
+                            // However it ends: whoever owns the function then is asked.
+                            let Ok(Some(IsActiveResponse { result })) = answer else { break };
+                            if told.replace(result) != Some(result) {
+                                yield IsActiveResponse { result };
+                            }
+                        }
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
                     }
-                    Ok(_) => {}
-                    Err(status) => {
-                        yield Err(status);
-                        return;
-                    }
+                };
+                if told.replace(looked) != Some(looked) {
+                    yield IsActiveResponse { result: looked };
                 }
                 // Whatever happened: the function is looked at again.
                 let waited = tokio::select! {
@@ -163,9 +198,18 @@ impl ExternalScaler for Scaler {
     }
 
     async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Result<Response<GetMetricsResponse>, Status> {
+        let passed = is_passed(&request);
         let asked = request.into_inner();
-        let object = asked.scaled_object_ref.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?;
-        let trigger = trigger(&object)?;
+        let object = asked.scaled_object_ref.as_ref();
+        let trigger = trigger(object.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?)?;
+        let ask = |mut owner: ExternalScalerClient<Channel>| {
+            let asked = asked.clone();
+            async move { owner.get_metrics(pass_once(asked)).await }
+        };
+        let _guest = match self.doors.ask(&trigger.function, passed, ask).await? {
+            Asked::There(answer) => return Ok(answer),
+            Asked::Here(guest) => guest,
+        };
         let metric_name = if asked.metric_name.is_empty() { trigger.metric.clone() } else { asked.metric_name };
         let value = self.value(&trigger, &metric_name).await?;
         let value = MetricValue { metric_name, metric_value: value.ceil() as i64, metric_value_float: value };

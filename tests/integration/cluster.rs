@@ -317,3 +317,26 @@ fn a_hurt_cluster_keeps_every_promise() {
     assert!(ran.status.success(), "{report} {}", String::from_utf8_lossy(&ran.stderr));
     assert!(report["inputs"].as_u64() > Some(100) && report["broken"] == json!([]), "{report}");
 }
+
+#[tokio::test]
+async fn who_waits_for_a_silent_etcd_holds_up_nobody_else() {
+    let set = ["scheduler.rest_threads=1", "scheduler.etcd.request_ms=30000"].map(str::to_owned);
+    let size = Size { etcd: 1, schedulers: 1, workers: 1, set: set.into(), ..Size::default() };
+    let mut bench = Cluster::start(size).await.unwrap();
+    bench.deploy("f", &echo()).await.unwrap();
+    let call = bench.call(0, "f", "/spawn", "1".into()).await;
+    bench.ended(0, &call).await;
+    // So many later entries that it is not in memory any more.
+    for n in 0..40 {
+        assert_eq!(bench.invoke(0, "f", &n.to_string()).await.0, 200);
+    }
+    bench.local.etcd[0].pause(true).unwrap();
+    let url = bench.at(0, &format!("/v1/calls/{call}/results"));
+    let reading = tokio::spawn(bench.http.get(url).send());
+    for _ in 0..20 {
+        assert_eq!(bench.http.get(bench.at(0, "/healthz")).send().await.unwrap().status(), 200);
+    }
+    assert!(!reading.is_finished(), "the read did not have to wait");
+    bench.local.etcd[0].pause(false).unwrap();
+    drop(reading);
+}

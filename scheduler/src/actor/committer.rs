@@ -250,7 +250,7 @@ impl Thread {
         match self.store.maintain() {
             Ok(more) => more,
             // What is not reached or not ours shows with the next write.
-            Err(StoreError::Full | StoreError::Lost | StoreError::Read(_)) => false,
+            Err(StoreError::Full | StoreError::Lost | StoreError::Silent(_) | StoreError::Read(_)) => false,
             Err(error) => abort(&error),
         }
     }

@@ -192,7 +192,16 @@ impl Api {
 
     /// Inputs of a function's ended calls after `after`: when each arrived, and how long it ran. Answers lines, and where
     /// the next page begins if there is one.
-    pub fn recorded(&self, key: &FunctionKey, after: Option<CallId>) -> Result<(String, Option<CallId>), Refusal> {
+    pub async fn recorded(
+        self: &Arc<Self>,
+        key: &FunctionKey,
+        after: Option<CallId>,
+    ) -> Result<(String, Option<CallId>), Refusal> {
+        let key = key.clone();
+        self.reading(move |api| api.read_recorded(&key, after)).await
+    }
+
+    fn read_recorded(&self, key: &FunctionKey, after: Option<CallId>) -> Result<(String, Option<CallId>), Refusal> {
         let mut lines = String::new();
         let after = after.map(layout::ended);
         let store = &self.home(key.place())?.store;
@@ -243,10 +252,10 @@ impl Api {
     }
 
     /// The life of one input.
-    pub async fn explain_input(&self, call: CallId, index: u64) -> Result<Value, Refusal> {
+    pub async fn explain_input(self: &Arc<Self>, call: CallId, index: u64) -> Result<Value, Refusal> {
         let stored = self.stored_call(call).await?;
         let none = || Refusal::new(Code::NotFound, format!("call {call} has no input {index}"));
-        if let Some(entry) = self.outcome_of(&stored, index)? {
+        if let Some(entry) = self.outcome_of(&stored, index).await? {
             return Ok(ended_life(call, index, &entry));
         }
         let view = self.ask_any(&stored.function, move |core| core.input(call, index)).await.map_err(|_| none())?;
@@ -255,7 +264,7 @@ impl Api {
             None => {
                 // It may have ended between the two looks.
                 self.flush().await;
-                let entry = self.outcome_of(&stored, index)?.ok_or_else(none)?;
+                let entry = self.outcome_of(&stored, index).await?.ok_or_else(none)?;
                 Ok(ended_life(call, index, &entry))
             }
         }

@@ -200,6 +200,16 @@ impl Api {
         self.blobs.keep(call, &format!("in-{index}"), bytes).await.map_err(blob_refusal)
     }
 
+    /// Reads on a thread that may wait for the store, so that nobody else waits with it.
+    async fn reading<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let api = self.clone();
+        let read = tokio::task::spawn_blocking(move || read(&api)).await;
+        read.map_err(|_| Refusal::new(Code::Internal, "the store could not be read: the reading thread ended"))?
+    }
+
     fn look_up(&self, call: CallId) -> Result<Option<Bytes>, Refusal> {
         let store = &self.home(call.place())?.store;
         let live = store.get(&layout::live(call)).map_err(store_refusal)?;
@@ -207,11 +217,11 @@ impl Api {
     }
 
     /// What the store has of a call. A record that only rides along is first written.
-    async fn stored_call(&self, call: CallId) -> Result<StoredCall, Refusal> {
-        let mut found = self.look_up(call)?;
+    async fn stored_call(self: &Arc<Self>, call: CallId) -> Result<StoredCall, Refusal> {
+        let mut found = self.reading(move |api| api.look_up(call)).await?;
         if found.is_none() && self.is_recent(call) {
             self.flush().await;
-            found = self.look_up(call)?;
+            found = self.reading(move |api| api.look_up(call)).await?;
         }
         let Some(bytes) = found else { return Err(self.no_call(call)) };
         let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
@@ -259,7 +269,7 @@ impl Api {
         known.map(|(_, counts, state)| (counts, state))
     }
 
-    async fn view(&self, mut stored: StoredCall) -> CallView {
+    async fn view(self: &Arc<Self>, mut stored: StoredCall) -> CallView {
         let mut live = None;
         if stored.record.finished.is_none() {
             live = self.live(&stored).await;
@@ -284,7 +294,7 @@ impl Api {
     }
 
     /// The namespace of a call, if it is known here.
-    pub async fn namespace_of_call(&self, call: CallId) -> Option<String> {
+    pub async fn namespace_of_call(self: &Arc<Self>, call: CallId) -> Option<String> {
         Some(self.stored_call(call).await.ok()?.function.namespace.to_string())
     }
 
@@ -299,13 +309,13 @@ impl Api {
     }
 
     /// A call's state.
-    pub async fn call(&self, call: CallId) -> Result<CallView, Refusal> {
+    pub async fn call(self: &Arc<Self>, call: CallId) -> Result<CallView, Refusal> {
         let stored = self.stored_call(call).await?;
         Ok(self.view(stored).await)
     }
 
     /// Ends a call; one that has ended is left as it is.
-    pub async fn cancel(&self, call: CallId) -> Result<CallView, Refusal> {
+    pub async fn cancel(self: &Arc<Self>, call: CallId) -> Result<CallView, Refusal> {
         let stored = self.stored_call(call).await?;
         if stored.record.finished.is_none() {
             let actor = self.actor(&stored.function)?;
@@ -317,7 +327,7 @@ impl Api {
 
     /// Calls, newest first, after `after`, that match.
     pub async fn calls(
-        &self,
+        self: &Arc<Self>,
         filter: impl Fn(&CallView) -> bool,
         after: Option<CallId>,
         limit: usize,
@@ -328,12 +338,12 @@ impl Api {
         // One answer looks at so many calls at most; the cursor goes on from there.
         let mut looks = 10_000usize;
         loop {
-            let page = self.newest(after, 256.min(looks.max(1)));
-            let Some(last) = page.last().copied() else { return Ok((found, None)) };
-            for call in &page {
+            let page = self.reading(move |api| api.newest_records(after, 256.min(looks.max(1)))).await?;
+            let Some((last, _)) = page.last() else { return Ok((found, None)) };
+            let (last, count) = (*last, page.len());
+            for (call, stored) in page {
                 // One that expires meanwhile is passed over.
-                let Some(bytes) = self.look_up(*call)? else { continue };
-                let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+                let Some(stored) = stored else { continue };
                 if self.expires_ms(&stored).is_some_and(|at_ms| at_ms <= clock::now().0 / 1000) {
                     continue;
                 }
@@ -342,15 +352,28 @@ impl Api {
                     found.push(view);
                 }
                 if found.len() == limit {
-                    return Ok((found, Some(*call)));
+                    return Ok((found, Some(call)));
                 }
             }
-            looks = looks.saturating_sub(page.len());
+            looks = looks.saturating_sub(count);
             if looks == 0 {
                 return Ok((found, Some(last)));
             }
             after = Some(last);
         }
+    }
+
+    /// Calls, live and ended, the newest first, with their records as far as these are still there.
+    fn newest_records(
+        &self,
+        before: Option<CallId>,
+        limit: usize,
+    ) -> Result<Vec<(CallId, Option<StoredCall>)>, Refusal> {
+        let record = |call| {
+            let bytes = self.look_up(call)?;
+            Ok((call, bytes.map(|bytes| layout::decode(&bytes)).transpose().map_err(store_refusal)?))
+        };
+        self.newest(before, limit).into_iter().map(record).collect()
     }
 
     /// Ids of calls, live and ended, the newest first.
@@ -470,11 +493,16 @@ fn store_full() -> Refusal {
     }
 }
 
-fn store_refusal(error: StoreError) -> Refusal {
+/// What a client is told of a store that failed.
+pub fn store_refusal(error: StoreError) -> Refusal {
     match error {
         StoreError::Full => store_full(),
         StoreError::Lost => {
             let detail = "another scheduler has taken over; try again";
+            Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
+        }
+        StoreError::Silent(_) => {
+            let detail = "the store does not answer; try again in a moment";
             Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
         }
         error => {

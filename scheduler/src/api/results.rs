@@ -170,11 +170,13 @@ impl Api {
     }
 
     /// How one input ended, if it has.
-    pub fn outcome_of(&self, stored: &StoredCall, index: u64) -> Result<Option<Entry>, Refusal> {
+    pub async fn outcome_of(self: &Arc<Self>, stored: &StoredCall, index: u64) -> Result<Option<Entry>, Refusal> {
         let id = stored.record.id;
-        let place = self.place(id, index)?;
-        let Some((sequence, entry)) = place else { return Ok(None) };
-        Ok(self.record(id, sequence)?.and_then(|entries| entries.into_iter().nth(entry)))
+        let read = move |api: &Self| {
+            let Some((sequence, entry)) = api.place(id, index)? else { return Ok(None) };
+            Ok(api.record(id, sequence)?.and_then(|entries| entries.into_iter().nth(entry)))
+        };
+        self.reading(read).await
     }
 
     /// Brings a call's table up to date and reads from it.
@@ -207,7 +209,7 @@ impl Api {
 
     /// Up to `limit` results from a cursor on. With `wait`, waits so long for the first.
     pub async fn results(
-        &self,
+        self: &Arc<Self>,
         call: CallId,
         after: Option<Cursor>,
         limit: usize,
@@ -223,7 +225,7 @@ impl Api {
                 return Err(Refusal::field("after", "belongs to the other order; keep `ordered` as it was"));
             }
         };
-        let lines = self.read(call, from, limit)?;
+        let lines = self.reading(move |api| api.read(call, from, limit)).await?;
         if !lines.is_empty() || wait.is_zero() || stored.record.finished.is_some() {
             return Ok(lines);
         }
@@ -282,7 +284,7 @@ impl Api {
     }
 
     async fn await_more(
-        &self,
+        self: &Arc<Self>,
         stored: &StoredCall,
         from: Cursor,
         limit: usize,
@@ -294,7 +296,7 @@ impl Api {
         let until = tokio::time::Instant::now() + wait;
         loop {
             // What ended before the watch began is read here.
-            let lines = self.read(call, from, limit)?;
+            let lines = self.reading(move |api| api.read(call, from, limit)).await?;
             if !lines.is_empty() || !watching {
                 return Ok(lines);
             }
@@ -303,7 +305,9 @@ impl Api {
                 () = self.env.stopping.cancelled() => return Ok(lines),
             };
             match news {
-                Ok(Some(Update::Closed(_)) | None) => return self.read(call, from, limit),
+                Ok(Some(Update::Closed(_)) | None) => {
+                    return self.reading(move |api| api.read(call, from, limit)).await;
+                }
                 Ok(Some(_)) => {}
                 Err(_) => return Ok(lines),
             }

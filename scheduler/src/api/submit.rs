@@ -111,7 +111,7 @@ impl Api {
     }
 
     /// One input; waits for its end. A client that goes away cancels it if it has not started, unless a key makes it repeatable.
-    pub async fn invoke(&self, key: &FunctionKey, input: Bytes, terms: &Terms) -> Result<Invoked, Refusal> {
+    pub async fn invoke(self: &Arc<Self>, key: &FunctionKey, input: Bytes, terms: &Terms) -> Result<Invoked, Refusal> {
         self.must_have_room(key.place())?;
         let actor = self.actor(key)?;
         let asked = mint_call(key);
@@ -147,7 +147,7 @@ impl Api {
     }
 
     /// The end of a call of one input that another request made.
-    async fn await_single(&self, actor: &Addr<FunctionActor>, call: CallId) -> Result<Entry, Refusal> {
+    async fn await_single(self: &Arc<Self>, actor: &Addr<FunctionActor>, call: CallId) -> Result<Entry, Refusal> {
         let (watcher, mut updates) = mpsc::channel(4);
         if actor.send(Watch { call, watcher }).await == Ok(true) {
             while let Some(update) = updates.recv().await {
@@ -160,7 +160,7 @@ impl Api {
         }
         let stored = self.stored_call(call).await?;
         let none = || Refusal::new(Code::Unavailable, format!("the end of call {call} is not known yet; try again"));
-        self.outcome_of(&stored, 0)?.ok_or_else(none)
+        self.outcome_of(&stored, 0).await?.ok_or_else(none)
     }
 
     async fn invoked(&self, call: CallId, entry: &Entry) -> Result<Invoked, Refusal> {

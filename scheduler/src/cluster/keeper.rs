@@ -303,7 +303,7 @@ impl Cluster {
         let (log, opened) = match opened {
             Ok((log, opened)) => (Arc::new(log), opened),
             // Somebody was faster; or etcd does not answer, and the next look tries again.
-            Err(StoreError::InUse(_) | StoreError::Lost | StoreError::Read(_)) => return,
+            Err(StoreError::InUse(_) | StoreError::Lost | StoreError::Silent(_) | StoreError::Read(_)) => return,
             Err(error) => {
                 tracing::error!(shard = shard.0, error = &error as &dyn std::error::Error, "a shard cannot be taken");
                 return;

@@ -176,7 +176,7 @@ pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
     let stream = async_stream::stream! {
         let mut after = None;
         loop {
-            match api.recorded(&key, after) {
+            match api.recorded(&key, after).await {
                 Ok((lines, Some(last))) => {
                     after = Some(last);
                     yield Ok::<_, Problem>(bytes::Bytes::from(lines));

@@ -78,7 +78,7 @@ impl Gate {
 }
 
 /// Whether a subject may do what it asks for. What it may not see does not exist for it.
-async fn authorize(request: &ServiceRequest, subject: &Subject, api: &Api) -> Result<(), Refusal> {
+async fn authorize(request: &ServiceRequest, subject: &Subject, api: &Arc<Api>) -> Result<(), Refusal> {
     let pattern = request.match_pattern().unwrap_or_default();
     let pattern = if pattern.starts_with("/web/") { "/web/{ns}/{fn}/{path}".to_owned() } else { pattern };
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };

@@ -157,14 +157,17 @@ fn end_orphan(store: &dyn Store, stored: StoredCall, now: Time) -> Result<Vec<Ch
 }
 
 /// Reads a single call that waited in the store.
-pub fn fetch(store: &dyn Store, call: CallId) -> Fetched {
+///
+/// # Errors
+/// The store does not answer.
+pub fn fetch(store: &dyn Store, call: CallId) -> Result<Fetched, StoreError> {
     let unreadable = |why: String| Fetched {
         call,
         created: Time(call.born_ms() * 1000),
         traceparent: "".into(),
         payload: Err(why.into()),
     };
-    match value::<StoredCall>(store, &layout::live(call)) {
+    Ok(match value::<StoredCall>(store, &layout::live(call)) {
         Ok(Some(stored)) => Fetched {
             call,
             created: stored.record.created,
@@ -172,11 +175,12 @@ pub fn fetch(store: &dyn Store, call: CallId) -> Fetched {
             payload: stored.here.into_iter().next().ok_or_else(|| "the stored call has no input".into()),
         },
         Ok(None) => unreadable("the call is not in the store".into()),
+        Err(silent @ StoreError::Silent(_)) => return Err(silent),
         Err(error) => {
             tracing::error!(%call, error = &error as &dyn std::error::Error, "a call cannot be read");
             unreadable(format!("the call cannot be read: {error}"))
         }
-    }
+    })
 }
 
 /// A crash in the middle of an upload leaves segments whose call was never accepted.

@@ -10,6 +10,7 @@ mod places;
 
 use bytes::Bytes;
 use capstan_common::id::Epoch;
+use std::{sync::Arc, time::Duration};
 
 /// One change of the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +33,9 @@ pub enum StoreError {
     /// A value cannot be read.
     #[error("the store cannot be read")]
     Read(#[source] std::io::Error),
+    /// It cannot be reached now. What was asked for is as it was: ask again.
+    #[error("the store does not answer")]
+    Silent(#[source] std::io::Error),
     /// A value is not what was written.
     #[error("{0}")]
     Damaged(String),
@@ -81,4 +85,73 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let gone = |_| StoreError::Read(std::io::Error::other("the thread ended"));
     tokio::task::spawn_blocking(work).await.map_err(gone)?
+}
+
+/// The pause before a store that did not answer is asked again.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// Reads what was accepted, on a thread that may wait: while the store does not answer, again and again.
+///
+/// # Errors
+/// All but `Silent`.
+pub async fn patiently<T: Send + 'static>(
+    store: Arc<dyn Store>,
+    read: impl Fn(&dyn Store) -> Result<T, StoreError> + Clone + Send + 'static,
+) -> Result<T, StoreError> {
+    loop {
+        let (store, read) = (store.clone(), read.clone());
+        match blocking(move || read(&*store)).await {
+            Err(StoreError::Silent(error)) => {
+                tracing::warn!(%error, "inputs wait for the store, which does not answer");
+                tokio::time::sleep(SILENCE).await;
+            }
+            answered => return answered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capstan_common::id::CallId;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Does not answer the first two questions, and then holds nothing.
+    #[derive(Default)]
+    struct Shy(AtomicU32);
+
+    impl Store for Shy {
+        fn epoch(&self) -> Epoch {
+            Epoch(1)
+        }
+        fn commit(&self, _: &[Change]) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn maintain(&self) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+        fn get(&self, _: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            let asked = self.0.fetch_add(1, Ordering::SeqCst);
+            if asked < 2 { Err(StoreError::Silent(std::io::Error::other("away"))) } else { Ok(None) }
+        }
+        fn keys(&self, _: &[u8], _: Option<&[u8]>, _: usize, _: bool) -> Vec<Box<[u8]>> {
+            Vec::new()
+        }
+        fn has_room(&self) -> bool {
+            true
+        }
+        fn size(&self) -> (u64, u64) {
+            (0, 0)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_input_is_not_given_up_while_the_store_is_silent() {
+        // RELIABILITY F9 I1
+        let store = Arc::new(Shy::default());
+        assert!(matches!(load::fetch(&*store, CallId(1)), Err(StoreError::Silent(_))));
+        let fetched = patiently(store.clone(), |store: &dyn Store| load::fetch(store, CallId(1))).await.unwrap();
+        assert_eq!(fetched.payload.unwrap_err().as_ref(), "the call is not in the store");
+        assert_eq!(store.0.load(Ordering::SeqCst), 3);
+    }
 }

@@ -26,9 +26,19 @@ pub struct Parked {
     waiting: BTreeSet<CallId>,
     /// Asked for.
     fetching: BTreeSet<CallId>,
-    /// Live calls whose one input an adopted container held before its payload was read, with the attempts since, if it
-    /// came back meanwhile.
-    unfilled: BTreeMap<CallId, Option<Option<Box<Tries>>>>,
+    /// Live calls whose one input an adopted container held before its payload was read.
+    unfilled: BTreeMap<CallId, Unfilled>,
+}
+
+/// Where such an input is.
+#[derive(Debug, Clone)]
+enum Unfilled {
+    /// In its container.
+    Runs,
+    /// It came back, with its attempts until then, and waits for its payload.
+    Waits(Option<Box<Tries>>),
+    /// In its container; if it comes back it ends, as its payload cannot be read.
+    Unreadable(Arc<str>),
 }
 
 impl Parked {
@@ -85,34 +95,35 @@ impl Function {
     /// Calls that were asked for; one that ended meanwhile is passed over.
     pub(super) fn fetched(&mut self, now: Time, calls: Vec<Fetched>) {
         for Fetched { call, created, traceparent, payload } in calls {
-            if let Some(back) = self.parked.unfilled.remove(&call) {
-                self.fill(call, payload, back, created);
+            if let Some(place) = self.parked.unfilled.remove(&call) {
+                self.fill(now, call, (payload, place), created);
             } else if self.unpark(call, created, traceparent) {
                 match payload {
                     Ok(_) if mutated!(self.limits.mutant, FETCHED_DROPPED) => {}
                     Ok(payload) => self.queue.push_back(single(call, payload, created, None)),
-                    Err(why) => self.end_unreadable(now, call, created, &why),
+                    Err(why) => self.end_unreadable(now, call, (created, None), &why),
                 }
             }
         }
     }
 
-    fn end_unreadable(&mut self, now: Time, call: CallId, created: Time, why: &str) {
-        self.queue.push_back(single(call, nothing(), created, None));
+    fn end_unreadable(&mut self, now: Time, call: CallId, (created, tries): (Time, Option<Box<Tries>>), why: &str) {
+        self.queue.push_back(single(call, nothing(), created, tries));
         self.end_waiting(now, call, &unreadable(why));
     }
 
     fn fill(
         &mut self,
+        now: Time,
         call: CallId,
-        payload: Result<Payload, Arc<str>>,
-        back: Option<Option<Box<Tries>>>,
+        (payload, place): (Result<Payload, Arc<str>>, Unfilled),
         created: Time,
     ) {
-        let Ok(payload) = payload else { return };
-        match back {
-            Some(tries) => self.queue.push_back(single(call, payload, created, tries)),
-            None => self.fill_adopted(call, vec![(0, payload)]),
+        match (payload, place) {
+            (Ok(payload), Unfilled::Waits(tries)) => self.queue.push_back(single(call, payload, created, tries)),
+            (Err(why), Unfilled::Waits(tries)) => self.end_unreadable(now, call, (created, tries), &why),
+            (Err(why), _) => drop(self.parked.unfilled.insert(call, Unfilled::Unreadable(why))),
+            (Ok(payload), _) => self.fill_adopted(call, vec![(0, payload)]),
         }
     }
 
@@ -144,15 +155,21 @@ impl Function {
         if !self.unpark(call, created, "".into()) {
             return None;
         }
-        self.parked.unfilled.insert(call, None);
+        self.parked.unfilled.insert(call, Unfilled::Runs);
         out.promises.push(Promise::Fetch { calls: vec![call] });
         Some(single(call, nothing(), created, None))
     }
 
-    /// Whether the input's payload is still being read; it then waits there.
-    pub(super) fn waits_for_payload(&mut self, input: &Queued) -> bool {
-        let Some(back) = self.parked.unfilled.get_mut(&input.call) else { return false };
-        *back = Some(input.tries.clone());
+    /// Whether the input's payload is still being read, and it waits there; or cannot be read, and it ends.
+    pub(super) fn waits_for_payload(&mut self, now: Time, input: &Queued) -> bool {
+        let Some(place) = self.parked.unfilled.get_mut(&input.call) else { return false };
+        if let Unfilled::Unreadable(why) = place {
+            let why = why.clone();
+            self.parked.unfilled.remove(&input.call);
+            self.end_unreadable(now, input.call, (input.submitted, input.tries.clone()), &why);
+        } else {
+            *place = Unfilled::Waits(input.tries.clone());
+        }
         true
     }
 

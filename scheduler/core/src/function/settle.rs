@@ -135,7 +135,7 @@ impl Function {
         self.shift(input.call, Place::Running, Place::Pending, 1);
         self.record_attempt(&input, out);
         let due = now.plus_ms(retries.delay_ms(failures, self.limits.retry_floor_ms));
-        if self.without_payload(&input) {
+        if self.without_payload(now, &input) {
             return;
         }
         self.delayed.add(due, input);
@@ -180,15 +180,15 @@ impl Function {
             return;
         }
         self.shift(input.call, Place::Running, Place::Pending, 1);
-        if !self.without_payload(&input) {
+        if !self.without_payload(now, &input) {
             self.queue.push_front(input);
         }
     }
 
     /// An adopted input whose segment is not loaded yet comes back with that segment.
-    fn without_payload(&mut self, input: &Queued) -> bool {
+    fn without_payload(&mut self, now: Time, input: &Queued) -> bool {
         let Some(bulk) = self.calls.get_mut(&input.call).and_then(|c| c.bulk.as_mut()) else {
-            return self.waits_for_payload(input);
+            return self.waits_for_payload(now, input);
         };
         if !bulk.adopted.remove(&input.index) {
             return false;

@@ -3,4 +3,5 @@
 mod instance;
 mod model;
 mod stage;
+mod store;
 mod web;

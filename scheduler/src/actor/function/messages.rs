@@ -1,7 +1,7 @@
 //! What a function's actor is told and asked, and what it does with each.
 
 use super::{FunctionActor, Pledge};
-use crate::{actor::watch::Watcher, clock, store::layout};
+use crate::{actor::watch::Watcher, api::store_refusal, clock, store::layout};
 use actix::prelude::*;
 use capstan_common::{
     function::FunctionSpec,
@@ -259,7 +259,7 @@ impl FunctionActor {
             return Ok(new);
         }
         let (key, env) = (self.key.clone(), self.env.clone());
-        let last = env.store.get(&layout::tombstone(&key)).ok().flatten();
+        let last = env.store.get(&layout::tombstone(&key)).map_err(store_refusal)?;
         let before = Revision(last.map_or(0, |value| layout::decode(&value).unwrap_or(0)));
         let spec = (deploy.spec, before);
         let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), spec, &mut self.out)?;

@@ -16,12 +16,11 @@ use super::{
 use crate::{
     clock,
     shard::Env,
-    store::{StoreError, layout, load},
+    store::{Store, StoreError, layout, load, patiently},
 };
 use actix::prelude::*;
 use capstan_common::{
     id::{CallId, FunctionKey, WorkerId},
-    input::Payload,
     order::Order,
     refusal::{Code, Refusal},
     time::Time,
@@ -214,38 +213,39 @@ impl FunctionActor {
         }
     }
 
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl Fn(&dyn Store) -> Result<T, StoreError> + Clone + Send + 'static,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(Result<T, StoreError>, &mut Self, &mut Context<Self>) + 'static,
+    ) {
+        let reading = patiently(self.env.store.clone(), read);
+        ctx.spawn(reading.into_actor(self).map(then));
+    }
+
     fn load(&self, call: CallId, number: u32, ctx: &mut Context<Self>) {
-        let store = self.env.store.clone();
-        let reading = tokio::task::spawn_blocking(move || -> Result<Vec<Payload>, StoreError> {
+        let read = move |store: &dyn Store| {
             let bytes = store.get(&layout::segment(call, number))?;
             bytes.map_or(Ok(Vec::new()), |bytes| layout::decode(&bytes))
-        });
-        let loaded = reading.into_actor(self).map(move |read, actor: &mut Self, ctx| match read {
-            Ok(Ok(payloads)) => drop(actor.step(Event::Loaded { call, number, payloads }, ctx)),
-            Ok(Err(error)) => {
+        };
+        self.read(read, ctx, move |read, actor, ctx| match read {
+            Ok(payloads) => drop(actor.step(Event::Loaded { call, number, payloads }, ctx)),
+            Err(error) => {
                 tracing::error!(%call, number, error = &error as &dyn std::error::Error, "a segment of inputs cannot be read");
                 let why = format!("its segment of inputs cannot be read: {error}").into();
                 drop(actor.step(Event::Unreadable { call, number, why }, ctx));
             }
-            // The process ends.
-            Err(_) => {}
         });
-        ctx.spawn(loaded);
     }
 
     /// Reads single calls that waited in the store.
     fn fetch(&self, calls: Vec<CallId>, ctx: &mut Context<Self>) {
-        let store = self.env.store.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            calls.into_iter().map(|call| load::fetch(&*store, call)).collect::<Vec<_>>()
+        let read =
+            move |store: &dyn Store| calls.iter().map(|call| load::fetch(store, *call)).collect::<Result<Vec<_>, _>>();
+        self.read(read, ctx, |read, actor, ctx| match read {
+            Ok(calls) => drop(actor.step(Event::Fetched(calls), ctx)),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "calls cannot be read"),
         });
-        let fetched = reading.into_actor(self).map(|read, actor: &mut Self, ctx| {
-            // If there is no answer the process ends.
-            if let Ok(calls) = read {
-                drop(actor.step(Event::Fetched(calls), ctx));
-            }
-        });
-        ctx.spawn(fetched);
     }
 
     fn ask_requests(&self, within_ms: u64, ctx: &mut Context<Self>) {

@@ -81,7 +81,8 @@ impl From<Trouble> for StoreError {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Full => Self::Full,
-            other => Self::Read(std::io::Error::other(other.to_string())),
+            Trouble::Unknown(why) => Self::Silent(std::io::Error::other(why)),
+            Trouble::Refused(why) => Self::Read(std::io::Error::other(why)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What operators set for many functions at once: namespaces' weights and quotas, scaling models to zero; and schedules.
 
-use super::{Api, mint_call, store_refusal};
+use super::{Api, store_refusal};
 use crate::{
     actor::{
         autoscaler::{Governed, Spaces, Told},
@@ -18,7 +18,7 @@ use capstan_common::{
 use capstan_scheduler_core::{
     autoscaler::{self, Policy},
     event::Event,
-    function::ScheduleView,
+    function::{ScheduleView, call_of},
     scale_to_zero::{Config, Effective, VARIABLE, Warning},
 };
 use serde_json::{Map, Value, json};
@@ -207,7 +207,8 @@ impl Api {
     pub async fn run_schedule(&self, key: &FunctionKey) -> Result<CallId, Refusal> {
         let view = self.ask(key, |core| core.schedule_view()).await?.ok_or_else(|| no_schedule(key))?;
         let input = view.schedule.input.to_string().into();
-        self.spawn_as(mint_call(key), key, input, &Default::default()).await
+        // An id as its due times have it: the schedule knows the run as one of its own.
+        self.spawn_as(call_of(key, clock::now()), key, input, &Default::default()).await
     }
 }
 

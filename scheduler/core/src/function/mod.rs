@@ -27,7 +27,7 @@ pub use explain::{InputView, Stats};
 pub use model::ZeroRule;
 pub use recover::{RecoveredCall, Recovery};
 pub use scale::size;
-pub use timer::ScheduleView;
+pub use timer::{ScheduleView, call_of};
 
 use crate::{
     decision::{Decision, Waiting},
@@ -210,6 +210,11 @@ impl Function {
         self.free_old_keys(now, out);
         self.dispatch(now, out);
         self.record_ends(now, out);
+        if self.may_run_next() {
+            // A run that the one which has just ended held up.
+            self.run_due(now, out);
+            self.dispatch(now, out);
+        }
         self.load_tails(out);
         self.fetch_parked(out);
         self.ask_requests(now, out);

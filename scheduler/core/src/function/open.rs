@@ -42,6 +42,7 @@ impl Function {
         self.within_limits(opening.kind, count)?;
 
         let id = opening.call;
+        self.run_opened(id)?;
         if self.parks(opening.kind) && matches!(opening.inputs, Inputs::Here(_)) {
             self.open_parked(now, opening, out);
             return Ok(id);

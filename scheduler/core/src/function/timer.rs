@@ -87,7 +87,7 @@ pub struct ScheduleView {
     pub running: Vec<CallId>,
 }
 
-/// The id of the call that a due time makes.
+/// The id of the call that a due time, or the time of an order to run at once, makes.
 pub fn call_of(function: &FunctionKey, due: Time) -> CallId {
     // FNV-1a (Fowler, Noll, Vo): the same on every machine and in every version.
     let text = function.namespace.bytes().chain([0]).chain(function.name.bytes());
@@ -97,19 +97,28 @@ pub fn call_of(function: &FunctionKey, due: Time) -> CallId {
     CallId((u128::from(ms) << 80) | (7 << 76) | (u128::from(us) << 64) | low).placed(function.place())
 }
 
+/// Whether the call is one that a schedule made, or was asked to make.
+fn is_run(function: &FunctionKey, call: CallId) -> bool {
+    let (ms, us) = ((call.0 >> 80) as u64, (call.0 >> 64) as u64 & 0xfff);
+    call_of(function, Time(ms.saturating_mul(1000).saturating_add(us))) == call
+}
+
 impl Function {
     fn schedule(&self) -> Option<&Schedule> {
         self.deployed.spec.schedule.as_ref()
     }
 
-    /// A revision was deployed: a period begins anew, a cron expression goes on (SPEC §2.6).
+    /// A revision was deployed: a period begins anew, a cron expression goes on (SPEC §2.6). A pause holds, and runs that were due
+    /// and wait are made, as long as there is a schedule.
     pub(super) fn set_timer(&mut self, now: Time, out: &mut Output) {
         let had = self.timer.rhythm.is_some();
         let rhythm = self.schedule().and_then(Rhythm::of);
         self.timer.due = rhythm.as_ref().and_then(|rhythm| rhythm.after(now));
         self.timer.rhythm = rhythm;
         if self.timer.rhythm.is_some() || had {
-            self.timer.state = ScheduleState { last: Some(now), ..ScheduleState::default() };
+            let before = std::mem::take(&mut self.timer.state);
+            let kept = if self.timer.rhythm.is_some() { before } else { ScheduleState::default() };
+            self.timer.state = ScheduleState { last: Some(now), ..kept };
             out.records.push(Record::Scheduled(self.timer.state.clone()));
         }
     }
@@ -125,10 +134,8 @@ impl Function {
             Some(due) => Some(rhythm.latest(due, now)),
             None => due,
         };
-        let last = call_of(&self.key, from);
-        if self.calls.contains_key(&last) || self.parked.has(last) {
-            self.timer.running.insert(last);
-        }
+        let live = self.calls.keys().copied().chain(self.parked.ids());
+        self.timer.running = live.filter(|call| is_run(&self.key, *call)).collect();
         self.timer.rhythm = Some(rhythm);
         self.timer.state = state;
     }
@@ -155,10 +162,16 @@ impl Function {
         self.run_waiting(now, overlap, out);
     }
 
+    /// Whether a run waits for nothing any more.
+    pub(super) fn may_run_next(&self) -> bool {
+        let Timer { state, running, .. } = &self.timer;
+        !state.waiting.is_empty() && !state.paused && running.is_empty()
+    }
+
     fn run_waiting(&mut self, now: Time, overlap: Overlap, out: &mut Output) {
         while let Some(due) = self.timer.state.waiting.front().copied() {
             let busy = overlap != Overlap::Allow && !self.timer.running.is_empty();
-            if busy || now < self.timer.not_before {
+            if self.timer.state.paused || busy || now < self.timer.not_before {
                 return;
             }
             let call = call_of(&self.key, due);
@@ -167,7 +180,6 @@ impl Function {
                 self.timer.not_before = now.plus_ms(REFUSED_PAUSE_MS);
                 return;
             }
-            self.timer.running.insert(call);
             self.timer.state.waiting.pop_front();
             out.records.push(Record::Scheduled(self.timer.state.clone()));
         }
@@ -187,12 +199,20 @@ impl Function {
         self.open(now, opening, out)
     }
 
+    /// A call was opened: if the schedule made it, runs that are due wait for it.
+    pub(super) fn run_opened(&mut self, call: CallId) -> Result<(), Refusal> {
+        if self.timer.rhythm.is_some() && is_run(&self.key, call) && !self.timer.running.insert(call) {
+            return Err(Refusal::new(Code::Conflict, format!("call {call} runs already; try again")));
+        }
+        Ok(())
+    }
+
     /// A call has ended; one that waited for it may run with the next step.
     pub(super) fn run_ended(&mut self, call: CallId) {
         self.timer.running.remove(&call);
     }
 
-    /// Pauses the schedule, or lets it go on; what was due meanwhile is left out.
+    /// Pauses the schedule, or lets it go on; what was due meanwhile is left out, and what waited before waits on.
     pub(super) fn pause(&mut self, now: Time, paused: bool, out: &mut Output) -> Result<(), Refusal> {
         self.must_exist()?;
         let Some(rhythm) = self.timer.rhythm.clone() else {

@@ -2,6 +2,7 @@
 
 mod instance;
 mod model;
+mod schedule;
 mod stage;
 mod store;
 mod web;

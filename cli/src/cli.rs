@@ -259,11 +259,16 @@ pub struct TrafficArgs {
     #[arg(long)]
     pub trace: Option<PathBuf>,
     /// How long a container takes to start, where the traffic does not tell.
-    #[arg(long)]
+    #[arg(long, value_parser = milliseconds)]
     pub start_ms: Option<f64>,
     /// Containers that fit at one time.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub places: Option<u32>,
+}
+
+fn milliseconds(text: &str) -> Result<f64, String> {
+    let read = text.parse().ok().filter(|ms| (0.0..=86_400_000.0).contains(ms));
+    read.ok_or_else(|| "must be a number of milliseconds from 0 to 86400000".into())
 }
 
 /// What to play.

@@ -253,6 +253,16 @@ pub fn settings(settings: &AutoscalerSettings, source: &dyn Fn(&str) -> &'static
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
+/// Checks settings against the most containers that the system gives any function (SPEC D1).
+pub fn within_system(settings: &AutoscalerSettings, prefix: &str, most: u32) -> Result<(), Refusal> {
+    let mut findings = Findings(Vec::new());
+    findings.check(settings.min_containers <= most, &format!("{prefix}/min_containers"), || {
+        let min = settings.min_containers;
+        format!("must not be above the system's most for a function (limits.system_max_containers={most}), is {min}")
+    });
+    if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
+}
+
 fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> &'static str, findings: &mut Findings) {
     const MOST: u32 = 1_000_000;
     let max = s.max_containers;
@@ -261,15 +271,15 @@ fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> 
             format!("must be from 1 to {MOST}, is {max}")
         });
     }
-    findings.check(s.min_containers <= max.unwrap_or(MOST).max(1), &format!("{prefix}/min_containers"), || {
-        format!(
-            "must not be above max_containers ({}{} > {}{})",
-            s.min_containers,
-            source("min_containers"),
-            max.unwrap_or(MOST),
-            source("max_containers")
-        )
+    findings.check(s.min_containers <= MOST, &format!("{prefix}/min_containers"), || {
+        format!("must be from 0 to {MOST}, is {}", s.min_containers)
     });
+    if let Some(max) = max.filter(|max| s.min_containers <= MOST && s.min_containers > (*max).max(1)) {
+        findings.check(false, &format!("{prefix}/min_containers"), || {
+            let (of_min, of_max) = (source("min_containers"), source("max_containers"));
+            format!("must not be above max_containers ({}{of_min} > {max}{of_max})", s.min_containers)
+        });
+    }
     findings.check(s.buffer_containers <= MOST, &format!("{prefix}/buffer_containers"), || {
         format!("must be from 0 to {MOST}, is {}", s.buffer_containers)
     });
@@ -356,6 +366,16 @@ mod tests {
         ] {
             assert!(pointers(together).is_empty(), "{together}: {:?}", pointers(together));
         }
+    }
+
+    #[test]
+    fn a_minimum_above_what_anybody_gets_is_refused() {
+        // SPEC D1
+        let settings = |min| AutoscalerSettings { min_containers: min, ..AutoscalerSettings::default() };
+        assert!(within_system(&settings(10), "/autoscaler", 10).is_ok());
+        let refused = within_system(&settings(11), "/autoscaler", 10).unwrap_err();
+        assert_eq!(refused.errors[0].pointer, "/autoscaler/min_containers");
+        assert!(refused.errors[0].detail.contains("system_max_containers=10"), "{refused:?}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use actix::{Actor, Addr, ArbiterHandle};
 use capstan_common::{
     id::{Epoch, FunctionKey, Shard, WorkerId},
     order::Order,
+    time::Time,
 };
 use capstan_scheduler_core::{
     autoscaler,
@@ -104,6 +105,8 @@ pub struct Env {
     pub shard: Shard,
     /// The owner's fencing number.
     pub epoch: Epoch,
+    /// Since when this scheduler owns it.
+    pub opened: Time,
     /// The way to durability.
     pub committer: Committer,
     /// For loading segments.
@@ -195,6 +198,7 @@ impl Env {
         let env = Arc::new(Self {
             shard,
             epoch: store.epoch(),
+            opened: clock::now(),
             committer,
             store,
             shared: shared.clone(),

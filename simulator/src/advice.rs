@@ -1,7 +1,7 @@
 //! Settings that would have kept a bound on waiting at the least cost, with the evidence. They are proposed, never applied.
 
-use crate::{Machine, Summary, Trace, replay};
-use capstan_common::function::{AutoscalerSettings, FunctionSpec};
+use crate::{Machine, Scenario, Summary, Trace, replay};
+use capstan_common::function::{AutoscalerSettings, Overrides};
 use serde::Serialize;
 
 /// Windows that are tried, in seconds.
@@ -30,13 +30,18 @@ pub struct Advice {
 }
 
 /// Tries settings on recorded traffic: which keep the wait of 95 of 100 inputs under `p95_ms`, and which of those is cheapest?
-pub fn advise(spec: &FunctionSpec, trace: &Trace, machine: &Machine, p95_ms: f64) -> Result<Advice, String> {
-    let with = |settings: AutoscalerSettings| -> Result<Tried, String> {
-        let spec = FunctionSpec { autoscaler: settings.clone(), ..spec.clone() };
-        Ok(Tried { settings, summary: replay(&spec, trace, machine)?.summary() })
+/// They are tried as an operator would set them, over what is deployed and over profiles.
+///
+/// # Errors
+/// The spec is one that could not be deployed.
+pub fn advise(scenario: &Scenario, trace: &Trace, machine: &Machine, p95_ms: f64) -> Result<Advice, String> {
+    let with = |overrides: Overrides| -> Result<Tried, String> {
+        let settings = overrides.over(&scenario.spec.autoscaler);
+        let scenario = Scenario { overrides, ..scenario.clone() };
+        Ok(Tried { settings, summary: replay(&scenario, trace, machine)?.summary() })
     };
-    let now = with(spec.autoscaler.clone())?;
-    let most = spec.autoscaler.max_containers.unwrap_or(u32::MAX);
+    let now = with(scenario.overrides.clone())?;
+    let most = now.settings.max_containers.unwrap_or(scenario.most);
     let mut minima: Vec<u32> = [0, 1, 2, now.summary.peak_containers / 4, now.summary.peak_containers / 2].into();
     minima.retain(|min| *min <= most);
     minima.sort_unstable();
@@ -45,17 +50,17 @@ pub fn advise(spec: &FunctionSpec, trace: &Trace, machine: &Machine, p95_ms: f64
     for window in WINDOWS {
         for min in &minima {
             for buffer in BUFFERS {
-                let settings = AutoscalerSettings {
-                    min_containers: *min,
-                    buffer_containers: buffer,
-                    scaledown_window: window,
-                    ..spec.autoscaler.clone()
-                };
-                tried.push(with(settings)?);
+                tried.push(with(Overrides {
+                    min_containers: Some(*min),
+                    buffer_containers: Some(buffer),
+                    scaledown_window: Some(window),
+                    ..scenario.overrides.clone()
+                })?);
             }
         }
     }
-    let keeps = |tried: &Tried| tried.summary.wait_p95_ms <= p95_ms;
+    // An input that never began has waited longer than any bound.
+    let keeps = |tried: &Tried| tried.summary.unserved == 0 && tried.summary.wait_p95_ms <= p95_ms;
     let cheaper = |a: &Tried, b: &Tried| a.summary.container_s.total_cmp(&b.summary.container_s);
     let proposed = tried.iter().filter(|t| keeps(t)).min_by(|a, b| cheaper(a, b)).cloned();
     let mut others: Vec<Tried> = WINDOWS

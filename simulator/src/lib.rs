@@ -8,7 +8,7 @@ mod machine;
 pub mod plot;
 pub mod trace;
 
-pub use machine::{Machine, replay};
+pub use machine::{Machine, Scenario, replay};
 pub use trace::{Arrival, Trace};
 
 use capstan_common::time::Time;
@@ -19,6 +19,8 @@ use serde::Serialize;
 pub struct Outcome {
     /// Inputs that ended.
     pub inputs: u64,
+    /// Inputs that never began: no container came for them.
+    pub unserved: u64,
     /// Containers that were started.
     pub cold_starts: u64,
     /// Microseconds from each input's arrival to the begin of its run, sorted.
@@ -40,6 +42,8 @@ pub struct Outcome {
 pub struct Summary {
     /// Inputs that ended.
     pub inputs: u64,
+    /// Inputs that never began; they are in none of the waits.
+    pub unserved: u64,
     /// Containers that were started.
     pub cold_starts: u64,
     /// Half of the inputs waited no longer.
@@ -66,6 +70,7 @@ impl Outcome {
     pub fn summary(&self) -> Summary {
         Summary {
             inputs: self.inputs,
+            unserved: self.unserved,
             cold_starts: self.cold_starts,
             wait_p50_ms: self.wait_ms(0.5),
             wait_p95_ms: self.wait_ms(0.95),

@@ -5,18 +5,20 @@ use bytes::Bytes;
 use capstan_common::{
     call::CallKind,
     container::Ending,
-    function::FunctionSpec,
+    function::{FunctionSpec, Overrides},
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Minter, Revision, WorkerId},
     input::Payload,
     order::{Group, Order},
     report::{Done, HeldAttempt},
     time::Time,
+    validate,
 };
 use capstan_scheduler_core::{
     effect::{Demand, Effect, Output},
     event::{Event, FailFast, Inputs, Opening},
-    function::Function,
+    function::{Function, Recovery, ZeroRule},
     limits::Limits,
+    record::{Deployment, ScheduleState},
 };
 use std::{
     cmp::Reverse,
@@ -30,6 +32,8 @@ const AHEAD_MS: u64 = 200;
 const CALL: CallId = CallId(1);
 /// More than any trace has.
 const PLENTY: u64 = 1 << 40;
+/// The most containers where the system sets no limit.
+const MOST: u32 = 1_000_000;
 
 /// What the containers run on.
 #[derive(Debug, Clone)]
@@ -38,13 +42,33 @@ pub struct Machine {
     pub places: u32,
     /// How long a start takes, in microseconds, where the trace knows none.
     pub start_us: u64,
-    /// How long after the last arrival is looked on, in milliseconds, so that containers leave.
+    /// How long after the last input's end is looked on, in milliseconds, so that containers leave.
     pub after_ms: u64,
 }
 
 impl Default for Machine {
     fn default() -> Self {
         Self { places: 100_000, start_us: 100_000, after_ms: 3_600_000 }
+    }
+}
+
+/// What is played: a function as it is deployed, and what holds besides.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// As deployed. Its profiles hold at their times; its schedule makes no runs, as those are in the traffic.
+    pub spec: FunctionSpec,
+    /// Dynamic settings, which hold over both.
+    pub overrides: Overrides,
+    /// What the scale-to-zero configuration says of its model.
+    pub rule: Option<ZeroRule>,
+    /// The system's most containers of a function.
+    pub most: u32,
+}
+
+impl Scenario {
+    /// A function on which nothing else has a say.
+    pub fn of(spec: FunctionSpec) -> Self {
+        Self { spec, overrides: Overrides::default(), rule: None, most: MOST }
     }
 }
 
@@ -80,26 +104,42 @@ struct Player<'a> {
     minter: Minter,
     worker: WorkerId,
     containers: BTreeMap<ContainerId, Held>,
+    /// When the last input had ended.
+    drained: Time,
     outcome: Outcome,
 }
 
-/// Plays a trace through a function with this spec. The same trace, spec and machine give the same outcome.
-pub fn replay(spec: &FunctionSpec, trace: &Trace, machine: &Machine) -> Result<Outcome, String> {
+/// Plays a trace through a function. The same trace, scenario and machine give the same outcome.
+///
+/// # Errors
+/// The spec is one that could not be deployed.
+pub fn replay(scenario: &Scenario, trace: &Trace, machine: &Machine) -> Result<Outcome, String> {
     let limits = Limits {
         pending_interactive: PLENTY,
         total_interactive: PLENTY,
         map_window: PLENTY,
         map_running: u32::MAX,
-        system_max_containers: machine.places,
+        system_max_containers: scenario.most,
         ..Limits::default()
     };
     let begin = trace.arrivals.first().map_or(Time(0), |first| first.at);
     let mut out = Output::default();
     let key = FunctionKey::new("default", "what-if");
-    let spec = (Arc::new(spec.clone()), Revision(0));
-    let core = Function::deploy(key, Epoch(1), Arc::new(limits), begin, spec, &mut out);
+    let spec = FunctionSpec { schedule: None, ..scenario.spec.clone() };
+    validate::spec(&spec).map_err(|refusal| refusal.detail)?;
+    let recovery = Recovery {
+        key,
+        deployed: Deployment { revision: Revision(1), spec: Arc::new(spec), at: begin },
+        overrides: scenario.overrides.clone(),
+        calls: Vec::new(),
+        parked: Vec::new(),
+        keys: Vec::new(),
+        schedule: ScheduleState::default(),
+        decisions: Vec::new(),
+    };
+    let core = Function::recover(recovery, Epoch(1), Arc::new(limits), begin, &mut out);
     let mut player = Player {
-        core: core.map_err(|refusal| refusal.detail)?,
+        core,
         trace,
         machine,
         now: begin,
@@ -113,10 +153,15 @@ pub fn replay(spec: &FunctionSpec, trace: &Trace, machine: &Machine) -> Result<O
         minter: Minter::new(Epoch(1)),
         worker: WorkerId("w".into()),
         containers: BTreeMap::new(),
+        drained: begin,
         outcome: Outcome { span: (begin, begin), ..Outcome::default() },
     };
     player.perform();
-    player.play();
+    if let Some(rule) = &scenario.rule {
+        player.step(Event::Ruled(rule.clone()))?;
+    }
+    player.step(Event::Settled)?;
+    player.play()?;
     Ok(player.end())
 }
 
@@ -126,7 +171,7 @@ impl Player<'_> {
         self.queue.push(Reverse((at, self.counter, what)));
     }
 
-    fn play(&mut self) {
+    fn play(&mut self) -> Result<(), String> {
         let opening = Opening {
             call: CALL,
             kind: CallKind::Map,
@@ -136,7 +181,7 @@ impl Player<'_> {
             fail_fast: FailFast::No,
             discard_outputs: true,
         };
-        self.step(Event::Open(Box::new(opening)));
+        self.step(Event::Open(Box::new(opening)))?;
         let trace = self.trace;
         let mut next = 0;
         while next < trace.arrivals.len() {
@@ -146,21 +191,35 @@ impl Player<'_> {
             let together = trace.arrivals[next..].iter().take_while(|arrival| arrival.at == at).count();
             let payloads = vec![Payload::Inline(Bytes::new()); together];
             next += together;
-            self.step(Event::Arrive { call: CALL, payloads });
+            self.step(Event::Arrive { call: CALL, payloads })?;
         }
-        self.step(Event::Close { call: CALL });
-        let end = self.now.plus_ms(self.machine.after_ms);
-        self.happen_until(end);
+        self.step(Event::Close { call: CALL })?;
+        let all = trace.arrivals.len() as u64;
+        let longest = self.longest();
+        while self.outcome.inputs < all && self.queue.peek().is_some_and(|Reverse((at, ..))| *at <= longest) {
+            self.happen_next();
+        }
+        self.drained = self.now;
+        self.happen_until(self.now.plus_ms(self.machine.after_ms));
+        Ok(())
+    }
+
+    /// When one container that works on one input after the other, started anew for each, would be done with all.
+    fn longest(&self) -> Time {
+        let start_us = self.trace.starts_us.iter().copied().max().unwrap_or(self.machine.start_us);
+        let work: u64 = self.trace.arrivals.iter().map(|arrival| arrival.run_us + start_us).sum();
+        Time(self.now.0.saturating_add(work)).plus_ms(self.machine.after_ms)
+    }
+
+    fn happen_next(&mut self) {
+        let Some(Reverse((at, _, what))) = self.queue.pop() else { return };
+        self.now = self.now.max(at);
+        self.happen(what);
     }
 
     fn happen_until(&mut self, end: Time) {
-        while let Some(Reverse((at, _, _))) = self.queue.peek() {
-            if *at > end {
-                return;
-            }
-            let Some(Reverse((at, _, what))) = self.queue.pop() else { return };
-            self.now = self.now.max(at);
-            self.happen(what);
+        while self.queue.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
+            self.happen_next();
         }
     }
 
@@ -170,13 +229,13 @@ impl Player<'_> {
                 self.under_way -= 1;
                 let container = ContainerId(self.minter.mint());
                 let worker = self.worker.clone();
-                self.step(Event::Granted { container, worker });
+                self.tell(Event::Granted { container, worker });
             }
             Happens::Ready(container) => {
                 if let Some(held) = self.containers.get_mut(&container) {
                     held.ready = true;
                     self.outcome.cold_starts += 1;
-                    self.step(Event::Ready { container, phases: Vec::new(), port: 0 });
+                    self.tell(Event::Ready { container, phases: Vec::new(), port: 0 });
                     self.begin(container);
                 }
             }
@@ -186,16 +245,21 @@ impl Player<'_> {
             Happens::Alarm => {
                 if self.alarm_at.is_some_and(|at| at <= self.now) {
                     self.alarm_at = None;
-                    self.step(Event::Alarm);
+                    self.tell(Event::Alarm);
                 }
             }
         }
     }
 
-    fn step(&mut self, event: Event) {
-        // Nothing is refused: the limits are wide open.
-        let _ = self.core.step(self.now, event, &mut self.out);
+    fn step(&mut self, event: Event) -> Result<(), String> {
+        let answer = self.core.step(self.now, event, &mut self.out);
         self.perform();
+        answer.map(drop).map_err(|refusal| refusal.detail)
+    }
+
+    /// The same for what is never refused: the limits are wide open.
+    fn tell(&mut self, event: Event) {
+        let _ = self.step(event);
     }
 
     fn perform(&mut self) {
@@ -294,7 +358,7 @@ impl Player<'_> {
         });
         let done = done.collect();
         self.begin(container);
-        self.step(Event::Finished { container, done });
+        self.tell(Event::Finished { container, done });
     }
 
     fn give_back(&mut self, container: ContainerId) {
@@ -304,7 +368,7 @@ impl Player<'_> {
             return;
         }
         let leases = held.waiting.drain(..).flat_map(|(_, group)| group.assignments).map(|a| a.lease).collect();
-        self.step(Event::Returned { container, leases, closed: false });
+        self.tell(Event::Returned { container, leases, closed: false });
     }
 
     fn ended(&mut self, container: ContainerId) {
@@ -312,7 +376,7 @@ impl Player<'_> {
         self.outcome.container_us += self.now.since_us(held.ordered);
         self.count();
         let ending = Ending { ordered: true, ..Ending::default() };
-        self.step(Event::Ended { container, ending, begun: Vec::new() });
+        self.tell(Event::Ended { container, ending, begun: Vec::new() });
     }
 
     fn count(&mut self) {
@@ -325,12 +389,13 @@ impl Player<'_> {
     }
 
     fn end(mut self) -> Outcome {
-        // What is still there has cost its time up to the last arrival and change.
+        // What is still there has cost its time up to the last input's end and the last change.
         let last_change = self.outcome.containers.last().map_or(self.now, |(at, _)| *at);
-        let last = self.trace.arrivals.last().map_or(self.now, |last| last.at).max(last_change);
+        let last = self.drained.max(last_change);
         let rest = self.containers.values().map(|held| last.since_us(held.ordered));
         self.outcome.container_us += rest.sum::<u64>();
         self.outcome.span.1 = last;
+        self.outcome.unserved = (self.trace.arrivals.len() - self.outcome.waits_us.len()) as u64;
         self.outcome.waits_us.sort_unstable();
         self.outcome
     }

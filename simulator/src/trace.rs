@@ -82,8 +82,7 @@ impl Trace {
             } else {
                 match csv(line) {
                     Some(read) => read,
-                    // The head of a table.
-                    None if number == 0 => continue,
+                    None if number == 0 && is_head(line) => continue,
                     None => return Err(told(format!("`{line}` is neither JSON nor `seconds,run_ms`"))),
                 }
             };
@@ -99,6 +98,11 @@ impl Trace {
         trace.arrivals.sort();
         Ok(trace)
     }
+}
+
+/// Whether a line names columns: it has no figure in it.
+fn is_head(line: &str) -> bool {
+    line.split(',').all(|cell| cell.trim().starts_with(|c: char| c.is_alphabetic() || c == '"'))
 }
 
 fn csv(line: &str) -> Option<Line> {

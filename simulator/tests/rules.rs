@@ -5,7 +5,8 @@ use capstan_common::{
     function::{AutoscalerSettings, FunctionSpec},
     time::Time,
 };
-use capstan_simulator::{Arrival, Machine, Outcome, Trace, replay, trace::Shape};
+use capstan_scheduler_core::function::ZeroRule;
+use capstan_simulator::{Arrival, Machine, Outcome, Scenario, Trace, replay, trace::Shape};
 use serde_json::{Value, json};
 
 fn spec(more: Value) -> FunctionSpec {
@@ -25,7 +26,7 @@ fn at(seconds: &[f64], run_ms: u64) -> Trace {
 }
 
 fn play(spec: &FunctionSpec, trace: &Trace) -> Outcome {
-    let outcome = replay(spec, trace, &Machine::default()).unwrap();
+    let outcome = replay(&Scenario::of(spec.clone()), trace, &Machine::default()).unwrap();
     assert_eq!(outcome.inputs, trace.arrivals.len() as u64, "every input ends");
     assert_eq!(outcome.cut_off, 0, "scaling never stops work");
     outcome
@@ -182,7 +183,8 @@ fn no_traffic_makes_a_pool_pass_its_bounds_run_away_or_swing() {
         for start_us in [10_000, 20_000_000] {
             let with = settings(json!({"min_containers": 1, "max_containers": 12, "scaledown_window": 30}));
             let machine = Machine { start_us, ..Machine::default() };
-            let outcome = replay(&with, &shape.generate(n as u64, 6.0, 300.0, 1_000.0), &machine).unwrap();
+            let outcome =
+                replay(&Scenario::of(with), &shape.generate(n as u64, 6.0, 300.0, 1_000.0), &machine).unwrap();
             assert!(outcome.peak <= 12, "{shape:?}: {}", outcome.peak);
             assert_eq!(outcome.cut_off, 0);
             let begun = outcome.containers.iter().skip_while(|(_, count)| *count == 0);
@@ -191,7 +193,7 @@ fn no_traffic_makes_a_pool_pass_its_bounds_run_away_or_swing() {
     }
     // Slow starts do not make it order more than there is work for.
     let slow = Machine { start_us: 60_000_000, ..Machine::default() };
-    let outcome = replay(&settings(json!({})), &at(&[0.0; 30], 1_000), &slow).unwrap();
+    let outcome = replay(&Scenario::of(settings(json!({}))), &at(&[0.0; 30], 1_000), &slow).unwrap();
     assert_eq!((outcome.peak, outcome.cold_starts), (30, 30));
     // Steady traffic: once it has grown, it hardly starts anything more.
     let steady = at(&(0..6_000).map(|n| f64::from(n) * 0.05).collect::<Vec<_>>(), 500);
@@ -214,7 +216,9 @@ fn what_is_decided_follows_from_the_trace_alone() {
 #[test]
 fn advice_keeps_its_bound_and_is_never_dearer_than_others_that_do() {
     let trace = Shape::Bursty.generate(4, 2.0, 120.0, 500.0);
-    let advice = capstan_simulator::advice::advise(&settings(json!({})), &trace, &Machine::default(), 50.0).unwrap();
+    let advice =
+        capstan_simulator::advice::advise(&Scenario::of(settings(json!({}))), &trace, &Machine::default(), 50.0)
+            .unwrap();
     let proposed = advice.proposed.unwrap();
     assert!(proposed.summary.wait_p95_ms <= 50.0);
     let others = advice.others.iter().filter(|t| t.summary.wait_p95_ms <= 50.0);
@@ -222,4 +226,50 @@ fn advice_keeps_its_bound_and_is_never_dearer_than_others_that_do() {
         others.clone().count() > 0 && others.clone().all(|t| t.summary.container_s >= proposed.summary.container_s)
     );
     let _: AutoscalerSettings = proposed.settings;
+}
+
+#[test]
+fn what_has_a_say_on_a_live_function_has_it_in_a_replay() {
+    // A schedule's runs are in the traffic already; an operator's settings hold over profiles; a model may have to stay.
+    let trace = at(&[3_600.0, 3_660.0], 100);
+    let always =
+        json!([{"name": "always", "start": "* * * * *", "end": "0 0 31 12 *", "autoscaler": {"min_containers": 5}}]);
+    let mut scenario = Scenario::of(settings(json!({"scaledown_window": 5})));
+    scenario.spec.schedule = serde_json::from_value(json!({"period_s": 1})).unwrap();
+    scenario.spec.profiles = serde_json::from_value(always).unwrap();
+    let played = |scenario: &Scenario| replay(scenario, &trace, &Machine::default()).unwrap();
+    assert_eq!((played(&scenario).inputs, played(&scenario).peak), (2, 5));
+    scenario.overrides.min_containers = Some(1);
+    assert_eq!(played(&scenario).peak, 1);
+    scenario.overrides.min_containers = Some(0);
+    let to_zero = played(&scenario);
+    assert_eq!(to_zero.cold_starts, 2);
+    let by: std::sync::Arc<str> = "default".into();
+    scenario.spec.model_id = Some("m".into());
+    scenario.rule = Some(ZeroRule { enabled: false, retention_ms: 1, flag_by: by.clone(), retention_by: by });
+    let kept = played(&scenario);
+    assert_eq!(kept.cold_starts, 1);
+    assert!(kept.container_us > to_zero.container_us);
+}
+
+#[test]
+fn a_replay_goes_on_until_all_is_done_and_tells_what_nobody_served() {
+    let one = settings(json!({"max_containers": 1, "scaledown_window": 1}));
+    let outcome = play(&one, &at(&[0.0; 500], 60_000));
+    assert_eq!((outcome.inputs, outcome.unserved), (500, 0));
+    assert!(outcome.container_us >= 500 * 60_000_000, "{}", outcome.container_us);
+    let nowhere = Machine { places: 0, ..Machine::default() };
+    let outcome = replay(&Scenario::of(one), &at(&[0.0; 10], 100), &nowhere).unwrap();
+    assert_eq!((outcome.inputs, outcome.unserved), (0, 10));
+    let trace = at(&[0.0; 10], 100);
+    let advice = capstan_simulator::advice::advise(&Scenario::of(settings(json!({}))), &trace, &nowhere, 1e9).unwrap();
+    assert_eq!(advice.proposed, None, "nothing keeps a bound for inputs that nobody serves");
+}
+
+#[test]
+fn a_wrong_first_line_is_told_and_a_head_is_not_data() {
+    assert_eq!(Trace::read("at,run_ms\n1,2\n").unwrap().arrivals.len(), 1);
+    for wrong in ["1e12,3\n1,2\n", "1;2\n", "-1,5\n", "1,5,9\n"] {
+        assert!(Trace::read(wrong).unwrap_err().starts_with("line 1:"), "{wrong}");
+    }
 }

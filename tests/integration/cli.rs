@@ -121,6 +121,9 @@ async fn recorded_traffic_is_played_again_with_other_settings() {
     assert!(advice["proposed"]["summary"]["wait_p95_ms"].as_f64().unwrap() <= 200.0, "{advice}");
     assert_eq!(code(&run(&["simulate", "--trace", trace, "--set", "speed=1"])), 2);
     assert_eq!(code(&run(&["simulate"])), 2);
+    for wrong in [["--places", "0"], ["--start-ms", "1e300"], ["--start-ms", "nan"]] {
+        assert_eq!(code(&run(&["simulate", "--trace", trace, wrong[0], wrong[1]])), 2, "{wrong:?}");
+    }
 }
 
 #[test]

@@ -169,6 +169,16 @@ async fn the_configuration_of_the_guide_holds_namespace_by_namespace_and_survive
     assert_eq!(put.status().as_u16(), 200);
     let warned = put.headers()["Capstan-Warnings"].to_str().unwrap().to_owned();
     assert!(warned.contains("broken"), "{warned}");
+    // Another manifest is not taken for an empty ConfigMap.
+    for (wrong, pointer) in [
+        (EXAMPLE_4.replace("ConfigMap", "Secret"), "/kind"),
+        (EXAMPLE_4.replace("name: model-", "name: my-"), "/metadata/name"),
+    ] {
+        let put = up.http.put(up.at("/v1/scale-to-zero")).header("Content-Type", "application/yaml").body(wrong);
+        let refused = put.send().await.unwrap();
+        assert_eq!(refused.status(), 422);
+        assert_eq!(refused.json::<Value>().await.unwrap()["errors"][0]["pointer"], pointer);
+    }
     for round in 0..2 {
         for (namespace, retention, by) in
             [("production", "30m", "llama-prod"), ("development", "2m", "llama-dev"), ("staging", "10m", "system")]
@@ -265,6 +275,10 @@ async fn autoscalers_outside_find_an_explicit_zero_and_the_guides_queries_are_an
     assert_eq!(unknown["data"]["result"], json!([]), "no data is not zero");
     assert_eq!(ask("rate(".into()).await.0, 400);
     assert_eq!(ask("rate(x[5m])".into()).await.0, 422);
+    // Of other times nothing is known, and none is made up.
+    assert_eq!(ask("inferno_desired_replicas offset 1h".into()).await.0, 422);
+    let of_old = format!("{}?query=inferno_desired_replicas&time=1600000000", up.at("/api/v1/query"));
+    assert_eq!(up.http.get(of_old).send().await.unwrap().status(), 422);
     let text = up.http.get(up.at("/metrics")).send().await.unwrap().text().await.unwrap();
     for name in ["inferno_desired_replicas{", "wva_desired_replicas{", "capstan_model_requests_total{"] {
         assert!(text.contains(name), "{name} is not in\n{text}");

@@ -60,6 +60,18 @@ pub async fn explain(client: &Client, what: &str, index: Option<u64>, as_json: b
         ("live", "/facts/live"),
     ];
     print_list(decisions, &fields)?;
+    let zero = &told["scale_to_zero"];
+    if !zero.is_null() {
+        let may = if zero["enable_scale_to_zero"] == true { "may" } else { "may not" };
+        let kept = zero["kept_by"].as_str().map_or(String::new(), |by| format!("; kept now by {by}"));
+        output::print(format!(
+            "scale to zero: {may} (by {}), {} s after the last request at {} (by {}){kept}",
+            output::text(&zero["decided_by"]["enable_scale_to_zero"]),
+            output::text(&zero["retention_s"]),
+            output::text(&zero["last_request"]),
+            output::text(&zero["decided_by"]["retention_period"]),
+        ))?;
+    }
     if !told["waiting"].is_null() {
         let (code, detail) = (output::text(&told["waiting"]["code"]), output::text(&told["waiting"]["detail"]));
         output::print(format!("inputs wait: {code}: {detail}"))?;

@@ -9,24 +9,19 @@ use capstan_common::{
     function::{FunctionSpec, Overrides, OverridesPatch},
     validate,
 };
-use capstan_simulator::{Machine, Outcome, Summary, Trace, advice, plot, replay};
+use capstan_scheduler_core::function::ZeroRule;
+use capstan_simulator::{Machine, Outcome, Scenario, Summary, Trace, advice, plot, replay};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Slices of time in the terminal's picture.
 const SLICES: usize = 60;
 
-/// The spec that is live (with the settings that hold now), and the traffic.
-async fn load(client: &Client, traffic: &TrafficArgs) -> anyhow::Result<(FunctionSpec, Trace)> {
-    let spec = match &traffic.from {
-        Some(function) => {
-            let live = client.get(&client.function(function, "")).await?;
-            let settings = client.get(&client.function(function, "autoscaler")).await?;
-            let mut spec = live["spec"].clone();
-            spec["autoscaler"] = settings["effective"].clone();
-            serde_json::from_value(spec)?
-        }
-        None => serde_json::from_value(json!({"runtime": {"process": {"command": ["true"]}}}))?,
+/// The function that is live, with everything that has a say on it, and the traffic.
+async fn load(client: &Client, traffic: &TrafficArgs) -> anyhow::Result<(Scenario, Trace)> {
+    let scenario = match &traffic.from {
+        Some(function) => live(client, function).await?,
+        None => Scenario::of(serde_json::from_value(json!({"runtime": {"process": {"command": ["true"]}}}))?),
     };
     let text = match (&traffic.trace, &traffic.from) {
         (Some(file), _) => std::fs::read_to_string(file)
@@ -44,22 +39,43 @@ async fn load(client: &Client, traffic: &TrafficArgs) -> anyhow::Result<(Functio
     if trace.arrivals.is_empty() {
         return Err(Failed::Usage("there are no inputs in the traffic".into()).into());
     }
-    Ok((spec, trace))
+    Ok((scenario, trace))
 }
 
-/// Lays `--set KEY=VALUE` over a spec's settings.
-fn with(spec: &FunctionSpec, set: &[String]) -> Result<FunctionSpec, Failed> {
+/// A function with its dynamic settings, the system's cap, and the scale-to-zero configuration's word on its model.
+async fn live(client: &Client, function: &str) -> anyhow::Result<Scenario> {
+    let spec: FunctionSpec = serde_json::from_value(client.get(&client.function(function, "")).await?["spec"].take())?;
+    let settings = client.get(&client.function(function, "autoscaler")).await?;
+    let overrides: Overrides = serde_json::from_value(settings["overrides"].clone())?;
+    let zero = client.get(&client.function(function, "explain")).await?["scale_to_zero"].take();
+    let rule = spec.model_id.is_some().then(|| ZeroRule {
+        enabled: zero["enable_scale_to_zero"] == true,
+        retention_ms: (zero["retention_s"].as_f64().unwrap_or(0.0) * 1000.0) as u64,
+        flag_by: output::text(&zero["decided_by"]["enable_scale_to_zero"]).into(),
+        retention_by: output::text(&zero["decided_by"]["retention_period"]).into(),
+    });
+    let scenario = Scenario { overrides, rule, ..Scenario::of(spec) };
+    // Where nobody has set a maximum, what holds is the system's.
+    let set = scenario.overrides.over(&scenario.spec.autoscaler).max_containers.is_some();
+    let system = settings["effective"]["max_containers"].as_u64().and_then(|most| u32::try_from(most).ok());
+    Ok(Scenario { most: system.filter(|_| !set).unwrap_or(scenario.most), ..scenario })
+}
+
+/// Lays `--set KEY=VALUE` over what an operator has set: it holds over profiles too.
+fn with(scenario: &Scenario, set: &[String]) -> Result<Scenario, Failed> {
     let mut patch = Map::new();
     for pair in set {
         let wrong = || Failed::Usage(format!("--set {pair}: write it as KEY=NUMBER, like scaledown_window=300"));
         let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
         patch.insert(key.trim().into(), value.trim().parse::<u32>().map_err(|_| wrong())?.into());
     }
-    let patch: OverridesPatch =
-        serde_json::from_value(Value::Object(patch)).map_err(|e| Failed::Usage(format!("--set: {e}")))?;
-    let settings = patch.apply(&Overrides::default()).over(&spec.autoscaler);
-    validate::settings(&settings, &|_| "").map_err(|refusal| Failed::Usage(format!("--set: {}", refusal.detail)))?;
-    Ok(FunctionSpec { autoscaler: settings, ..spec.clone() })
+    let given = |field: &str| if patch.contains_key(field) { ", by --set" } else { ", as it is live" };
+    let written: OverridesPatch =
+        serde_json::from_value(Value::Object(patch.clone())).map_err(|e| Failed::Usage(format!("--set: {e}")))?;
+    let overrides = written.apply(&scenario.overrides);
+    validate::settings(&overrides.over(&scenario.spec.autoscaler), &given)
+        .map_err(|refusal| Failed::Usage(format!("--set: {}", refusal.detail)))?;
+    Ok(Scenario { overrides, ..scenario.clone() })
 }
 
 fn machine(traffic: &TrafficArgs) -> Machine {
@@ -68,8 +84,8 @@ fn machine(traffic: &TrafficArgs) -> Machine {
     Machine { places: traffic.places.unwrap_or(standard.places), start_us, ..standard }
 }
 
-fn play(spec: &FunctionSpec, trace: &Trace, machine: &Machine) -> Result<Outcome, Failed> {
-    replay(spec, trace, machine).map_err(Failed::Usage)
+fn play(scenario: &Scenario, trace: &Trace, machine: &Machine) -> Result<Outcome, Failed> {
+    replay(scenario, trace, machine).map_err(Failed::Usage)
 }
 
 fn row(name: &str, s: &Summary) -> Vec<String> {
@@ -86,10 +102,10 @@ const HEAD: [&str; 5] = ["settings", "cold starts", "waiting p50 / p95 / p99", "
 
 /// Plays traffic with the live and the proposed settings, side by side.
 pub async fn simulate(client: &Client, args: SimulateArgs, as_json: bool) -> anyhow::Result<()> {
-    let (spec, trace) = load(client, &args.traffic).await?;
-    let proposed = with(&spec, &args.set)?;
+    let (scenario, trace) = load(client, &args.traffic).await?;
+    let proposed = with(&scenario, &args.set)?;
     let machine = machine(&args.traffic);
-    let live = play(&spec, &trace, &machine)?;
+    let live = play(&scenario, &trace, &machine)?;
     let other = if args.set.is_empty() { None } else { Some(play(&proposed, &trace, &machine)?) };
     let mut both = vec![("live", &live)];
     both.extend(other.as_ref().map(|outcome| ("proposed", outcome)));
@@ -102,6 +118,9 @@ pub async fn simulate(client: &Client, args: SimulateArgs, as_json: bool) -> any
         return output::print_json(&Value::Object(told));
     }
     output::print(output::table(&HEAD, both.iter().map(|(name, outcome)| row(name, &outcome.summary()))))?;
+    for (name, outcome) in both.iter().filter(|(_, outcome)| outcome.unserved > 0) {
+        output::print(format!("{name}: {} inputs never began: no container came for them", outcome.unserved))?;
+    }
     let most = both.iter().map(|(_, outcome)| outcome.peak).max().unwrap_or(0);
     for (name, outcome) in &both {
         output::print(format!("{name:>9} {}", plot::blocks(&outcome.over_time(SLICES), most)))?;
@@ -115,10 +134,10 @@ fn write(file: &Path, text: &str) -> Result<(), Failed> {
 
 /// Proposes settings that keep a bound on waiting, with the evidence.
 pub async fn advise(client: &Client, args: AdviseArgs, as_json: bool) -> anyhow::Result<()> {
-    let (spec, trace) = load(client, &args.traffic).await?;
+    let (scenario, trace) = load(client, &args.traffic).await?;
     let p95_ms = capstan_scheduler_core::scale_to_zero::duration_ms(&args.p95_wait)
         .map_err(|e| Failed::Usage(format!("--p95-wait: {e}")))?;
-    let advice = advice::advise(&spec, &trace, &machine(&args.traffic), p95_ms as f64).map_err(Failed::Usage)?;
+    let advice = advice::advise(&scenario, &trace, &machine(&args.traffic), p95_ms as f64).map_err(Failed::Usage)?;
     if as_json {
         return output::print_json(&json!(advice));
     }

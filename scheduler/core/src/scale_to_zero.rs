@@ -14,6 +14,11 @@ pub const VARIABLE: &str = "WVA_SCALE_TO_ZERO";
 /// How long a model is kept after its last request where nothing says otherwise (SPEC S04).
 pub const RETENTION_MS: u64 = 10 * 60 * 1000;
 
+/// What an entry may have.
+const FIELDS: [&str; 4] = ["model_id", "namespace", "enable_scale_to_zero", "retention_period"];
+/// A retention above this is remarked on (SPEC §3.1).
+const LONG_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// One entry, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Entry {
@@ -96,7 +101,7 @@ impl Config {
         let sorted: BTreeMap<_, _> = data.iter().collect();
         for (key, value) in sorted {
             match config.entry(key, value) {
-                Ok(more) => warnings.extend(more.map(|detail| Warning { entry: key.clone(), detail })),
+                Ok(odd) => warnings.extend(odd.into_iter().map(|detail| Warning { entry: key.clone(), detail })),
                 Err(detail) => warnings.push(Warning { entry: key.clone(), detail }),
             }
         }
@@ -104,13 +109,8 @@ impl Config {
     }
 
     /// Takes one entry; answers what is odd about it, though it holds.
-    fn entry(&mut self, key: &str, value: &Value) -> Result<Option<String>, String> {
-        let entry: Entry = serde_json::from_value(value.clone())
-            .map_err(|error| format!("is left out: it cannot be read: {error}"))?;
-        let mut odd = None;
-        if let Some(Err(wrong)) = entry.retention_period.as_deref().map(duration_ms) {
-            odd = Some(format!("its retention_period does not hold: {wrong}"));
-        }
+    fn entry(&mut self, key: &str, value: &Value) -> Result<Vec<String>, String> {
+        let (entry, odd) = read(value)?;
         if key != DEFAULT {
             let Some(model) = entry.model_id.as_deref().filter(|model| !model.is_empty()) else {
                 return Err("is left out: it has no model_id".into());
@@ -162,6 +162,39 @@ impl Config {
             decided_by: DecidedBy { enable_scale_to_zero: flag_by, retention_period: retention_by },
         }
     }
+}
+
+/// Reads one entry, with what is odd about it.
+fn read(value: &Value) -> Result<(Entry, Vec<String>), String> {
+    let Some(written) = value.as_object() else {
+        let what = if value.is_null() { "empty".into() } else { value.to_string() };
+        return Err(format!("is left out: it must be an object with {}, and is {what}", FIELDS.join(", ")));
+    };
+    let mut written = written.clone();
+    let unknown = written.keys().filter(|field| !FIELDS.contains(&field.as_str()));
+    let mut odd: Vec<String> = unknown
+        .map(|field| format!("its `{field}` is not known and does nothing; there are {}", FIELDS.join(", ")))
+        .collect();
+    // YAML reads `retention_period: 300` as a number; it is a text that is no duration (SPEC §3.1: the rest of the entry holds).
+    if let Some(retention) = written.get_mut("retention_period")
+        && matches!(retention, Value::Number(_) | Value::Bool(_))
+    {
+        *retention = retention.to_string().into();
+    }
+    let mut entry: Entry =
+        serde_json::from_value(written.into()).map_err(|error| format!("is left out: it cannot be read: {error}"))?;
+    entry.namespace = entry.namespace.filter(|namespace| !namespace.is_empty());
+    match entry.retention_period.as_deref().map(duration_ms) {
+        Some(Err(wrong)) => odd.push(format!("its retention_period does not hold: {wrong}")),
+        Some(Ok(ms)) if ms > LONG_MS => {
+            odd.push(
+                "its retention_period is longer than 24h: a model is kept for all that time after a single request"
+                    .into(),
+            );
+        }
+        _ => {}
+    }
+    Ok((entry, odd))
 }
 
 #[cfg(test)]
@@ -245,9 +278,18 @@ mod tests {
             "d": {"model_id": "n", "enable_scale_to_zero": "perhaps"},
             "e": {"model_id": "o", "retention_period": "1d"},
             "f": "text",
+            "g": null,
+            "h": {"model_id": "p", "enable_scale_to_zero": false, "retention_period": 300},
+            "i": {"model_id": "q", "namespace": "", "retention_perod": "5m"},
+            "j": {"model_id": "r", "retention_period": "25h"},
         }));
         let named: Vec<_> = warnings.iter().map(|w| w.entry.as_str()).collect();
-        assert_eq!(named, ["b", "c", "d", "e", "f"]);
+        assert_eq!(named, ["b", "c", "d", "e", "f", "g", "h", "i", "j"]);
+        // A retention that is no text does not take the flag along.
+        assert_eq!(config.effective("p", "x", Some("true")).decided_by.enable_scale_to_zero, "h");
+        // No namespace is every namespace.
+        assert!(config.entries()["i"].namespace.is_none() && warnings[7].detail.contains("retention_perod"));
+        assert_eq!(config.effective("r", "x", None).retention_period, "25h");
         assert_eq!(config.effective("m", "x", None).retention_period, "1h");
         // A retention that is wrong falls to the next level, the rest of its entry holds.
         assert_eq!(config.effective("o", "x", None).decided_by.retention_period, "system");

@@ -87,6 +87,12 @@ impl Api {
         if_match: Option<u32>,
     ) -> Result<(FunctionView, bool), Refusal> {
         validate::spec(&spec)?;
+        let most = self.config.limits.system_max_containers;
+        validate::within_system(&spec.autoscaler, "/autoscaler", most)?;
+        for (n, profile) in spec.profiles.iter().enumerate() {
+            let settings = profile.autoscaler.over(&spec.autoscaler);
+            validate::within_system(&settings, &format!("/profiles/{n}/autoscaler"), most)?;
+        }
         self.must_have_room(key.place())?;
         if let Runtime::Process(process) = &spec.runtime
             && let Some(folder) = &process.working_dir
@@ -224,11 +230,16 @@ impl Api {
         Ok((lines, more.and_then(|key| layout::call_of(key))))
     }
 
-    /// How long the latest starts of a function's containers took, as lines of recorded traffic.
-    pub async fn recorded_starts(&self, key: &FunctionKey) -> Result<String, Refusal> {
-        let line =
-            |(at, us): (Time, u64)| format!("{}\n", json!({"at": at.0 as f64 / 1e6, "start_ms": us as f64 / 1e3}));
-        self.ask(key, move |core| core.starts().map(line).collect()).await
+    /// The latest requests through `/web`, which are not durable, and how long the latest starts of a function's containers
+    /// took, as lines of recorded traffic.
+    pub async fn recorded_lately(&self, key: &FunctionKey) -> Result<String, Refusal> {
+        let line = |what: &'static str| {
+            move |(at, us): (Time, u64)| format!("{}\n", json!({"at": at.0 as f64 / 1e6, what: us as f64 / 1e3}))
+        };
+        let lines = self.ask(key, move |core| {
+            core.past_requests().map(line("run_ms")).chain(core.starts().map(line("start_ms"))).collect()
+        });
+        lines.await
     }
 
     /// A function's latest decisions.
@@ -238,11 +249,11 @@ impl Api {
                 .decisions()
                 .map(|d| json!({"at": clock::rfc3339(d.at), "from": d.from, "to": d.to, "reason": d.reason, "facts": d.facts}))
                 .collect(),
-            scale_to_zero: core.model_view().map(|(rule, active)| {
+            scale_to_zero: core.model_view().map(|(rule, active, kept_by)| {
                 json!({
                     "enable_scale_to_zero": rule.enabled, "retention_s": rule.retention_ms as f64 / 1000.0,
                     "decided_by": {"enable_scale_to_zero": rule.flag_by, "retention_period": rule.retention_by},
-                    "last_request": clock::rfc3339(active),
+                    "last_request": clock::rfc3339(active), "kept_by": kept_by,
                 })
             }),
             waiting: core.waiting(),

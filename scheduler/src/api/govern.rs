@@ -24,6 +24,9 @@ use capstan_scheduler_core::{
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
+/// Names of the ConfigMap: the guide's, and the one it has upstream today (SPEC D11).
+const CONFIG_MAPS: [&str; 2] = ["model-scale-to-zero-config", "wva-model-scale-to-zero-config"];
+
 /// The scale-to-zero configuration in force.
 #[derive(Debug, Default)]
 pub struct ZeroConfig {
@@ -43,15 +46,19 @@ impl ZeroConfig {
         let mut blocks = Vec::new();
         let parsed = data.iter().map(|(key, value)| {
             let value = match value {
-                Value::String(text) => yaml(text).unwrap_or_else(|error| {
-                    blocks.push(Warning { entry: key.clone(), detail: format!("its text is not YAML: {error}") });
-                    Value::Null
-                }),
+                Value::String(text) => match yaml(text) {
+                    Ok(value) => value,
+                    Err(error) => {
+                        let detail = format!("is left out: its text is not YAML: {error}");
+                        blocks.push(Warning { entry: key.clone(), detail });
+                        return None;
+                    }
+                },
                 other => other.clone(),
             };
-            (key.clone(), value)
+            Some((key.clone(), value))
         });
-        let parsed: Map<String, Value> = parsed.filter(|(_, value)| !value.is_null()).collect();
+        let parsed: Map<String, Value> = parsed.flatten().collect();
         let (config, mut warnings) = Config::read(&parsed);
         warnings.extend(blocks);
         Self { data, config, warnings, environment: std::env::var(VARIABLE).ok() }
@@ -71,11 +78,22 @@ pub fn yaml(text: &str) -> Result<Value, String> {
 
 /// The entries of a document: a whole ConfigMap, or its data alone.
 pub fn entries_of(document: Value) -> Result<Map<String, Value>, Refusal> {
-    let wrong = |detail: &str| Refusal::fields(vec![FieldError { pointer: String::new(), detail: detail.into() }]);
+    let at = |pointer: &str, detail| Refusal::fields(vec![FieldError { pointer: pointer.into(), detail }]);
+    let wrong = |detail: &str| at("", detail.into());
     let Value::Object(mut root) = document else {
         return Err(wrong("must be an object: the entries by their keys, or a ConfigMap that has them under `data`"));
     };
     let whole = root.get("kind").is_some_and(|kind| kind == "ConfigMap") || root.contains_key("apiVersion");
+    if whole {
+        let kind = root.get("kind").and_then(Value::as_str).unwrap_or_default();
+        if kind != "ConfigMap" {
+            return Err(at("/kind", format!("must be ConfigMap, is `{kind}`: this is another manifest")));
+        }
+        let name = root.get("metadata").and_then(|metadata| metadata["name"].as_str());
+        if let Some(name) = name.filter(|name| !CONFIG_MAPS.contains(name)) {
+            return Err(at("/metadata/name", format!("must be {}, is `{name}`", CONFIG_MAPS.join(" or "))));
+        }
+    }
     match root.remove("data") {
         Some(Value::Object(data)) if whole => Ok(data),
         Some(Value::Null) | None if whole => Ok(Map::new()),

@@ -6,11 +6,12 @@ use capstan_common::{
     function::ActivitySource,
     id::FunctionKey,
     refusal::{Code, Refusal},
+    time::Time,
 };
 use capstan_scheduler_core::function::Stats;
 use promql_parser::{
     label::{MatchOp, Matchers},
-    parser::{self, Expr},
+    parser::{self, Expr, VectorSelector},
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,10 +42,13 @@ impl Api {
     pub async fn model_series(&self) -> Vec<Series> {
         let mut all = Vec::new();
         for (key, _) in self.env.registry.functions() {
-            let asked = self.ask(&key, |core| (core.deployment().spec.clone(), core.stats())).await;
-            let Ok((spec, stats)) = asked else { continue };
+            let asked = self.ask(&key, |core| (core.deployment().clone(), core.stats())).await;
+            let (Ok((deployment, stats)), Ok(home)) = (asked, self.home(key.place())) else { continue };
+            let spec = &deployment.spec;
             let Some(model) = spec.model_id.clone() else { continue };
-            self.env.telemetry.models.know(&key.namespace, &model);
+            // A function that is newer than our ownership had no requests before.
+            let new = deployment.revision.0 == 1 && deployment.at >= home.opened;
+            self.env.telemetry.models.know(&key.namespace, &model, if new { Time(0) } else { home.opened });
             let accelerator = spec.resources.gpu.first().cloned().unwrap_or_else(|| "cpu".into());
             let labels = BTreeMap::from([
                 ("variantautoscaling_name", key.name.to_string()),
@@ -125,7 +129,11 @@ impl Api {
     }
 
     /// Answers the queries of the guide as Prometheus would: a selector, `increase` of a model's requests, and a sum of either.
-    pub async fn promql(&self, query: &str) -> Result<Value, Refusal> {
+    /// Only the present is known: a query for another time, `at`, is refused.
+    pub async fn promql(&self, query: &str, at: Option<&str>) -> Result<Value, Refusal> {
+        if let Some(at) = at {
+            of_now(at)?;
+        }
         let parsed = parser::parse(query).map_err(|e| Refusal::field("query", format!("is not PromQL: {e}")))?;
         let series = self.model_series().await;
         let found = self.evaluate(&parsed, &series)?;
@@ -141,6 +149,7 @@ impl Api {
         match expression {
             Expr::Paren(inner) => self.evaluate(&inner.expr, series),
             Expr::VectorSelector(selector) => {
+                plain(selector)?;
                 let name = selector.name.as_deref().unwrap_or_default();
                 let of_name =
                     series.iter().filter(|s| s.name == name || (name == REQUESTS[0] && s.name == REQUESTS[1]));
@@ -151,6 +160,7 @@ impl Api {
                 let Some(Expr::MatrixSelector(matrix)) = call.args.args.first().map(|arg| &**arg) else {
                     return Err(unsupported("increase needs a counter with a range"));
                 };
+                plain(&matrix.vs)?;
                 if !matrix.vs.name.as_deref().is_some_and(|name| REQUESTS.contains(&name)) {
                     return Err(unsupported(&format!("increase is known of {}", REQUESTS.join(" and "))));
                 }
@@ -183,6 +193,28 @@ fn help(name: &str) -> &'static str {
         "desired_ratio" => "Wanted containers against those that there are",
         _ => "Requests of the model that succeeded, through Capstan",
     }
+}
+
+/// How far a query's time may lie from ours: clients send their own now.
+const PRESENT_S: f64 = 60.0;
+
+/// Refuses a time, in seconds or as RFC 3339, that is not now.
+fn of_now(at: &str) -> Result<(), Refusal> {
+    let seconds = at.parse::<f64>().ok().filter(|seconds| seconds.is_finite());
+    let written = || chrono::DateTime::parse_from_rfc3339(at).ok().map(|at| at.timestamp_micros() as f64 / 1e6);
+    let wrong = || Refusal::field("time", format!("must be a time in seconds or RFC 3339, is `{at}`"));
+    let seconds = seconds.or_else(written).ok_or_else(wrong)?;
+    if (seconds - clock::now().0 as f64 / 1e6).abs() > PRESENT_S {
+        return Err(unsupported(&format!("time={at}: only the present is known")));
+    }
+    Ok(())
+}
+
+fn plain(selector: &VectorSelector) -> Result<(), Refusal> {
+    if selector.offset.is_some() || selector.at.is_some() {
+        return Err(unsupported("offset and @: only the present is known"));
+    }
+    Ok(())
 }
 
 fn unsupported(what: &str) -> Refusal {

@@ -169,10 +169,10 @@ pub async fn stats(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().json(api.stats(&seen(&api, &path).await?).await?))
 }
 
-/// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first; then the latest starts.
+/// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first; then the latest web requests and starts.
 pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
     let key = seen(&api, &path).await?;
-    let starts = api.recorded_starts(&key).await?;
+    let lately = api.recorded_lately(&key).await?;
     let stream = async_stream::stream! {
         let mut after = None;
         loop {
@@ -182,7 +182,7 @@ pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
                     yield Ok::<_, Problem>(bytes::Bytes::from(lines));
                 }
                 Ok((lines, None)) => {
-                    yield Ok(bytes::Bytes::from(lines + &starts));
+                    yield Ok(bytes::Bytes::from(lines + &lately));
                     return;
                 }
                 Err(refusal) => {

@@ -72,9 +72,8 @@ pub async fn effective(api: web::Data<Api>, request: HttpRequest) -> Answer {
 #[serde(deny_unknown_fields)]
 struct PromqlQuery {
     query: Option<String>,
-    /// Prometheus' own parameters, of which only the present is known here.
-    #[serde(default, rename = "time")]
-    _time: Option<String>,
+    time: Option<String>,
+    /// Prometheus' own: the answer is there at once.
     #[serde(default, rename = "timeout")]
     _timeout: Option<String>,
 }
@@ -83,7 +82,7 @@ struct PromqlQuery {
 pub async fn promql(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let asked: PromqlQuery = query(&request)?;
     let text = asked.query.ok_or_else(|| Refusal::field("query", "must be a PromQL expression"))?;
-    Ok(match api.promql(&text).await {
+    Ok(match api.promql(&text, asked.time.as_deref()).await {
         Ok(mut answer) => {
             let ours = answer["data"]["result"].as_array().cloned().unwrap_or_default();
             let theirs = gather::gather(&api, &request, "data/result").await;

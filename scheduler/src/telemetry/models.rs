@@ -12,6 +12,8 @@ const KEPT_S: u64 = 24 * 3600;
 #[derive(Debug, Default)]
 struct Model {
     total: u64,
+    /// All requests after this are counted here; some before it may have been counted elsewhere.
+    since: Time,
     /// Seconds with requests, the oldest first.
     seconds: VecDeque<(u64, u64)>,
 }
@@ -25,9 +27,11 @@ impl Models {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The model exists: it is counted from here on, at first with none.
-    pub fn know(&self, namespace: &str, model: &str) {
-        self.table().entry((namespace.into(), model.into())).or_default();
+    /// The model exists, and all its requests after `since` are counted here: there may be none.
+    pub fn know(&self, namespace: &str, model: &str, since: Time) {
+        let mut table = self.table();
+        let model = table.entry((namespace.into(), model.into())).or_default();
+        model.since = model.since.max(since);
     }
 
     /// Requests succeeded.
@@ -50,11 +54,15 @@ impl Models {
         self.table().iter().map(|((ns, model), m)| (ns.clone(), model.clone(), m.total)).collect()
     }
 
-    /// Requests of a model in the last `seconds`; `None` if it is not known.
+    /// Requests of a model in the last `seconds`; `None` if that is not known: of a model that is not, of times that another
+    /// life of the scheduler, or another one, has counted, or of more than a day (SPEC D9: unknown is not zero).
     pub fn within(&self, namespace: &str, model: &str, seconds: u64, now: Time) -> Option<u64> {
         let from = (now.0 / 1_000_000).saturating_sub(seconds);
         let table = self.table();
         let model = table.get(&(namespace.to_owned(), model.to_owned()))?;
+        if from < model.since.0 / 1_000_000 || seconds > KEPT_S {
+            return None;
+        }
         Some(model.seconds.iter().rev().take_while(|(at, _)| *at >= from).map(|(_, count)| count).sum())
     }
 }
@@ -67,7 +75,8 @@ mod tests {
     fn requests_are_counted_within_a_time_and_unknown_is_not_zero() {
         let models = Models::default();
         let at = |s: u64| Time(s * 1_000_000);
-        models.know("a", "idle");
+        models.know("a", "idle", Time(0));
+        models.know("a", "inherited", at(100));
         models.add("a", "m", 2, at(100));
         models.add("a", "m", 3, at(100));
         models.add("a", "m", 1, at(400));
@@ -75,5 +84,8 @@ mod tests {
         assert_eq!(models.within("a", "m", 200, at(500)), Some(1));
         assert_eq!(models.within("a", "idle", 600, at(500)), Some(0));
         assert_eq!(models.within("b", "m", 600, at(500)), None);
+        assert_eq!(models.within("a", "inherited", 600, at(500)), None, "what was before is not known");
+        assert_eq!(models.within("a", "inherited", 400, at(500)), Some(0));
+        assert_eq!(models.within("a", "idle", KEPT_S + 1, at(500_000)), None);
     }
 }

@@ -21,7 +21,7 @@ use capstan_scheduler_core::{
     function::Function,
     limits::Limits,
 };
-use capstan_simulator::{Arrival, Machine, Trace, replay, trace::Shape};
+use capstan_simulator::{Arrival, Machine, Scenario, Trace, replay, trace::Shape};
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use std::{
@@ -184,7 +184,7 @@ pub fn day() -> Result<Value> {
         let shape = Shape::ALL[n as usize % Shape::ALL.len()];
         // One input in twenty seconds on average, half a second each: 4,320 a day.
         let trace = shape.generate(n, 0.05, 86_400.0, 500.0);
-        let outcome = replay(&spec, &trace, &Machine::default()).map_err(anyhow::Error::msg)?;
+        let outcome = replay(&Scenario::of(spec.clone()), &trace, &Machine::default()).map_err(anyhow::Error::msg)?;
         inputs += outcome.inputs;
         starts += outcome.cold_starts;
     }
@@ -242,7 +242,7 @@ pub async fn whatif() -> Result<Value> {
     let trace = Trace::read(&text).map_err(anyhow::Error::msg)?;
     let view = up.get("/v1/namespaces/default/functions/f").await?;
     let spec: FunctionSpec = serde_json::from_value(view["spec"].clone())?;
-    let outcome = replay(&spec, &trace, &Machine::default()).map_err(anyhow::Error::msg)?;
+    let outcome = replay(&Scenario::of(spec.clone()), &trace, &Machine::default()).map_err(anyhow::Error::msg)?;
     let at = |time: Time| outcome.containers.iter().take_while(|(from, _)| *from <= time).last().map_or(0, |(_, n)| *n);
     let (mut apart, mut all) = (0.0, 0.0);
     for pair in counted.windows(2) {

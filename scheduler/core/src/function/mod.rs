@@ -242,7 +242,7 @@ impl Function {
             Event::Loaded { call, number, payloads } => self.loaded(call, number, payloads),
             Event::Unreadable { call, number, why } => self.unreadable(now, call, number, &why),
             Event::Fetched(calls) => self.fetched(now, calls),
-            Event::Enter { request } => self.enter(request)?,
+            Event::Enter { request } => self.enter(now, request)?,
             Event::Leave { request, spoilt } => self.leave(now, request, spoilt, out),
             Event::Granted { container, worker } => self.granted(now, container, worker, out),
             Event::Unplaced(why) => self.unplaced = Some(why),
@@ -294,9 +294,11 @@ impl Function {
         let settings = profiles.fold(spec.autoscaler.clone(), |settings, profile| profile.over(&settings));
         self.effective = self.overrides.over(&settings);
         // An override was checked against what held when it was made; a profile never lifts the minimum over the maximum.
-        if let Some(max) = self.effective.max_containers {
-            self.effective.min_containers = self.effective.min_containers.min(max);
-        }
+        // The system's cap holds for everybody, and is shown (SPEC D1).
+        let system = self.limits.system_max_containers;
+        let max = self.effective.max_containers.unwrap_or(system).min(system);
+        self.effective.max_containers = Some(max);
+        self.effective.min_containers = self.effective.min_containers.min(max);
     }
 
     /// Names of the profiles that hold.
@@ -344,7 +346,9 @@ impl Function {
             () if active.iter().any(|profile| profile.sets(field)) => ", by a profile",
             () => ", as deployed",
         };
-        validate::settings(&overrides.over(&settings), &source)?;
+        let settings = overrides.over(&settings);
+        validate::settings(&settings, &source)?;
+        validate::within_system(&settings, "", self.limits.system_max_containers)?;
         self.overrides = overrides.clone();
         self.settle_settings();
         out.records.push(Record::Overridden(overrides));

@@ -154,8 +154,15 @@ impl Function {
         Some(self.model.active_at.plus_ms(rule.retention_ms)).filter(|due| *due > self.now)
     }
 
-    /// The rule and the last request, for `explain`.
-    pub fn model_view(&self) -> Option<(&ZeroRule, Time)> {
-        self.rule().map(|rule| (rule, self.model.active_at))
+    /// The rule, the last request, and what keeps a container now, if anything does, for `explain`.
+    pub fn model_view(&self) -> Option<(&ZeroRule, Time, Option<&'static str>)> {
+        let inputs =
+            self.interactive.pending + self.interactive.running + self.background.pending + self.background.running;
+        let kept_by = match () {
+            () if inputs > 0 => Some("inputs"),
+            () if self.effective.min_containers > 0 => Some("min_containers"),
+            () => self.model_floor(),
+        };
+        self.rule().map(|rule| (rule, self.model.active_at, kept_by))
     }
 }

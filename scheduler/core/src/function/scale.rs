@@ -22,7 +22,6 @@ impl Function {
         let pending = self.interactive.pending + self.background.pending;
         let running = self.interactive.running + self.background.running;
         let active = pending + running > 0;
-        let system = self.limits.system_max_containers;
         // A function whose parameters have no value takes no work, and keeps no containers for it.
         let without = self.removed || parameter::missing(&self.deployed.spec).is_err();
         Facts {
@@ -30,7 +29,7 @@ impl Function {
             running,
             slots: self.deployed.spec.slots(),
             min: if without { 0 } else { self.effective.min_containers.max(floor) },
-            max: if without { 0 } else { self.effective.max_containers.unwrap_or(system).min(system) },
+            max: if without { 0 } else { self.effective.max_containers.unwrap_or(self.limits.system_max_containers) },
             buffer: if active { self.effective.buffer_containers } else { 0 },
             starting: self.pool.starting(),
             live: self.pool.live(),

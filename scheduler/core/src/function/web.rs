@@ -1,5 +1,5 @@
 //! Requests through `/web`: each waits for a container and takes a slot of it while it lasts. They are as short-lived as
-//! their client's connection: nothing of them is recorded, and after a restart there are none.
+//! their client's connection: nothing of them is durable, and after a restart there are none.
 
 use super::Function;
 use crate::effect::{Effect, Output};
@@ -13,13 +13,26 @@ use capstan_common::{
 };
 use std::collections::{BTreeMap, VecDeque};
 
+/// Ended requests that are remembered for what-if.
+const PAST: usize = 10_000;
+
+/// A request in a container.
+#[derive(Debug, Clone, Copy)]
+struct Inside {
+    container: ContainerId,
+    came: Time,
+    admitted: Time,
+}
+
 /// A function's web requests.
 #[derive(Debug, Clone, Default)]
 pub struct Web {
-    /// Those without a container, the oldest first.
-    waiting: VecDeque<RequestId>,
-    /// The others, and where they are.
-    inside: BTreeMap<RequestId, ContainerId>,
+    /// Those without a container and when they came, the oldest first.
+    waiting: VecDeque<(RequestId, Time)>,
+    /// The others.
+    inside: BTreeMap<RequestId, Inside>,
+    /// The last that ended: when they came, and for how many microseconds they were in a container.
+    past: VecDeque<(Time, u64)>,
     /// Whether the next free slot is theirs; they take turns with inputs.
     turn: bool,
 }
@@ -48,12 +61,12 @@ impl Web {
 
 impl Function {
     /// A request comes. It is refused where the function cannot take any, and past the limits of an invoke.
-    pub(super) fn enter(&mut self, request: RequestId) -> Result<(), Refusal> {
+    pub(super) fn enter(&mut self, now: Time, request: RequestId) -> Result<(), Refusal> {
         self.must_exist()?;
         parameter::missing(&self.deployed.spec)?;
         self.must_serve()?;
         self.within_limits(CallKind::Invoke, 1)?;
-        self.web.waiting.push_back(request);
+        self.web.waiting.push_back((request, now));
         self.interactive.pending += 1;
         Ok(())
     }
@@ -72,7 +85,7 @@ impl Function {
 
     /// Gives the oldest request that waits a slot.
     pub(super) fn admit(&mut self, now: Time, id: ContainerId, out: &mut Output) {
-        let Some(request) = self.web.waiting.pop_front() else { return };
+        let Some((request, came)) = self.web.waiting.pop_front() else { return };
         self.web.turn = false;
         let place = self.pool.change(id, |container| {
             container.since = now;
@@ -82,13 +95,13 @@ impl Function {
         let Some((worker, port)) = place else { return };
         self.interactive.pending -= 1;
         self.interactive.running += 1;
-        self.web.inside.insert(request, id);
+        self.web.inside.insert(request, Inside { container: id, came, admitted: now });
         out.effects.push(Effect::Admit { request, container: id, worker, port });
     }
 
     /// A request is over, or its client has gone. A server that did not end it in time takes nothing new, as after an input.
     pub(super) fn leave(&mut self, now: Time, request: RequestId, spoilt: bool, out: &mut Output) {
-        if let Some(position) = self.web.waiting.iter().position(|waiting| *waiting == request) {
+        if let Some(position) = self.web.waiting.iter().position(|(waiting, _)| *waiting == request) {
             self.web.waiting.remove(position);
             self.interactive.pending -= 1;
             return;
@@ -96,8 +109,12 @@ impl Function {
         if mutated!(self.limits.mutant, REQUEST_KEEPS_SLOT) {
             return;
         }
-        let Some(id) = self.web.inside.remove(&request) else { return };
+        let Some(Inside { container: id, came, admitted }) = self.web.inside.remove(&request) else { return };
         self.interactive.running -= 1;
+        if self.web.past.len() == PAST {
+            self.web.past.pop_front();
+        }
+        self.web.past.push_back((came, now.since_us(admitted)));
         self.pool.change(id, |container| {
             container.requests.remove(&request);
             container.served += 1;
@@ -111,7 +128,8 @@ impl Function {
 
     /// A container is gone, and the requests in it with it.
     pub(super) fn expel_from(&mut self, id: ContainerId, why: &str, out: &mut Output) {
-        let inside: Vec<RequestId> = self.web.inside.iter().filter(|(_, c)| **c == id).map(|(r, _)| *r).collect();
+        let there = self.web.inside.iter().filter(|(_, inside)| inside.container == id);
+        let inside: Vec<RequestId> = there.map(|(request, _)| *request).collect();
         for request in inside {
             self.web.inside.remove(&request);
             self.interactive.running -= 1;
@@ -122,7 +140,7 @@ impl Function {
 
     /// No container will come for those that wait.
     pub(super) fn expel_waiting(&mut self, why: &Refusal, out: &mut Output) {
-        for request in std::mem::take(&mut self.web.waiting) {
+        for (request, _) in std::mem::take(&mut self.web.waiting) {
             self.interactive.pending -= 1;
             out.effects.push(Effect::Expel { request, why: Box::new(why.clone()) });
         }
@@ -135,10 +153,16 @@ impl Function {
         }
     }
 
+    /// The last requests that ended: when each came, and for how many microseconds it was in a container.
+    pub fn past_requests(&self) -> impl Iterator<Item = (Time, u64)> {
+        self.web.past.iter().copied()
+    }
+
     /// Checks that both sides know of the same requests.
     pub(super) fn check_web(&self) -> Result<(), String> {
         let held = self.pool.iter().flat_map(|(id, c)| c.requests.iter().map(move |request| (*request, id)));
         let held: BTreeMap<_, _> = held.collect();
-        (held == self.web.inside).then_some(()).ok_or_else(|| "containers and requests do not agree".into())
+        let inside = self.web.inside.iter().map(|(request, inside)| (*request, inside.container)).collect();
+        (held == inside).then_some(()).ok_or_else(|| "containers and requests do not agree".into())
     }
 }

@@ -69,6 +69,9 @@ Examples:
         /// Manifests: one function each, or a list under `functions:`.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        /// Check only, and deploy nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// List functions.
     #[command(after_help = "Example:\n  capstan functions\n  capstan functions --instances my-app.Model")]

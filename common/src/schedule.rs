@@ -1,10 +1,16 @@
 //! Set times: cron expressions in a time zone, and periods. Here is only arithmetic: given a point in time, which comes next.
 
-use crate::time::{Seconds, Time};
+use crate::{
+    settings::{Overrides, OverridesPatch},
+    time::{Seconds, Time},
+};
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use croner::{Cron, parser::CronParser};
-use serde::{Deserialize, Serialize};
+use croner::{
+    Cron,
+    parser::{CronParser, Seconds as CronSeconds, Year},
+};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// When a function runs by itself (SPEC E).
@@ -69,13 +75,23 @@ pub struct Profile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
     /// What it lays over the deployed settings.
-    pub autoscaler: crate::function::Overrides,
+    #[serde(deserialize_with = "under_older_names")]
+    pub autoscaler: Overrides,
+}
+
+fn under_older_names<'de, D: Deserializer<'de>>(d: D) -> Result<Overrides, D::Error> {
+    OverridesPatch::deserialize(d).map(|patch| patch.apply(&Overrides::default()))
 }
 
 /// Reads a cron expression; the error says what is wrong with it.
 pub fn cron(expression: &str) -> Result<Cron, String> {
-    let parser = CronParser::builder().build();
-    parser.parse(expression).map_err(|error| format!("`{expression}` is not a cron expression: {error}"))
+    let parser = CronParser::builder().seconds(CronSeconds::Disallowed).year(Year::Disallowed).build();
+    let wrong = |error| format!("`{expression}` is not a cron expression of five fields: {error}");
+    let cron = parser.parse(expression).map_err(wrong)?;
+    if cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, true).is_err() {
+        return Err(format!("`{expression}` never comes; no month has that day"));
+    }
+    Ok(cron)
 }
 
 /// Reads a time zone's name.
@@ -144,6 +160,16 @@ mod tests {
         let week = runs("0 8 * * 1-5", "UTC", "2026-03-06T07:00:00Z", 3);
         assert_eq!(week, ["03-06T08:00", "03-09T08:00", "03-10T08:00"]);
         assert_eq!(runs("0 20 * * *", "UTC", "2026-03-06T20:00:00Z", 2), ["03-07T20:00", "03-08T20:00"]);
+    }
+
+    #[test]
+    fn expressions_have_five_fields_and_a_day_that_comes() {
+        for good in ["0 6 * * 1-5", "*/5 * * * *", "0 0 29 2 *", "0 8 * * MON"] {
+            assert!(cron(good).is_ok(), "{good}");
+        }
+        for wrong in ["0 0 6 * * 1", "0 6 * *", "0 0 6 * * 1 2027", "61 * * * *", "0 0 30 2 *", ""] {
+            assert!(cron(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

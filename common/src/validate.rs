@@ -166,15 +166,19 @@ fn retries(spec: &FunctionSpec, findings: &mut Findings) {
 /// Checks a schedule and profiles: every expression and every combination of settings that can come to hold.
 fn times(spec: &FunctionSpec, findings: &mut Findings) {
     if let Some(schedule) = &spec.schedule {
-        findings.check(schedule.cron.is_some() != schedule.period_s.is_some(), "/schedule", || {
-            "needs either cron or period_s".into()
-        });
+        match (&schedule.cron, schedule.period_s) {
+            (Some(_), Some(_)) => {
+                findings.check(false, "/schedule", || "has both cron and period_s; give one of them".into())
+            }
+            (None, None) => findings.check(false, "/schedule", || "needs cron or period_s".into()),
+            _ => {}
+        }
         if let Some(cron) = &schedule.cron {
             readable(crate::schedule::cron(cron).map(drop), "/schedule/cron", findings);
         }
         readable(crate::schedule::timezone(schedule.timezone.as_deref()).map(drop), "/schedule/timezone", findings);
         findings.check(schedule.period_s.is_none_or(|p| p.ms >= 1000), "/schedule/period_s", || {
-            "must be at least 1 second".into()
+            format!("must be at least 1 second, is {}", schedule.period_s.map_or(0.0, |p| p.ms as f64 / 1000.0))
         });
         findings.check(schedule.cron.is_some() || schedule.timezone.is_none(), "/schedule/timezone", || {
             "a period knows no time zone".into()
@@ -290,8 +294,10 @@ fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> 
 
 /// What of a written spec or patch is taken under an older name, in sentences.
 pub fn older_names(written: &serde_json::Value) -> Vec<String> {
-    let settings = written.get("autoscaler").unwrap_or(written);
-    let given = OLDER_NAMES.iter().filter(|(older, _)| settings.get(older).is_some());
+    let own = written.get("autoscaler").unwrap_or(written);
+    let of_profiles = written["profiles"].as_array().into_iter().flatten().map(|profile| &profile["autoscaler"]);
+    let all: Vec<&serde_json::Value> = of_profiles.chain([own]).collect();
+    let given = OLDER_NAMES.iter().filter(|(older, _)| all.iter().any(|settings| settings.get(older).is_some()));
     given.map(|(older, now)| format!("{older} is the older name of {now}; write {now}")).collect()
 }
 

@@ -89,6 +89,19 @@ async fn json_is_what_the_interface_answered() {
     let manifest = folder.path().join("f.toml");
     std::fs::write(&manifest, "name = 'toml'\nprotocol = 'exec'\n[runtime.process]\ncommand = ['cat']\n").unwrap();
     assert_eq!(run(&["deploy", manifest.to_str().unwrap()])[0]["name"], "toml");
+    // One that is wrong keeps all from being deployed.
+    let (both, good) = (folder.path().join("both.yaml"), folder.path().join("good.yaml"));
+    let one = "{name: NAME, protocol: exec, runtime: {process: {command: [cat]}}, weight: WEIGHT}";
+    let of = |name: &str, weight: &str| one.replace("NAME", name).replace("WEIGHT", weight);
+    std::fs::write(&both, format!("functions: [{}, {}]", of("first", "1"), of("second", "0"))).unwrap();
+    std::fs::write(&good, of("dry", "1")).unwrap();
+    let refused = capstan(&up.url, &["deploy", both.to_str().unwrap()], "");
+    assert_eq!(code(&refused), 3);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("second"));
+    assert_eq!(run(&["deploy", "--dry-run", good.to_str().unwrap()])[0]["dry_run"], true);
+    for name in ["first", "dry"] {
+        assert_eq!(code(&capstan(&up.url, &["autoscaler", name], "")), 3, "{name} was deployed");
+    }
     assert_eq!(run(&["remove", "toml"])["removed"], "toml");
 }
 

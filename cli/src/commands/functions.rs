@@ -12,35 +12,52 @@ use std::path::PathBuf;
 const FLAGS: [&str; 4] = ["min", "max", "buffer", "window"];
 const SETTINGS: [&str; 4] = ["min_containers", "max_containers", "buffer_containers", "scaledown_window"];
 
-/// Deploys every function of every manifest; nothing is deployed if one of them cannot be read.
-pub async fn deploy(client: &Client, files: &[PathBuf], as_json: bool) -> anyhow::Result<()> {
+/// Deploys every function of every manifest; nothing is deployed if one of them cannot be.
+pub async fn deploy(client: &Client, files: &[PathBuf], dry_run: bool, as_json: bool) -> anyhow::Result<()> {
     let mut entries = Vec::new();
     for file in files {
         entries.extend(manifest::read(file)?);
     }
     let mut answers = Vec::new();
-    for entry in entries {
-        let mut there = client.clone();
-        if let Some(namespace) = entry.namespace {
-            there.namespace = namespace;
+    if dry_run || entries.len() > 1 {
+        for entry in &entries {
+            answers.push(put(client, entry, "?dry_run=true").await?);
         }
-        let answer = there.send(Method::PUT, &there.function(&entry.name, ""), &entry.spec).await;
-        let answer = answer.map_err(|e| match e {
-            Failed::Refused(text, answer) => Failed::Refused(format!("{}: {text}", entry.name), answer),
-            other => other,
-        })?;
+    }
+    if !dry_run {
+        answers.clear();
+        for entry in &entries {
+            answers.push(put(client, entry, "").await?);
+            let answer = &answers[answers.len() - 1];
+            if !as_json {
+                output::print(format!("deployed {} revision {}", entry.name, output::text(&answer["revision"])))?;
+            }
+        }
+    }
+    for (entry, answer) in entries.iter().zip(&answers) {
         for warning in answer["warnings"].as_array().into_iter().flatten() {
             eprintln!("warning: {}: {}", entry.name, output::text(warning));
         }
-        if !as_json {
-            output::print(format!("deployed {} revision {}", entry.name, output::text(&answer["revision"])))?;
+        if dry_run && !as_json {
+            output::print(format!("{} can be deployed", entry.name))?;
         }
-        answers.push(answer);
     }
     if as_json {
         output::print_json(&Value::Array(answers))?;
     }
     Ok(())
+}
+
+async fn put(client: &Client, entry: &manifest::Entry, query: &str) -> Result<Value, Failed> {
+    let mut there = client.clone();
+    if let Some(namespace) = &entry.namespace {
+        there.namespace.clone_from(namespace);
+    }
+    let path = there.function(&entry.name, "") + query;
+    there.send(Method::PUT, &path, &entry.spec).await.map_err(|e| match e {
+        Failed::Refused(text, answer) => Failed::Refused(format!("{}: {text}", entry.name), answer),
+        other => other,
+    })
 }
 
 /// Lists functions.

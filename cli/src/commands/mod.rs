@@ -54,7 +54,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut std::io::stdout());
         }
         Command::Top => top::top(&client()?).await?,
-        Command::Deploy { files } => functions::deploy(&client()?, &files, json).await?,
+        Command::Deploy { files, dry_run } => functions::deploy(&client()?, &files, dry_run, json).await?,
         Command::Functions { instances } => functions::list(&client()?, instances.as_deref(), json).await?,
         Command::Remove { function } => functions::remove(&client()?, &function, json).await?,
         Command::Autoscaler { function, min, max, buffer, window, reset } => {

@@ -79,14 +79,12 @@ pub struct ExplainView {
 }
 
 impl Api {
-    /// Deploys a revision. Answers the function, and whether it is new.
-    pub async fn deploy(
-        &self,
-        key: FunctionKey,
-        spec: FunctionSpec,
-        if_match: Option<u32>,
-    ) -> Result<(FunctionView, bool), Refusal> {
-        validate::spec(&spec)?;
+    /// Whether a spec can be deployed here and now.
+    ///
+    /// # Errors
+    /// What is wrong with it, by field; or the store takes nothing new.
+    pub fn deployable(&self, key: &FunctionKey, spec: &FunctionSpec) -> Result<(), Refusal> {
+        validate::spec(spec)?;
         let most = self.config.limits.system_max_containers;
         validate::within_system(&spec.autoscaler, "/autoscaler", most)?;
         for (n, profile) in spec.profiles.iter().enumerate() {
@@ -114,6 +112,17 @@ impl Api {
                 "comes from an instance's name, like FUNCTION;name=value; leave it out",
             ));
         }
+        Ok(())
+    }
+
+    /// Deploys a revision. Answers the function, and whether it is new.
+    pub async fn deploy(
+        &self,
+        key: FunctionKey,
+        spec: FunctionSpec,
+        if_match: Option<u32>,
+    ) -> Result<(FunctionView, bool), Refusal> {
+        self.deployable(&key, &spec)?;
         let spec = Arc::new(spec);
         let _apart = self.locks.of(&key).await;
         // An actor that is just ending is replaced: its function is gone.

@@ -77,7 +77,7 @@ fn trigger(object: &ScaledObjectRef) -> Result<Trigger, Status> {
     let given = |name: &str| object.scaler_metadata.get(name).map(String::as_str).filter(|value| !value.is_empty());
     let wrong = |what: String| Status::invalid_argument(what);
     let function = given("function").ok_or_else(|| wrong("metadata `function` must name a function".into()))?;
-    let function = validate::function_key(given("namespace").unwrap_or("default"), function).map_err(status)?;
+    let function = validate::instance_key(given("namespace").unwrap_or("default"), function).map_err(status)?;
     let metric = given("metric").unwrap_or(METRICS[0]);
     if !METRICS.contains(&metric) {
         return Err(wrong(format!("metadata `metric` is `{metric}`, must be one of {}", METRICS.join(", "))));

@@ -84,11 +84,22 @@ async fn check(api: &Api, key: &FunctionKey, request: &HttpRequest) -> Result<Op
     }
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeployQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
 pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let spec = parse(&bytes)?;
     let expected = check(&api, &key, &request).await?;
+    if query::<DeployQuery>(&request)?.dry_run {
+        api.deployable(&key, &spec)?;
+        return Ok(HttpResponse::Ok().json(json!({"dry_run": true, "spec": spec, "warnings": warnings(&bytes)})));
+    }
     let deploying = {
         let api = api.clone();
         async move { api.deploy(key, spec, expected).await }

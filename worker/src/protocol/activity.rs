@@ -36,7 +36,10 @@ fn counter(page: &[u8], name: &str) -> io::Result<u64> {
     match values.as_deref() {
         None => Err(io::Error::other(format!("a series of `{name}` cannot be read"))),
         Some([]) => Err(io::Error::other(format!("there is no `{name}` in it"))),
-        Some(values) => Ok(values.iter().sum::<f64>().max(0.0) as u64),
+        Some(values) if values.iter().any(|value| *value < 0.0) => {
+            Err(io::Error::other(format!("`{name}` is below zero, which no counter is")))
+        }
+        Some(values) => Ok(values.iter().sum::<f64>() as u64),
     }
 }
 
@@ -90,6 +93,7 @@ vllm:num_requests_waiting{model_name="m"} 3.0
             b"vllm:request_success 3\n",
             b"<html>not found</html>",
             b"\xff\xfe",
+            b"vllm:request_success_total -3\n",
             b"vllm:request_success_total{a=\"} 1\n",
             b"vllm:request_success_total{a=\"1\"} 1\nvllm:request_success_total{a=\"2\"} NaN\n",
         ];

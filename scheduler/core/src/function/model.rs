@@ -35,6 +35,8 @@ pub struct Model {
     rule: Option<ZeroRule>,
     /// When it last had a request, as far as is known; at first, when it was deployed or recovered.
     active_at: Time,
+    /// Whether there were inputs after the last step: the step that ends the last of them is active too.
+    busy: bool,
     /// Each container's counter, and when it was read.
     counters: BTreeMap<ContainerId, (u64, Time)>,
     /// When a Prometheus server was last asked.
@@ -52,6 +54,13 @@ impl Function {
     /// The function has inputs, or a request was seen.
     pub(super) fn was_active(&mut self, now: Time) {
         self.model.active_at = self.model.active_at.max(now);
+    }
+
+    /// Inputs wait or run, or none does any more.
+    pub(super) fn watch_activity(&mut self, now: Time, busy: bool) {
+        if std::mem::replace(&mut self.model.busy, busy) || busy {
+            self.was_active(now);
+        }
     }
 
     /// Since when the function has had no inputs, if it has none.

@@ -38,10 +38,8 @@ impl Function {
 
     pub(super) fn rescale(&mut self, now: Time, out: &mut Output) {
         let mut facts = self.facts();
-        if facts.pending + facts.running > 0 {
-            self.was_active(now);
-            facts = self.facts();
-        }
+        self.watch_activity(now, facts.pending + facts.running > 0);
+        facts = self.facts();
         let (wanted, mut reason) = size(&facts);
         if wanted == 1 && facts.pending + facts.running == 0 && self.effective.min_containers == 0 {
             reason = self.model_floor().unwrap_or(reason);

@@ -1,6 +1,8 @@
 //! Rules of one function in virtual time, step by step: containers come and go at once, and only the rule takes time.
 
+mod batch;
 mod instance;
+mod limits;
 mod model;
 mod schedule;
 mod stage;

@@ -1,7 +1,7 @@
 //! When a model's last container leaves, and what keeps it.
 
 use crate::stage::{Stage, http};
-use capstan_common::id::RequestId;
+use capstan_common::{call::CallKind, id::RequestId};
 use capstan_scheduler_core::event::{Event, Requests};
 use serde_json::json;
 
@@ -109,5 +109,22 @@ fn a_missing_series_is_zero_only_where_that_is_said() {
     assert_eq!(stage.containers(), 1);
     stage.step(Event::Asked(Requests::Missing)).unwrap();
     stage.pass_s(5);
+    assert_eq!(stage.containers(), 0);
+}
+
+#[test]
+fn the_retention_counts_from_the_end_of_the_last_request_and_not_from_its_beginning() {
+    // SPEC P01 P09 P10
+    let mut stage = Stage::new(http(json!({"model_id": "m", "autoscaler": {"scaledown_window": 1}}))).ruled(true, 300);
+    stage.one(1, CallKind::Invoke).unwrap();
+    stage.pass_s(100);
+    stage.finish();
+    stage.pass_s(299);
+    assert_eq!(stage.containers(), 1, "299 s after the request");
+    stage.one(2, CallKind::Invoke).unwrap();
+    stage.finish();
+    stage.pass_s(299);
+    assert_eq!(stage.containers(), 1, "the clock began anew with the second request");
+    stage.pass_s(2);
     assert_eq!(stage.containers(), 0);
 }

@@ -11,7 +11,7 @@ use capstan_common::{
 };
 use capstan_scheduler_core::{
     effect::Output,
-    event::{Event, FailFast, Inputs, Opening},
+    event::Event,
     function::{Function, RecoveredCall, Recovery, ScheduleView, call_of},
     limits::Limits,
     record::{CallRecord, Deployment, ScheduleState},
@@ -32,16 +32,7 @@ fn view(stage: &Stage) -> ScheduleView {
 
 fn run_now(stage: &mut Stage) {
     let call = call_of(&FunctionKey::new("prod", "f"), stage.now);
-    let opening = Opening {
-        call,
-        kind: CallKind::Spawn,
-        inputs: Inputs::Here(vec![Payload::Inline("null".into())]),
-        traceparent: "".into(),
-        key: None,
-        fail_fast: FailFast::No,
-        discard_outputs: false,
-    };
-    stage.step(Event::Open(Box::new(opening))).unwrap();
+    stage.one(call.0, CallKind::Spawn).unwrap();
 }
 
 /// What a scheduler that was killed finds in its store, where the runs of these due times had not ended.

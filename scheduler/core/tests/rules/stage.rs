@@ -1,9 +1,10 @@
 //! A function on a stage: whatever it asks for happens at once, unless the test says otherwise.
 
 use capstan_common::{
+    call::CallKind,
     container::Ending,
     function::FunctionSpec,
-    id::{ContainerId, Epoch, FunctionKey, RequestId, Revision, WorkerId},
+    id::{CallId, ContainerId, Epoch, FunctionKey, RequestId, Revision, WorkerId},
     input::Payload,
     order::{Assignment, Order},
     refusal::Refusal,
@@ -12,7 +13,7 @@ use capstan_common::{
 };
 use capstan_scheduler_core::{
     effect::{Effect, Output},
-    event::Event,
+    event::{Event, FailFast, Inputs, Opening},
     function::{Function, ZeroRule},
     limits::Limits,
 };
@@ -36,6 +37,8 @@ pub struct Stage {
     pub asked: Vec<(Time, u64)>,
     /// Attempts that containers were given and that have not ended, in order.
     pub given: Vec<(ContainerId, Assignment)>,
+    /// How many inputs were in each group that containers were given, in order.
+    pub groups: Vec<usize>,
     /// Web requests that have a place.
     pub admitted: Vec<(RequestId, ContainerId)>,
     /// Web requests that were turned away.
@@ -77,6 +80,7 @@ impl Stage {
             stopped: Vec::new(),
             asked: Vec::new(),
             given: Vec::new(),
+            groups: Vec::new(),
             admitted: Vec::new(),
             expelled: Vec::new(),
             ready_at_once: true,
@@ -126,6 +130,7 @@ impl Stage {
                     follow.push(Event::Ended { container, ending, begun: Vec::new() });
                 }
                 Effect::Order(_, Order::Feed { container, groups }) => {
+                    self.groups.extend(groups.iter().map(|group| group.assignments.len()));
                     self.given.extend(groups.into_iter().flat_map(|g| g.assignments).map(|a| (container, a)));
                 }
                 Effect::AskRequests { within_ms } => self.asked.push((self.now, within_ms)),
@@ -140,6 +145,25 @@ impl Stage {
         for event in follow {
             self.step(event).unwrap();
         }
+    }
+
+    /// A call of one verb with so many inputs.
+    pub fn open(&mut self, call: u128, kind: CallKind, inputs: Inputs) -> Result<(), Refusal> {
+        let opening = Opening {
+            call: CallId(call),
+            kind,
+            inputs,
+            traceparent: "".into(),
+            key: None,
+            fail_fast: FailFast::No,
+            discard_outputs: false,
+        };
+        self.step(Event::Open(Box::new(opening)))
+    }
+
+    /// A call of one input that waits in memory.
+    pub fn one(&mut self, call: u128, kind: CallKind) -> Result<(), Refusal> {
+        self.open(call, kind, Inputs::Here(vec![Payload::Inline("1".into())]))
     }
 
     /// The oldest attempt ends well.

@@ -8,7 +8,7 @@ use capstan_common::{
     report::{Held, HeldAttempt},
 };
 use capstan_scheduler_core::{
-    event::{Event, FailFast, Fetched, Inputs, Opening},
+    event::{Event, Fetched},
     limits::Limits,
 };
 use serde_json::json;
@@ -21,18 +21,7 @@ fn adopted() -> Stage {
     let spec = http(json!({"autoscaler": {"max_containers": 1}}));
     let mut stage = Stage::limited(spec, Limits { spawn_head: 1, ..Limits::default() });
     stage.ready_at_once = false;
-    for n in 0..=CALL.0 {
-        let opening = Opening {
-            call: CallId(n),
-            kind: CallKind::Spawn,
-            inputs: Inputs::Here(vec![Payload::Inline("1".into())]),
-            traceparent: "".into(),
-            key: None,
-            fail_fast: FailFast::No,
-            discard_outputs: false,
-        };
-        stage.step(Event::Open(Box::new(opening))).unwrap();
-    }
+    (0..=CALL.0).for_each(|n| stage.one(n, CallKind::Spawn).unwrap());
     let held = Held {
         container: CONTAINER,
         function: FunctionKey::new("prod", "f"),

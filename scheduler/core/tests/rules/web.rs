@@ -1,17 +1,8 @@
 //! Web requests: each is an input for the autoscaler and takes a slot while it lasts.
 
 use crate::stage::{Stage, http};
-use capstan_common::{
-    call::CallKind,
-    container::Ending,
-    id::{CallId, RequestId},
-    input::Payload,
-    refusal::Code,
-};
-use capstan_scheduler_core::{
-    event::{Event, FailFast, Inputs, Opening},
-    limits::Limits,
-};
+use capstan_common::{call::CallKind, container::Ending, id::RequestId, refusal::Code};
+use capstan_scheduler_core::{event::Event, limits::Limits};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -20,18 +11,7 @@ fn enter(stage: &mut Stage, requests: std::ops::Range<u64>) {
 }
 
 fn spawn(stage: &mut Stage, calls: std::ops::Range<u128>) {
-    for n in calls {
-        let opening = Opening {
-            call: CallId(n),
-            kind: CallKind::Spawn,
-            inputs: Inputs::Here(vec![Payload::Inline("1".into())]),
-            traceparent: "".into(),
-            key: None,
-            fail_fast: FailFast::No,
-            discard_outputs: false,
-        };
-        stage.step(Event::Open(Box::new(opening))).unwrap();
-    }
+    calls.for_each(|n| stage.one(n, CallKind::Spawn).unwrap());
 }
 
 #[test]

@@ -186,7 +186,9 @@ async fn one(up: &Up, draw: &mut Draw<'_>, method: &str, path: &str, operation: 
     let ours = status == 500 && answer["code"] == "internal";
     let problem = kind == "application/problem+json" && answer["code"].is_string();
     // The Prometheus door tells errors in Prometheus' own form.
-    let theirs = path == "/api/v1/query" && answer["status"] == "error" && answer["errorType"].is_string();
+    let kubernetes = path.starts_with("/apis/") && answer["kind"] == "Status";
+    let theirs =
+        kubernetes || path == "/api/v1/query" && answer["status"] == "error" && answer["errorType"].is_string();
     // What a container answers is passed on as it is.
     let explained = status < 400 || problem || theirs || path.starts_with("/web/");
     (!known || ours || !explained).then(|| format!("{method} {url}\n{said}\n{status} {kind}: {text}"))

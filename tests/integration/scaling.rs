@@ -284,6 +284,27 @@ async fn autoscalers_outside_find_an_explicit_zero_and_the_guides_queries_are_an
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
     assert!(text.ends_with("# EOF\n"));
+    // As Kubernetes' own interfaces have it: decision D14, section 3.8.
+    let external = "/apis/external.metrics.k8s.io/v1beta1";
+    let listed = up.get(external).await.unwrap();
+    assert_eq!(
+        (&listed["kind"], &listed["groupVersion"]),
+        (&json!("APIResourceList"), &json!("external.metrics.k8s.io/v1beta1"))
+    );
+    let of_model = "inferno_desired_replicas?labelSelector=variantautoscaling_name%3Dllama-8b-autoscaler%2Cmodel_name";
+    let list = up.get(&format!("{external}/namespaces/default/{of_model}")).await.unwrap();
+    assert_eq!((&list["kind"], &list["items"][0]["value"]), (&json!("ExternalMetricValueList"), &json!("1")), "{list}");
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    let custom = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/variantautoscalings.llmd.ai";
+    let list = up.get(&format!("{custom}/llama-8b-autoscaler/inferno_desired_replicas")).await.unwrap();
+    let item = &list["items"][0];
+    assert_eq!((&list["kind"], &item["value"]), (&json!("MetricValueList"), &json!("1")), "{list}");
+    assert_eq!(item["describedObject"]["kind"], "VariantAutoscaling");
+    for missing in [format!("{external}/namespaces/default/nothing"), format!("{custom}/nobody/wva_desired_replicas")] {
+        let answer = up.http.get(up.at(&missing)).send().await.unwrap();
+        assert_eq!(answer.status(), 404);
+        assert_eq!(answer.json::<Value>().await.unwrap()["kind"], "Status");
+    }
     let scaling = up.get("/v1/namespaces/default/functions/llama-8b-autoscaler/scaling").await.unwrap();
     assert_eq!(scaling["desired"], 1);
 }

@@ -27,6 +27,16 @@ pub struct Series {
     pub value: f64,
 }
 
+/// Gauges of models, under both names (decision D12).
+pub const GAUGES: [&str; 6] = [
+    "inferno_desired_replicas",
+    "wva_desired_replicas",
+    "inferno_current_replicas",
+    "wva_current_replicas",
+    "inferno_desired_ratio",
+    "wva_desired_ratio",
+];
+
 /// Names under which the requests of a model can be asked for.
 const REQUESTS: [&str; 2] = ["vllm:request_success_total", "capstan_model_requests_total"];
 
@@ -65,9 +75,9 @@ impl Api {
                 let of = |name| Series { name, labels: labels.clone(), value };
                 names.into_iter().map(of).collect::<Vec<_>>()
             };
-            all.extend(both("inferno_desired_replicas", "wva_desired_replicas", desired));
-            all.extend(both("inferno_current_replicas", "wva_current_replicas", current));
-            all.extend(both("inferno_desired_ratio", "wva_desired_ratio", ratio));
+            all.extend(both(GAUGES[0], GAUGES[1], desired));
+            all.extend(both(GAUGES[2], GAUGES[3], current));
+            all.extend(both(GAUGES[4], GAUGES[5], ratio));
         }
         for (namespace, model, total) in self.env.telemetry.models.totals() {
             let labels = BTreeMap::from([("namespace", namespace), ("model_name", model)]);

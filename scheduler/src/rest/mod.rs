@@ -1,5 +1,6 @@
 //! The REST door: parses, calls the API, renders.
 
+mod adapter;
 mod body;
 mod calls;
 mod cluster;
@@ -73,6 +74,18 @@ pub fn routes(app: &mut route::ServiceConfig) {
         .service(route::resource("/readyz").get(cluster::readyz))
         .service(route::resource("/metrics").get(cluster::metrics))
         .service(route::resource("/api/v1/query").get(govern::promql))
+        .service(
+            route::scope("/apis")
+                .service(route::resource("/external.metrics.k8s.io/v1beta1").get(adapter::external_resources))
+                .service(
+                    route::resource("/external.metrics.k8s.io/v1beta1/namespaces/{ns}/{metric}").get(adapter::external),
+                )
+                .service(route::resource("/custom.metrics.k8s.io/v1beta2").get(adapter::custom_resources))
+                .service(
+                    route::resource("/custom.metrics.k8s.io/v1beta2/namespaces/{ns}/{resource}/{name}/{metric}")
+                        .get(adapter::custom),
+                ),
+        )
         .service(
             route::scope("/v1")
                 .service(

@@ -9,7 +9,7 @@ use capstan_common::{
 };
 use futures_util::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
-use std::{path::PathBuf, sync::Arc};
+use std::{io::Write, path::PathBuf, sync::Arc};
 
 /// What can go wrong with a blob.
 #[derive(Debug, thiserror::Error)]
@@ -21,12 +21,15 @@ pub enum BlobError {
     #[error("blob {0} is damaged: its checksum does not match")]
     Damaged(Arc<str>),
     /// The store refused.
-    #[error("the blob store failed")]
+    #[error("the blob store failed: {0}")]
     Store(#[source] object_store::Error),
     /// The disk refused.
-    #[error("the blob folder failed")]
+    #[error("the blob folder failed: {0}")]
     Disk(#[source] std::io::Error),
 }
+
+/// The file that names the folder.
+const NAME: &str = "store-name";
 
 /// A folder of blobs; a clone is another handle.
 #[derive(Debug, Clone)]
@@ -42,6 +45,38 @@ impl Blobs {
         std::fs::create_dir_all(&folder).map_err(disk)?;
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(store)?;
         Ok(Self { store: Arc::new(store), folder: Arc::new(folder), threshold })
+    }
+
+    /// What the folder is known by: `made`, if it has no name yet. Whoever reads the same shares it.
+    pub fn name_or(&self, made: &str) -> Result<String, BlobError> {
+        let known = self.name()?;
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        // Whole or not at all: others read it at the same time, and of two that name it one does.
+        let new = self.folder.join(format!("{NAME}.{made}"));
+        let write = || {
+            let mut file = std::fs::File::create(&new)?;
+            file.write_all(made.as_bytes())?;
+            file.sync_all()?;
+            match std::fs::hard_link(&new, self.folder.join(NAME)) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            }
+        };
+        let written = write();
+        // Left behind it would harm nobody.
+        let _ = std::fs::remove_file(&new);
+        written.map_err(disk)?;
+        self.name()
+    }
+
+    /// What the folder is known by; empty if it has no name.
+    pub fn name(&self) -> Result<String, BlobError> {
+        match std::fs::read_to_string(self.folder.join(NAME)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            read => read.map_err(disk),
+        }
     }
 
     /// Whether these bytes belong here.

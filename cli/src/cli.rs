@@ -235,6 +235,16 @@ Examples:
         after_help = "Example:\n  capstan-worker --set worker.link_tls=true --set worker.join=$(capstan invite) --set worker.schedulers=10.0.0.1:7071"
     )]
     Invite,
+    /// Place nothing more on a worker: what runs there finishes, idle containers stop.
+    #[command(after_help = "Example:\n  capstan drain worker-2 --wait && systemctl stop capstan-worker")]
+    Drain {
+        worker: String,
+        /// Come back when nothing is left on it.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Place on a drained worker again.
+    Resume { worker: String },
     /// Revoke a worker's certificate: its link ends, and it is never let in again by this name.
     Revoke { worker: String },
     /// List schedulers, and which shards of the functions each owns.

@@ -7,6 +7,7 @@ use crate::{
     resource::Amount,
 };
 use bytes::Bytes;
+use std::net::IpAddr;
 
 /// Facts, worker to scheduler.
 #[derive(Debug, Clone, PartialEq)]
@@ -121,6 +122,10 @@ pub struct Hello {
     pub limits: String,
     /// Which life of the worker this is: another one of the same name is another worker, or its next life.
     pub instance: String,
+    /// What its folder of large payloads is known by, empty if it has no name; `None` where none is used.
+    pub store: Option<String>,
+    /// Where others reach its containers; `None`: where the link comes from.
+    pub host: Option<IpAddr>,
 }
 
 /// One container of an inventory.

@@ -251,6 +251,8 @@ fn hello_out(hello: Hello) -> link::Hello {
         version: hello.version,
         limits: hello.limits,
         instance: hello.instance,
+        store: hello.store,
+        host: hello.host.map(|host| host.to_string()).unwrap_or_default(),
     }
 }
 
@@ -351,6 +353,8 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
             version: hello.version,
             limits: hello.limits,
             instance: hello.instance,
+            store: hello.store,
+            host: hello.host.parse().ok(),
         }),
         Kind::Inventory(inventory) => Report::Inventory {
             shard: shard_in(inventory.shard)?,
@@ -426,6 +430,8 @@ mod tests {
                 version: "v".into(),
                 limits: "cgroup v1".into(),
                 instance: "17-1".into(),
+                store: Some("payloads".into()),
+                host: Some([10, 0, 0, 7].into()),
             }),
             Report::Inventory {
                 shard: Shard(3),

@@ -6,6 +6,7 @@ use crate::{
     store::{Change, Store, StoreError, blocking, etcd::Etcd, layout},
 };
 use bytes::Bytes;
+use capstan_blob::Blobs;
 use capstan_common::id::WorkerId;
 use capstan_scheduler_core::autoscaler::Policy;
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
@@ -120,20 +121,59 @@ impl Globals {
         }
     }
 
-    /// Names of workers that have joined before.
+    /// What the folder of large payloads is known by; all schedulers of a store use the same.
+    ///
+    /// # Errors
+    /// It is another folder than the one that the store's payloads lie in.
+    pub async fn payloads(&self, blobs: &Blobs) -> anyhow::Result<String> {
+        let name = blobs.name_or(&uuid::Uuid::new_v4().to_string())?;
+        if let Self::Etcd(_) = self {
+            self.create(layout::PAYLOADS, Bytes::from(name.clone())).await?;
+            let known = self.get(layout::PAYLOADS).await?.unwrap_or_default();
+            anyhow::ensure!(
+                known == name,
+                "blob_dir is not the folder in which this cluster's large payloads lie: share that one with all schedulers and workers (if it was lost, and its payloads with it, remove the key global/{} in etcd)",
+                String::from_utf8_lossy(layout::PAYLOADS)
+            );
+        }
+        Ok(name)
+    }
+
+    /// Names of workers that have joined and are not known to be lost.
     pub async fn workers(&self) -> Result<Vec<String>, StoreError> {
+        let there = |(_, value): &Pair| !layout::worker_is_gone(value);
         let name = |(key, _): Pair| String::from_utf8_lossy(&key[layout::WORKERS.len()..]).into_owned();
-        Ok(self.pairs(layout::WORKERS).await?.into_iter().map(name).collect())
+        Ok(self.pairs(layout::WORKERS).await?.into_iter().filter(there).map(name).collect())
+    }
+
+    /// Whether a worker of this name has joined and is not known to be lost.
+    pub async fn knows_worker(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.get(&layout::worker(name)).await?.is_some_and(|value| !layout::worker_is_gone(&value)))
+    }
+
+    /// A worker is lost: nobody waits for it any more. That it drained is kept, in case it comes back.
+    pub async fn forget_worker(&self, name: &str) -> Result<(), StoreError> {
+        let key = layout::worker(name);
+        match self.get(&key).await? {
+            Some(value) if layout::worker_is_gone(&value) => Ok(()),
+            Some(value) if layout::worker_drains(&value) => {
+                self.write(vec![Change::Put(key, layout::worker_value(true, true))]).await
+            }
+            Some(_) => self.write(vec![Change::Delete(key)]).await,
+            None => Ok(()),
+        }
     }
 
     /// Remembers a worker, and whether it drains; without `draining`, as it was. Answers whether it drains. What is known
     /// already is not written again, so that a full disk keeps no worker out.
     pub async fn remember_worker(&self, worker: &WorkerId, draining: Option<bool>) -> Result<bool, StoreError> {
         let key = layout::worker(&worker.0);
-        let known = self.get(&key).await?.map(|value| layout::worker_drains(&value));
-        let drains = draining.or(known).unwrap_or(false);
-        if known != Some(drains) {
-            self.write(vec![Change::Put(key, layout::worker_value(drains))]).await?;
+        let known = self.get(&key).await?;
+        let drains = draining.unwrap_or_else(|| known.as_deref().is_some_and(layout::worker_drains));
+        let value = layout::worker_value(drains, false);
+        let same = |known: &Bytes| layout::worker_drains(known) == drains && !layout::worker_is_gone(known);
+        if !known.as_ref().is_some_and(same) {
+            self.write(vec![Change::Put(key, value)]).await?;
         }
         Ok(drains)
     }

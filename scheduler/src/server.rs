@@ -32,7 +32,7 @@ use capstan_common::{
 };
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock, RwLock},
+    sync::{Arc, Mutex, OnceLock, RwLock},
 };
 use tokio::{
     io::DuplexStream,
@@ -201,6 +201,7 @@ impl Parts {
             shards: Shards::of(shards),
             view: Arc::new(View::of(&config.name)),
             sessions,
+            outranked: Mutex::default(),
         });
         Ok(Self { shared, functions, timers })
     }
@@ -215,7 +216,8 @@ impl Parts {
             written.with_context(|| format!("{} cannot be written", file.display()))?;
         }
         let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
-        let link = serve_links(&functions, shared.clone(), &config, links)?;
+        let payloads = shared.globals.payloads(&blobs).await?;
+        let link = serve_links(&functions, shared.clone(), &config, payloads, links)?;
         let api = Arc::new(Api::new(shared.clone(), config.clone(), blobs));
         api.follow_all().await;
         let sweeper = Arbiter::new();
@@ -264,6 +266,7 @@ fn serve_links(
     arbiter: &Arbiter,
     shared: Arc<Shared>,
     config: &SchedulerConfig,
+    payloads: String,
     links: LinkListener,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let bound = links.bind(shared.authority.as_deref().filter(|_| config.link_tls))?;
@@ -271,7 +274,7 @@ fn serve_links(
         Bound::Tcp(listener, _) => Some(listener.local_addr()?),
         Bound::InProcess(_) | Bound::Unix(_) => None,
     };
-    let service = link_server::LinkServer::new(LinkServer::new(shared, config))
+    let service = link_server::LinkServer::new(LinkServer::new(shared, config, payloads))
         .max_decoding_message_size(256 << 20)
         .max_encoding_message_size(256 << 20);
     arbiter.spawn(async move {

@@ -41,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The pause between two looks whether a shard is empty of requests.
 const EMPTYING: Duration = Duration::from_millis(20);
+/// How long a worker that was known and does not come is remembered.
+const SILENT: Duration = Duration::from_secs(30);
 /// How long a shard that is given up waits for what is under way.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -77,6 +79,8 @@ pub struct Shared {
     pub view: Arc<View>,
     /// The session of one of a cluster; without it nothing runs out.
     pub sessions: Option<Sessions>,
+    /// Shards of which a worker knows an owner with a higher number than ours, and that number.
+    pub outranked: Mutex<BTreeMap<Shard, Epoch>>,
 }
 
 impl Shared {
@@ -84,6 +88,11 @@ impl Shared {
     pub fn may_act(&self) -> bool {
         let sure = |sessions: &Sessions| sessions.read().unwrap_or_else(PoisonError::into_inner).is_sure();
         self.sessions.as_ref().is_none_or(sure)
+    }
+
+    /// A worker has heard of a newer owner of a shard than the one with this epoch.
+    pub fn is_outranked(&self, shard: Shard, epoch: Epoch) {
+        self.outranked.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, epoch);
     }
 
     /// What the scale-to-zero configuration says of a function's model.
@@ -242,20 +251,43 @@ impl Env {
     fn settle_in_time(self: &Arc<Self>) {
         let (env, grace) = (self.clone(), Duration::from_millis(self.limits.adopt_grace_ms));
         actix::spawn(async move {
-            if !env.awaited.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            if !env.awaited().is_empty() {
                 tokio::select! {
                     () = tokio::time::sleep(grace) => {}
                     () = env.closed.cancelled() => return,
                 }
             }
             env.settle().await;
+            env.forget_silent().await;
         });
+    }
+
+    fn awaited(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Workers that have not come for a long time went while nobody saw it: the next owner does not wait for them.
+    async fn forget_silent(&self) {
+        if self.awaited().is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SILENT) => {}
+            () = self.closed.cancelled() => return,
+        }
+        let silent: Vec<String> = self.awaited().iter().cloned().collect();
+        for name in silent {
+            if !self.registry.is_linked(&WorkerId(name.as_str().into())) {
+                // The next start tries again.
+                let _ = self.globals.forget_worker(&name).await;
+            }
+        }
     }
 
     /// A worker has told what it holds of the shard.
     pub async fn heard_from(&self, worker: &WorkerId) {
         let last = {
-            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut awaited = self.awaited();
             awaited.remove(&*worker.0) && awaited.is_empty()
         };
         if last {

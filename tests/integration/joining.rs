@@ -13,7 +13,11 @@ struct Bench(Cluster);
 
 impl Bench {
     async fn start(certificate_s: u32) -> Self {
-        let set = vec![format!("scheduler.worker_certificate_s={certificate_s}")];
+        let set = vec![
+            format!("scheduler.worker_certificate_s={certificate_s}"),
+            "scheduler.unreachable_after_ms=1500".into(),
+            "scheduler.lost_after_ms=3000".into(),
+        ];
         let size = Size { etcd: 1, schedulers: 2, workers: 1, tls: true, set, ..Size::default() };
         Self(Cluster::start(size).await.unwrap())
     }
@@ -30,6 +34,7 @@ impl Bench {
             self.folder(folder).display().to_string(),
             format!("--set=worker.name={name}"),
             format!("--set=worker.schedulers={link}"),
+            format!("--set=worker.blob_dir={}", self.folder("blobs").display()),
         ];
         arguments.extend(more.iter().map(|pair| format!("--set={pair}")));
         let program = binary("capstan-worker").unwrap();
@@ -140,4 +145,24 @@ async fn a_certificate_is_renewed_at_half_its_life_and_an_expired_one_is_refused
     let liar = bench.worker("liar", "worker-1", &["worker.link_tls=true"]);
     bench.says(&liar, "the link to the scheduler broke").await;
     bench.until("worker-1", |state| state != Some("ready")).await;
+}
+
+#[tokio::test]
+async fn a_name_has_one_worker_until_that_is_lost() {
+    // RELIABILITY: two workers with one name; nothing changes, and the remedy is named
+    let mut bench = Bench::start(86_400).await;
+    bench.works().await;
+    let join = |token: &str| format!("worker.join={token}");
+    let token = bench.0.local.invite().await.unwrap();
+    let second = bench.worker("second", "worker-1", &["worker.link_tls=true", &join(&token)]);
+    bench.says(&second, "give each its own worker.name").await;
+    assert!(!bench.folder("second").join("worker.pem").exists(), "it was given a certificate");
+    bench.works().await;
+    // Its machine is gone, and its certificate with it.
+    bench.0.local.workers[0].kill().await.unwrap();
+    bench.until("worker-1", |state| state.is_none()).await;
+    let next = bench.worker("next", "worker-1", &["worker.link_tls=true", &join(&token)]);
+    bench.until("worker-1", |state| state == Some("ready")).await;
+    bench.works().await;
+    drop(next);
 }

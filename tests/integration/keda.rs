@@ -21,7 +21,7 @@ fn object(metadata: &[(&str, &str)]) -> ScaledObjectRef {
 #[tokio::test]
 async fn keda_is_told_what_a_function_wants_and_when_it_wakes() {
     // SPEC U05 and section 3.7
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = capstan::local::free_ports(1).unwrap()[0];
     let (_folder, up) = fresh(&["--set", &format!("scheduler.keda_listen=127.0.0.1:{port}")]);
     up.deploy("f", spec(&["sh", "-c", "sleep 1"], "exec", json!({}))).await.unwrap();
     let mut keda = ExternalScalerClient::connect(format!("http://127.0.0.1:{port}")).await.unwrap();

@@ -259,6 +259,8 @@ fn hello(worker: &str, protocol: u32) -> Report {
         version: "9.9.9".into(),
         limits: String::new(),
         instance: "x".into(),
+        store: None,
+        host: None,
     })
 }
 

@@ -4,7 +4,6 @@ use crate::fresh;
 use capstan_tests::real::{Up, binary, echo, spec};
 use serde_json::{Value, json};
 use std::{
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -37,7 +36,7 @@ impl Prometheus {
         );
         std::fs::write(&config, text).unwrap();
         // Free while nobody takes it: the next moment it is Prometheus' own.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = capstan::local::free_ports(1).unwrap()[0];
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("tsdb").display()))

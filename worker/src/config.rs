@@ -12,6 +12,9 @@ pub struct WorkerConfig {
     pub name: String,
     /// Schedulers' addresses for links, like `10.0.0.1:7071`; one is enough, it tells of the others.
     pub schedulers: Vec<String>,
+    /// The IP address at which schedulers reach its containers' servers; empty: where its links come from. Needed behind a proxy or
+    /// address translation.
+    pub advertise: String,
     /// Whether links are encrypted, and the worker shows a certificate: where its schedulers have `link_tls`.
     pub link_tls: bool,
     /// The join token that gets it its first certificate; needed once.
@@ -60,6 +63,7 @@ impl Default for WorkerConfig {
         Self {
             name: if host.is_empty() { "worker".into() } else { host.into() },
             schedulers: Vec::new(),
+            advertise: String::new(),
             link_tls: false,
             join: String::new(),
             runtime: Runtime::Process,
@@ -95,6 +99,15 @@ impl WorkerConfig {
                 "worker.sim_workers is {}, and only the runtime `sim` plays more than one: set worker.runtime=sim",
                 self.sim_workers
             ));
+        }
+        if !self.advertise.is_empty() && self.advertise.parse::<std::net::IpAddr>().is_err() {
+            return Err(format!("worker.advertise must be an IP address, is `{}`", self.advertise));
+        }
+        if self.runtime == Runtime::Process && !self.schedulers.is_empty() && self.blob_dir.as_os_str().is_empty() {
+            return Err(
+                "a worker of a cluster needs worker.blob_dir: the folder that all schedulers and workers share, for payloads that are too large to travel with their records"
+                    .into(),
+            );
         }
         Ok(())
     }

@@ -8,7 +8,10 @@ use crate::{
 use capstan_scheduler::api::govern::{ZeroConfig, entries_of, yaml};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::{path::Path, time::Duration};
+
+/// The pause between two looks at a worker that drains.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Shows a schedule, or does something with it.
 pub async fn schedule(
@@ -164,9 +167,42 @@ pub async fn invite(client: &Client, as_json: bool) -> anyhow::Result<()> {
     if as_json { output::print_json(&made) } else { output::print(output::text(&made["join_token"])) }
 }
 
+/// Places nothing more on a worker; with `wait`, until nothing is left there.
+pub async fn drain(client: &Client, worker: &str, wait: bool, as_json: bool) -> anyhow::Result<()> {
+    let path = format!("/v1/workers/{}", segment(worker));
+    let mut view = client.send(Method::POST, &format!("{path}/drain"), &Value::Null).await?;
+    let left = |view: &Value| view["containers"].as_array().map_or(0, Vec::len);
+    let progress = super::map::bar(Some(left(&view) as u64));
+    while wait && left(&view) > 0 {
+        progress.set_position(progress.length().unwrap_or(0).saturating_sub(left(&view) as u64));
+        tokio::time::sleep(LOOK).await;
+        view = client.get(&path).await?;
+    }
+    progress.finish_and_clear();
+    if as_json {
+        return output::print_json(&view);
+    }
+    output::print(format!("{worker} is {}, with {} containers left", output::text(&view["state"]), left(&view)))
+}
+
+/// Places on a drained worker again.
+pub async fn resume(client: &Client, worker: &str, as_json: bool) -> anyhow::Result<()> {
+    let path = format!("/v1/workers/{}/resume", segment(worker));
+    let view = client.send(Method::POST, &path, &Value::Null).await?;
+    if as_json {
+        output::print_json(&view)
+    } else {
+        output::print(format!("{worker} is {}", output::text(&view["state"])))
+    }
+}
+
 /// Revokes a worker's certificate.
 pub async fn revoke(client: &Client, worker: &str, as_json: bool) -> anyhow::Result<()> {
     let path = format!("/v1/workers/{}/revoke", segment(worker));
     let answer = client.send(Method::POST, &path, &Value::Null).await?;
-    if as_json { output::print_json(&answer) } else { output::print(format!("revoked {worker}")) }
+    if as_json {
+        return output::print_json(&answer);
+    }
+    let unknown = if answer["known"] == false { " (no worker of that name is there now)" } else { "" };
+    output::print(format!("revoked {worker}{unknown}"))
 }

@@ -91,6 +91,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,
         Command::Token { action } => govern::token(&client()?, action, json).await?,
         Command::Invite => govern::invite(&client()?, json).await?,
+        Command::Drain { worker, wait } => govern::drain(&client()?, &worker, wait, json).await?,
+        Command::Resume { worker } => govern::resume(&client()?, &worker, json).await?,
         Command::Revoke { worker } => govern::revoke(&client()?, &worker, json).await?,
         Command::Schedulers => look::schedulers(&client()?, json).await?,
         Command::Workers => look::workers(&client()?, json).await?,

@@ -16,6 +16,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -152,10 +153,18 @@ impl Ground {
     }
 }
 
-/// So many ports that are free now; whoever is told of them takes them the next moment.
+/// Ports that the kernel gives to nobody by itself: a connection that goes out must not take one before its listener does.
+const OURS: std::ops::Range<u16> = 10_000..32_000;
+
+/// So many ports that are free now; whoever is told of them takes them the next moment. Each process looks at a place of its own.
 pub fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(64);
+    let any = || OURS.start + (first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % OURS.len() as u32) as u16;
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let found: Vec<u16> = (0..OURS.len()).map(|_| any()).filter(free).take(count).collect();
+    ensure!(found.len() == count, "no {count} ports are free from {} to {}", OURS.start, OURS.end);
+    Ok(found)
 }
 
 impl LocalCluster {
@@ -190,6 +199,10 @@ impl LocalCluster {
                 format!("--set=worker.blob_dir={}", folder.join("blobs").display()),
                 format!("--set=worker.volume_dir={}", folder.join("volumes").display()),
             ];
+            if let Some(net) = &cluster.ground.net {
+                let at = net.address(cluster.ground.number(Part::Worker(n)));
+                arguments.push(format!("--set=worker.advertise={at}"));
+            }
             if size.tls {
                 let join = cluster.invite().await?;
                 arguments.extend(["--set=worker.link_tls=true".into(), format!("--set=worker.join={join}")]);

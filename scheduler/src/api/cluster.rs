@@ -172,9 +172,10 @@ impl Api {
             return Err(no_worker(name));
         }
         let change = Change::Put(layout::revoked(name), layout::encode(&clock::now()));
+        let known = self.env.globals.knows_worker(name).await.map_err(store_refusal)?;
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         self.cut_revoked(name);
-        Ok(json!({"id": name, "revoked": true}))
+        Ok(json!({"id": name, "revoked": true, "known": known}))
     }
 
     /// Ends the link of a worker whose certificate was revoked.

@@ -55,6 +55,8 @@ pub struct Api {
     tables: Tables,
     requests: AtomicU64,
     locks: instances::Locks,
+    /// When it was last looked for tokens of others.
+    looked: tokio::sync::Mutex<Option<std::time::Instant>>,
 }
 
 /// A call as users see it.
@@ -88,6 +90,7 @@ impl Api {
             tables: Tables::default(),
             requests: AtomicU64::default(),
             locks: Default::default(),
+            looked: Default::default(),
         }
     }
 

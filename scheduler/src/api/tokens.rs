@@ -12,7 +12,10 @@ use capstan_common::{
 };
 use capstan_scheduler_core::access::{Role, Subject};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
+/// The least pause between two looks for tokens that are not known.
+const LOOK: Duration = Duration::from_millis(20);
 /// The longest name of a token.
 const NAME_MAX: usize = 128;
 
@@ -91,7 +94,27 @@ impl Api {
         Ok(())
     }
 
-    /// Another scheduler has made or revoked some.
+    /// Looks whether another scheduler has made a token that is not known here; requests that ask at the same time share a look, so
+    /// that strangers' guesses do not make it look all the time. Whether it was looked.
+    pub async fn look_for_tokens(&self) -> bool {
+        if !self.is_clustered() {
+            return false;
+        }
+        let asked = Instant::now();
+        let mut looked = self.looked.lock().await;
+        if let Some(at) = *looked {
+            if at > asked {
+                return true;
+            }
+            tokio::time::sleep(LOOK.saturating_sub(at.elapsed())).await;
+        }
+        let begun = Instant::now();
+        self.adopt_tokens().await;
+        *looked = Some(begun);
+        true
+    }
+
+    /// What other schedulers have made and revoked holds here too.
     pub async fn adopt_tokens(&self) {
         if let Ok(stored) = self.env.globals.tokens().await {
             self.env.tokens.hold(stored);

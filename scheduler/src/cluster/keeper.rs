@@ -27,6 +27,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// How far a shard's number is raised at once: numbers grow by one with each owner.
+const MOST_RISE: u64 = 1_000_000;
 /// The pause between two looks.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
 /// The pause after a look that failed.
@@ -141,13 +143,13 @@ impl Cluster {
             let pause = match self.look().await {
                 Ok(seen) => {
                     self.follow(seen).await;
+                    self.look_at_globals().await;
                     LOOK
                 }
                 Err(_) => AGAIN,
             };
             if slow.is_none_or(|at| at.elapsed() >= SLOW) {
                 slow = Some(Instant::now());
-                self.look_at_globals().await;
                 self.look_at_room().await;
             }
             if compacted.elapsed() >= COMPACT && self.logs().contains_key(&Shard(0)) {
@@ -292,8 +294,42 @@ impl Cluster {
                 let _ = link.orders.try_send(Order::Peers { links: links.clone() });
             }
         }
+        self.rise().await;
         self.give(moves.give).await;
         join_all(moves.take.into_iter().map(|shard| self.take(shard))).await;
+    }
+
+    /// Workers do not obey an owner whose number is lower than one that they have heard of: so it is after a store was restored
+    /// from a backup. A shard of ours that is fenced all the same is given up, and taken again under a higher number.
+    async fn rise(&self) {
+        let outranked = std::mem::take(&mut *self.shared.outranked.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut again = Vec::new();
+        for (shard, known) in outranked {
+            let Some(log) = self.logs().get(&shard).cloned() else { continue };
+            let (ours, us) = (log.ownership().epoch, shard.0);
+            if known <= ours {
+                continue;
+            }
+            if known.0 - ours.0 > MOST_RISE {
+                tracing::error!(
+                    shard = us,
+                    known = known.0,
+                    "a worker tells of an owner that cannot have been: restart the worker"
+                );
+                continue;
+            }
+            let raised = blocking(move || log.ownership().raise(us, known)).await;
+            if matches!(raised, Ok(true)) {
+                tracing::warn!(
+                    shard = us,
+                    ours = ours.0,
+                    known = known.0,
+                    "a worker knows an owner with a higher number, and the shard is ours: was etcd restored from a backup? It is taken again under a higher one"
+                );
+                again.push(shard);
+            }
+        }
+        self.give(again).await;
     }
 
     async fn take(&self, shard: Shard) {

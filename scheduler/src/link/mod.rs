@@ -11,6 +11,7 @@ use crate::{
     tls::{self, Authority},
 };
 use capstan_common::{
+    id::WorkerId,
     report::{Hello, Report},
     wire::{self, PROTOCOL, link},
 };
@@ -36,19 +37,22 @@ pub struct LinkServer {
     beat_ms: u32,
     unreachable_after: Duration,
     lost_after: Duration,
+    /// What the folder of large payloads is known by.
+    payloads: String,
 }
 
 type Orders = Pin<Box<dyn Stream<Item = Result<link::Orders, Status>> + Send>>;
 
 impl LinkServer {
     /// For a scheduler's shards.
-    pub fn new(shared: Arc<Shared>, config: &SchedulerConfig) -> Self {
+    pub fn new(shared: Arc<Shared>, config: &SchedulerConfig, payloads: String) -> Self {
         Self {
             authority: shared.authority.clone().filter(|_| config.link_tls),
             shared,
             beat_ms: (config.unreachable_after_ms / 6).max(50) as u32,
             unreachable_after: Duration::from_millis(config.unreachable_after_ms),
             lost_after: Duration::from_millis(config.lost_after_ms),
+            payloads,
         }
     }
 }
@@ -128,6 +132,15 @@ impl link::link_server::Link for LinkServer {
             if revoked.map_err(|error| Status::unavailable(error.to_string()))?.is_some() {
                 return Err(Status::unauthenticated(format!(
                     "worker `{}` was revoked: let it join by another name",
+                    asked.worker
+                )));
+            }
+            let known = self.shared.globals.knows_worker(&asked.worker).await;
+            if known.map_err(|error| Status::unavailable(error.to_string()))?
+                || self.shared.registry.is_linked(&WorkerId(asked.worker.as_str().into()))
+            {
+                return Err(Status::already_exists(format!(
+                    "a worker named `{0}` has joined already: give each its own worker.name. If this is the same machine that has lost its certificate, stop it, and let it join once `capstan workers` does not show it any more",
                     asked.worker
                 )));
             }

@@ -52,12 +52,17 @@ impl Session {
                 "a worker named `{worker}` is linked already: give each its own worker.name; if it is the same that has just died, it is let in as soon as its old link is known to be broken"
             )));
         }
+        if hello.store.as_ref().is_some_and(|store| *store != server.payloads) {
+            return Err(Status::failed_precondition(format!(
+                "the blob_dir of worker `{worker}` is not the folder that the schedulers use: large inputs and outputs would be lost. Share the schedulers' folder with it, and set worker.blob_dir to where it is there"
+            )));
+        }
         let remembered = shared.globals.remember_worker(&worker, None).await;
         let draining = remembered.map_err(|e| Status::unavailable(e.to_string()))?;
         let entry = WorkerEntry {
             capacity: hello.capacity,
             state: if draining { WorkerState::Draining } else { WorkerState::Ready },
-            host,
+            host: hello.host.unwrap_or(host),
             version: hello.version.clone(),
             limits: hello.limits.clone(),
             joined: clock::now(),
@@ -196,6 +201,9 @@ impl Session {
         }
         tracing::warn!(worker = %self.worker, "a worker is lost: what it held runs elsewhere");
         self.shared.telemetry.events.tell("worker_lost", serde_json::json!({"worker": self.worker}));
+        if let Err(error) = self.shared.globals.forget_worker(&self.worker.0).await {
+            tracing::warn!(worker = %self.worker, %error, "a lost worker cannot be forgotten");
+        }
         let lost = autoscaler::Event::Lost { worker: self.worker.clone() };
         let _ = self.shared.autoscaler.send(Told(lost)).await;
         for (_, function) in self.shared.registry.functions() {
@@ -216,6 +224,7 @@ impl Session {
                 }
                 Report::Outranked { shard, epoch } => {
                     tracing::warn!(worker = %self.worker, shard = shard.0, epoch = epoch.0, "a worker knows a newer owner of a shard");
+                    self.shared.is_outranked(shard, epoch);
                     self.told(Some(shard)).await;
                     continue;
                 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use capstan_common::{id::ContainerId, refusal::Code, worker::WorkerState};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 pub async fn healthz() -> HttpResponse {
@@ -33,20 +33,46 @@ pub async fn schedulers(api: web::Data<Api>) -> HttpResponse {
     HttpResponse::Ok().json(api.schedulers())
 }
 
-pub async fn workers(api: web::Data<Api>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({"workers": api.workers().await}))
+/// Each scheduler knows the containers of its own functions on a worker.
+pub async fn workers(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
+    let mut workers = api.workers().await;
+    for other in gather(&api, &request, "workers").await {
+        match workers.iter_mut().find(|worker| worker["id"] == other["id"]) {
+            Some(known) => add_containers(known, other["containers"].as_array().cloned().unwrap_or_default()),
+            None => workers.push(other),
+        }
+    }
+    HttpResponse::Ok().json(json!({"workers": workers}))
 }
 
-pub async fn worker(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.worker(&path).await?))
+fn add_containers(worker: &mut Value, more: Vec<Value>) {
+    if let Some(containers) = worker["containers"].as_array_mut() {
+        containers.extend(more);
+    }
 }
 
-pub async fn drain(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.turn_worker(&path, WorkerState::Draining).await?))
+/// The worker with what all schedulers have on it. An order that turns it is heard by all of them at once.
+async fn whole(api: &Api, request: &HttpRequest, mut worker: Value) -> HttpResponse {
+    add_containers(&mut worker, gather(api, request, "containers").await);
+    HttpResponse::Ok().json(worker)
 }
 
-pub async fn resume(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.turn_worker(&path, WorkerState::Ready).await?))
+pub async fn worker(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let known = match api.worker(&path).await {
+        Ok(known) => known,
+        Err(refusal) => return elsewhere(&api, &request).await.ok_or_else(|| refusal.into()),
+    };
+    Ok(whole(&api, &request, known).await)
+}
+
+pub async fn drain(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let turned = api.turn_worker(&path, WorkerState::Draining).await?;
+    Ok(whole(&api, &request, turned).await)
+}
+
+pub async fn resume(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let turned = api.turn_worker(&path, WorkerState::Ready).await?;
+    Ok(whole(&api, &request, turned).await)
 }
 
 pub async fn revoke(api: web::Data<Api>, path: web::Path<String>) -> Answer {

@@ -183,6 +183,16 @@ fn is_local(value: &str) -> bool {
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Who asks; a token that is not known here may be one that another scheduler has just made.
+async fn identify(gate: &Gate, request: &ServiceRequest, api: &Api) -> Result<Subject, Refusal> {
+    match gate.bearer(request, api) {
+        Err(refusal) if refusal.code == Code::Unauthenticated && api.look_for_tokens().await => {
+            gate.bearer(request, api)
+        }
+        known => known,
+    }
+}
+
 /// Lets a request through or answers it, and counts the answer.
 pub async fn guard(
     mut request: ServiceRequest,
@@ -191,7 +201,7 @@ pub async fn guard(
     let begun = Instant::now();
     let (gate, door) = (request.app_data::<web::Data<Gate>>().cloned(), request.app_data::<web::Data<Api>>().cloned());
     let allowed = match (gate, door) {
-        (Some(gate), Some(api)) => match gate.bearer(&request, &api) {
+        (Some(gate), Some(api)) => match identify(&gate, &request, &api).await {
             Ok(subject) => {
                 let may = authorize(&request, &subject, &api).await;
                 request.extensions_mut().insert(subject);

@@ -45,6 +45,8 @@ pub const LIVE: &[u8] = b"C";
 pub const ENDED: &[u8] = b"D";
 /// Prefix of workers.
 pub const WORKERS: &[u8] = b"W";
+/// What the folder of large payloads is known by.
+pub const PAYLOADS: &[u8] = b"B";
 /// Prefix of namespaces.
 pub const NAMESPACES: &[u8] = b"N";
 /// The key of the cluster's authority.
@@ -169,13 +171,18 @@ pub fn token(id: &str) -> Box<[u8]> {
 }
 
 /// What is stored of a worker.
-pub fn worker_value(drains: bool) -> Bytes {
-    encode(&drains)
+pub fn worker_value(drains: bool, gone: bool) -> Bytes {
+    Bytes::from(vec![u8::from(drains), u8::from(gone)])
 }
 
 /// Whether a stored worker drains; an empty value is one that was only remembered.
 pub fn worker_drains(value: &[u8]) -> bool {
-    decode(value).unwrap_or(false)
+    value.first() == Some(&1)
+}
+
+/// Whether a stored worker is lost: it is remembered for its draining alone.
+pub fn worker_is_gone(value: &[u8]) -> bool {
+    value.get(1) == Some(&1)
 }
 
 /// The function whose key this is.

@@ -150,7 +150,7 @@ pub fn decision() -> Result<Value> {
 
 /// From a spawn's answer on its way to KEDA's stream, a hundred times from zero.
 pub async fn keda() -> Result<Value> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = capstan::local::free_ports(1)?[0];
     let folder = tempfile::tempdir()?;
     let listen = format!("scheduler.keda_listen=127.0.0.1:{port}");
     let up = Up::start(&folder.path().join("data"), &["--set", &listen])?;

@@ -259,6 +259,7 @@ impl Handler<Orders> for NodeActor {
 impl Handler<Introduce> for NodeActor {
     type Result = MessageResult<Introduce>;
     fn handle(&mut self, introduce: Introduce, _: &mut Context<Self>) -> Self::Result {
+        let real = self.config.runtime == config::Runtime::Process;
         self.outboxes.insert(introduce.link, (introduce.outbox, introduce.cut));
         MessageResult(Hello {
             protocol: PROTOCOL,
@@ -267,6 +268,9 @@ impl Handler<Introduce> for NodeActor {
             version: env!("CARGO_PKG_VERSION").into(),
             limits: self.limits.clone(),
             instance: self.instance.to_string(),
+            // One that cannot be read is another than the schedulers'.
+            store: real.then(|| self.blobs.name().unwrap_or_default()),
+            host: self.config.advertise.parse().ok(),
         })
     }
 }

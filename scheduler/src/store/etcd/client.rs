@@ -52,7 +52,11 @@ impl From<Error> for Trouble {
         match &error {
             Error::GRpcStatus(status) if status.message().contains("database space exceeded") => Self::Full,
             Error::GRpcStatus(status) => match status.code() {
-                Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::OutOfRange => {
+                // Nothing was done, and nothing is wrong with what was asked: whoever runs etcd has to let us in again.
+                Code::PermissionDenied | Code::Unauthenticated => {
+                    Self::Unknown(format!("etcd refuses this user (etcd.user, etcd.password): {}", status.message()))
+                }
+                Code::InvalidArgument | Code::OutOfRange => {
                     Self::Refused(format!("etcd refuses it: {}", status.message()))
                 }
                 Code::ResourceExhausted if status.message().contains("too large") => {

@@ -75,6 +75,11 @@ enum Written {
 }
 
 impl EtcdLog {
+    /// Whose it is.
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
+    }
+
     /// Takes a shard that nobody owns, and reads it back. `InUse` while it has an owner.
     pub fn open(etcd: Arc<Etcd>, session: Arc<Session>, shard: u16, owner: &str) -> Result<(Self, Opened), StoreError> {
         let ownership = Ownership::take(&etcd, &session, shard, owner)?;

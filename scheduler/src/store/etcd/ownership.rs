@@ -60,6 +60,12 @@ impl Ownership {
         Err(StoreError::Read(std::io::Error::other("etcd does not say who owns the shard")))
     }
 
+    /// Makes the next owner's number higher than `known`, if the shard is still ours. Whether it was done.
+    pub fn raise(&self, shard: u16, known: Epoch) -> Result<bool, StoreError> {
+        let put = TxnOp::put(self.etcd.key(&format!("epoch/{shard:04x}")), known.0.to_string(), None);
+        Ok(self.etcd.txn(Txn::new().when([self.holds()]).and_then([put]))?.succeeded())
+    }
+
     /// The fence: no transaction without it.
     pub fn holds(&self) -> Compare {
         Compare::create_revision(self.key.clone(), CompareOp::Equal, self.fence)

@@ -472,3 +472,37 @@ async fn servers_of_other_machines_are_reached_through_any_scheduler() {
         assert!(page.text().await.unwrap().contains("Directory listing"));
     }
 }
+
+#[tokio::test]
+async fn a_map_whose_owner_is_killed_ends_with_an_error_and_is_shown_as_cancelled() {
+    let mut bench = Cluster::start(Size { etcd: 1, schedulers: 2, workers: 1, ..Size::default() }).await.unwrap();
+    bench
+        .deploy("slow", &spec(&["sh", "-c", "sleep 0.2; cat"], "exec", json!({"resources": {"cpu": 0.25}})))
+        .await
+        .unwrap();
+    let (owner, other) = bench.roles("slow").await;
+    let body: String = (0..200).map(|n| format!("{n}\n")).collect();
+    let mut stream = bench.http.post(bench.function(other, "slow", "/map")).body(body).send().await.unwrap();
+    assert_eq!(stream.status(), 200);
+    let call = stream.headers()["Capstan-Call-Id"].to_str().unwrap().to_owned();
+    let mut text = Vec::new();
+    // Something has ended, and is durable.
+    while text.is_empty() {
+        text.extend(stream.chunk().await.unwrap().unwrap());
+    }
+    eventually("an outcome in the store", async || {
+        let path = format!("/v1/calls/{call}/results");
+        let lines = bench.http.get(bench.at(other, &path)).send().await.ok()?.text().await.ok()?;
+        (!lines.is_empty()).then_some(())
+    })
+    .await;
+    bench.local.schedulers[owner].process.kill().await.unwrap();
+    while let Some(more) = stream.chunk().await.expect("it breaks off without a word") {
+        text.extend(more);
+    }
+    let text = String::from_utf8(text).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["error"]["code"], last["index"].is_null()), (&json!("unavailable"), true), "{last}");
+    let ended = bench.ended(other, &call).await;
+    assert_eq!(ended["state"], "cancelled", "{ended}");
+}

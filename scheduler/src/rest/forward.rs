@@ -1,6 +1,7 @@
 //! Any scheduler answers any request: what another one owns is passed on to it, bodies streaming both ways.
 
 use super::{
+    map::last_line,
     problem::Problem,
     web::{
         Proxy,
@@ -15,13 +16,14 @@ use crate::{
     cluster::Peer,
 };
 use actix_web::{
-    Error, HttpRequest, HttpResponse, ResponseError,
+    Error, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError,
     body::{self, BodyStream, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::header::{self, HeaderName},
     middleware::Next,
     web,
 };
+use bytes::Bytes;
 use capstan_common::{
     id::{CallId, FunctionKey},
     refusal::{Code, Refusal},
@@ -128,6 +130,9 @@ async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payloa
             }
         };
         match sent {
+            Ok(response) if request.path().ends_with("/map") && response.status().is_success() => {
+                return Ok(lines(response));
+            }
             Ok(response) => return Ok(answer(response, upload, upgrades).await),
             // Nothing was sent, or what was sent changes nothing: the next owner takes it.
             Err(error) if (error.is_connect() || request.method().is_safe()) && begun.elapsed() < PATIENCE => {
@@ -190,14 +195,9 @@ pub fn asked(
     out.body(body).map_err(|error| wrong(&error))
 }
 
-/// The owner's answer, as it comes.
-pub async fn answer(
-    response: hyper::Response<hyper::body::Incoming>,
-    upload: Option<Upload>,
-    upgrades: bool,
-) -> HttpResponse {
-    let status = response.status();
-    let (mut builder, length) = begin(&response);
+/// An answer with the status and the headers of the owner's.
+fn begun(response: &hyper::Response<hyper::body::Incoming>) -> (HttpResponseBuilder, Option<u64>) {
+    let (mut builder, length) = begin(response);
     for (name, value) in response.headers() {
         let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
         if OWN.contains(&name) || name == header::CONTENT_LENGTH {
@@ -207,6 +207,36 @@ pub async fn answer(
             builder.append_header((name, value));
         }
     }
+    (builder, length)
+}
+
+/// A map's outputs as they come from the owner; if that ends in the middle, the last line says so.
+fn lines(response: hyper::Response<hyper::body::Incoming>) -> HttpResponse {
+    let (mut builder, _) = begun(&response);
+    let mut pieces = response.into_body().into_data_stream();
+    let lines = async_stream::stream! {
+        let mut whole = true;
+        while let Some(piece) = pieces.next().await {
+            let Ok(piece) = piece else {
+                let line_end = if whole { "" } else { "\n" };
+                yield Ok::<_, io::Error>(Bytes::from(format!("{line_end}{}", last_line(&unavailable(BROKEN_OFF)))));
+                return;
+            };
+            whole = piece.last().is_none_or(|byte| *byte == b'\n');
+            yield Ok(piece);
+        }
+    };
+    builder.streaming(Box::pin(lines))
+}
+
+/// The owner's answer, as it comes.
+pub async fn answer(
+    response: hyper::Response<hyper::body::Incoming>,
+    upload: Option<Upload>,
+    upgrades: bool,
+) -> HttpResponse {
+    let status = response.status();
+    let (mut builder, length) = begun(&response);
     if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
         builder.upgrade("websocket");
         return builder.body(BodyStream::new(Box::pin(tunnel(response, upload))));

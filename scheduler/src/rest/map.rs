@@ -150,6 +150,13 @@ pub async fn map(
     Ok(HttpResponse::Ok().insert_header(call).content_type(NDJSON).streaming(Box::pin(lines)))
 }
 
+/// The last line of an answer that had begun when something went wrong.
+pub fn last_line(refusal: &Refusal) -> String {
+    let (code, title) = (refusal.code.text(), refusal.code.title());
+    let error = json!({"error": {"code": code, "type": title, "message": refusal.detail, "traceback": null}});
+    format!("{error}\n")
+}
+
 impl Stream {
     /// Sends what has credit, then waits for whatever comes first: more of the body, or news.
     async fn turn(&mut self) -> Result<(), Problem> {
@@ -281,9 +288,7 @@ impl Stream {
 
     /// The answer has begun: the last line tells what is wrong.
     fn fail(&mut self, problem: &Problem) {
-        let refusal: &Refusal = problem.refusal();
-        let error = json!({"error": {"code": refusal.code.text(), "type": refusal.code.title(), "message": refusal.detail, "traceback": null}});
-        self.out.extend_from_slice(format!("{error}\n").as_bytes());
+        self.out.extend_from_slice(last_line(problem.refusal()).as_bytes());
         self.over = true;
     }
 

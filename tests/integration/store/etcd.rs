@@ -248,4 +248,13 @@ fn an_etcd_with_tls_and_users_is_used_and_whoever_may_not_is_told_why() {
     servers.wait().unwrap();
     waits("the next commit", Duration::from_secs(20), || owner.log.commit(&[put("b", "2")]).is_ok());
     assert_eq!(owner.log.get(b"a").unwrap().unwrap(), "1");
+    // A right that is taken away and given back: what was to be written waits for it.
+    servers.ctl(&["user", "revoke-role", "capstan", "capstan"]).unwrap();
+    let log = owner.log.clone();
+    let writing = std::thread::spawn(move || log.commit(&[put("c", "3")]));
+    waits("the silence", Duration::from_secs(20), || !owner.log.answers());
+    assert!(!writing.is_finished(), "it was given up");
+    servers.ctl(&["user", "grant-role", "capstan", "capstan"]).unwrap();
+    writing.join().unwrap().unwrap();
+    assert_eq!(owner.log.get(b"c").unwrap().unwrap(), "3");
 }

@@ -31,6 +31,8 @@ pub struct Call {
     pub closed: bool,
     /// Whether it was cancelled.
     pub cancelled: bool,
+    /// Whether that was before all its inputs were known: however those that came have ended, it is not done.
+    pub cut_short: bool,
     /// Maps: what the first error does to the rest.
     pub fail_fast: FailFast,
     /// Maps: outputs are not kept.
@@ -79,6 +81,7 @@ impl Call {
             counts: Counts::default(),
             closed: false,
             cancelled: false,
+            cut_short: false,
             fail_fast: FailFast::No,
             discard_outputs: false,
             outcome_records: 0,
@@ -94,7 +97,7 @@ impl Call {
             return if begun { CallState::Running } else { CallState::Pending };
         }
         let by_error = self.fail_fast != FailFast::No && self.counts.failed > 0;
-        if self.cancelled && self.counts.cancelled > 0 && !by_error {
+        if self.cancelled && (self.counts.cancelled > 0 || self.cut_short) && !by_error {
             CallState::Cancelled
         } else if self.counts.failed > 0 {
             CallState::Failed

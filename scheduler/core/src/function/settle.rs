@@ -318,6 +318,7 @@ impl Function {
             return;
         };
         call.cancelled = true;
+        call.cut_short = !call.closed;
         call.closed = true;
         self.touched.insert(id);
         self.end_credit(id);

@@ -1,7 +1,7 @@
 //! A function on a stage: whatever it asks for happens at once, unless the test says otherwise.
 
 use capstan_common::{
-    call::CallKind,
+    call::{CallKind, CallState},
     container::Ending,
     function::FunctionSpec,
     id::{CallId, ContainerId, Epoch, FunctionKey, RequestId, Revision, WorkerId},
@@ -12,7 +12,7 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::{
-    effect::{Effect, Output},
+    effect::{Effect, Output, Promise},
     event::{Event, FailFast, Inputs, Opening},
     function::{Function, ZeroRule},
     limits::Limits,
@@ -39,6 +39,8 @@ pub struct Stage {
     pub given: Vec<(ContainerId, Assignment)>,
     /// How many inputs were in each group that containers were given, in order.
     pub groups: Vec<usize>,
+    /// Calls that ended, and how.
+    pub ended: Vec<(CallId, CallState)>,
     /// Web requests that have a place.
     pub admitted: Vec<(RequestId, ContainerId)>,
     /// Web requests that were turned away.
@@ -81,6 +83,7 @@ impl Stage {
             asked: Vec::new(),
             given: Vec::new(),
             groups: Vec::new(),
+            ended: Vec::new(),
             admitted: Vec::new(),
             expelled: Vec::new(),
             ready_at_once: true,
@@ -108,6 +111,10 @@ impl Stage {
     }
 
     fn perform(&mut self, out: Output) {
+        self.ended.extend(out.promises.iter().filter_map(|promise| match promise {
+            Promise::Closed { call, state } => Some((*call, *state)),
+            _ => None,
+        }));
         let mut effects: VecDeque<Effect> = out.effects.into();
         let mut follow = Vec::new();
         while let Some(effect) = effects.pop_front() {

@@ -2,13 +2,13 @@
 
 use crate::stage::{Stage, http};
 use capstan_common::{
-    call::CallKind,
+    call::{CallKind, CallState},
     id::{CallId, ContainerId, FunctionKey, LeaseId, Revision, WorkerId},
     input::Payload,
     report::{Held, HeldAttempt},
 };
 use capstan_scheduler_core::{
-    event::{Event, Fetched},
+    event::{Event, Fetched, Inputs},
     limits::Limits,
 };
 use serde_json::json;
@@ -68,4 +68,19 @@ fn one_that_cannot_be_read_ends_when_it_would_have_to_run_again_and_not_before()
     assert_eq!(stage.core.call(CALL).unwrap().1.running, 1);
     loses_its_worker(&mut stage);
     assert!(stage.core.call(CALL).is_none_or(|(_, counts, _)| counts.failed == 1));
+}
+
+#[test]
+fn a_map_whose_stream_broke_ends_as_cancelled_however_much_of_it_has_succeeded() {
+    let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 10}})));
+    stage.open(7, CallKind::Map, Inputs::Later).unwrap();
+    let call = CallId(7);
+    let payloads = (0..3).map(|_| Payload::Inline("1".into())).collect();
+    stage.step(Event::Arrive { call, payloads }).unwrap();
+    (0..2).for_each(|_| stage.finish());
+    stage.step(Event::Abandon { call }).unwrap();
+    assert_eq!(stage.core.call(call).unwrap().1.running, 1, "what runs may end by itself");
+    stage.finish();
+    let ended = stage.ended.iter().find(|(id, _)| *id == call).unwrap();
+    assert_eq!(ended.1, CallState::Cancelled);
 }

@@ -18,7 +18,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::OnceCell,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// The largest answer: a page of log entries.
 const ANSWER_BYTES: usize = 256 << 20;
@@ -51,11 +51,10 @@ impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         match &error {
             Error::GRpcStatus(status) if status.message().contains("database space exceeded") => Self::Full,
+            Error::GRpcStatus(status) if is_about_the_user(status) => {
+                Self::Unknown(format!("etcd refuses this user (etcd.user, etcd.password): {}", status.message()))
+            }
             Error::GRpcStatus(status) => match status.code() {
-                // Nothing was done, and nothing is wrong with what was asked: whoever runs etcd has to let us in again.
-                Code::PermissionDenied | Code::Unauthenticated => {
-                    Self::Unknown(format!("etcd refuses this user (etcd.user, etcd.password): {}", status.message()))
-                }
                 Code::InvalidArgument | Code::OutOfRange => {
                     Self::Refused(format!("etcd refuses it: {}", status.message()))
                 }
@@ -67,6 +66,14 @@ impl From<Error> for Trouble {
             other => Self::Unknown(format!("etcd cannot be reached: {}", whole(other.to_string(), other))),
         }
     }
+}
+
+/// Whether etcd does not know us, or does not let us: nothing was done, nothing is wrong with what was asked, and whoever runs etcd
+/// has to let us in again. A wrong password has the code of a wrong argument.
+fn is_about_the_user(status: &Status) -> bool {
+    let told = ["authentication failed", "authentication is not enabled", "invalid auth token", "user name is empty"];
+    matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated)
+        || told.iter().any(|text| status.message().contains(text))
 }
 
 /// What an error says, and its last reason where that says more.

@@ -166,3 +166,10 @@ async fn a_name_has_one_worker_until_that_is_lost() {
     bench.works().await;
     drop(next);
 }
+
+#[tokio::test]
+async fn a_worker_that_does_not_encrypt_its_link_is_told_what_is_missing() {
+    let bench = Bench::start(86_400).await;
+    let plain = bench.worker("plain", "worker-2", &[]);
+    bench.says(&plain, "do the schedulers have link_tls?").await;
+}

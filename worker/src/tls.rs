@@ -76,12 +76,8 @@ impl Tls {
                 identity
             }
         };
-        let now = now_ms();
-        if identity.until_ms < now {
-            bail!(
-                "the worker's certificate has expired ({}): remove it, make a join token with `capstan invite`, and start the worker with worker.join=TOKEN",
-                file.display()
-            );
+        if identity.until_ms < now_ms() {
+            bail!("{}", expired(&file));
         }
         let config = RwLock::new(showing(&identity)?);
         Ok(Self { file, worker: worker.into(), identity: RwLock::new(identity), config })
@@ -108,12 +104,20 @@ impl Tls {
             let renewed = async { ask(open(config).await?, &self.worker, "").await };
             match renewed.await.and_then(|identity| self.hold(identity)) {
                 Ok(()) => tracing::info!("the worker's certificate was renewed"),
+                Err(_) if self.is_expired() => {
+                    tracing::error!("{}", expired(&self.file));
+                    tokio::time::sleep(EXPIRED_AGAIN).await;
+                }
                 Err(error) => {
                     tracing::warn!(error = format!("{error:#}"), "the worker's certificate could not be renewed");
                     tokio::time::sleep(RENEW_AGAIN).await;
                 }
             }
         }
+    }
+
+    fn is_expired(&self) -> bool {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).until_ms < now_ms()
     }
 
     fn hold(&self, identity: Identity) -> Result<()> {
@@ -127,6 +131,8 @@ impl Tls {
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// The pause before a certificate that nobody takes any more is told of again.
+const EXPIRED_AGAIN: Duration = Duration::from_secs(30);
 /// The pause before renewing is tried again.
 const RENEW_AGAIN: Duration = Duration::from_millis(500);
 
@@ -139,6 +145,13 @@ pub async fn handshake(config: Arc<ClientConfig>, stream: TcpStream) -> std::io:
 
 fn now_ms() -> u64 {
     capstan_clock::now().0 / 1000
+}
+
+fn expired(file: &Path) -> String {
+    format!(
+        "the worker's certificate has expired ({}): remove it, make a join token with `capstan invite`, and start the worker with worker.join=TOKEN",
+        file.display()
+    )
 }
 
 /// Asks for a certificate, with a join token or with the certificate that the connection shows.

@@ -27,7 +27,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 use tower::service_fn;
 
 /// Reports that travel in one message.
@@ -198,10 +201,20 @@ impl Links {
         }
     }
 
+    /// What a connection that does not carry may be about.
+    fn hint(&self) -> &'static str {
+        match self.tls {
+            Some(_) => " (worker.link_tls is set: do the schedulers have link_tls too, and the same authority?)",
+            None => " (worker.link_tls is not set: do the schedulers have link_tls?)",
+        }
+    }
+
     async fn session(self: &Arc<Self>, link: LinkId, dial: Dial) -> Result<(), String> {
         let node = &self.node;
         let channel = tokio::time::timeout(JOIN, connect(dial, self.tls.clone())).await;
-        let channel = channel.map_err(|_| "the scheduler does not answer".to_owned())?.map_err(|e| whole(&e))?;
+        let channel = channel
+            .map_err(|_| "the scheduler does not answer".to_owned())?
+            .map_err(|e| format!("{}{}", whole(&e), self.hint()))?;
         let mut client = link::link_client::LinkClient::new(channel)
             .max_decoding_message_size(256 << 20)
             .max_encoding_message_size(256 << 20);
@@ -214,7 +227,13 @@ impl Links {
         // One that refuses our certificate closes the connection, and the channel would try again without a word.
         let joining = tokio::time::timeout(JOIN, client.join(ReceiverStream::new(stream))).await;
         let joined = joining.map_err(|_| "the scheduler does not let us in, or does not answer".to_owned())?;
-        let joined = joined.map_err(|status| status.message().to_owned())?;
+        let joined = joined.map_err(|status| match status.code() {
+            // Nobody refused us: the connection did not carry.
+            Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled => {
+                format!("{}{}", status.message(), self.hint())
+            }
+            _ => status.message().to_owned(),
+        })?;
         let mut inbound = joined.into_inner();
         let mut silence = JOIN;
         loop {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 #[tokio::test]
 async fn settings_of_the_guides_hold_as_they_are_written() {
-    // SPEC N02 N03 N10 N11 N13 N15 B19 I04 J09
+    // SPEC N02 N03 N10 N11 N13 N15 B19 I04 J09, decision D8
     let (_folder, up) = fresh(&[]);
     for (name, more) in [
         ("cost-optimised", json!({"autoscaler": {"scaledown_window": 60}})),

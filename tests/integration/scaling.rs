@@ -154,7 +154,7 @@ data:
 
 #[tokio::test]
 async fn the_configuration_of_the_guide_holds_namespace_by_namespace_and_survives_a_kill() {
-    // SPEC Q04 R03 R05 R14 S10 V01 W08, decisions D10 D16
+    // SPEC Q04 R03 R05 R14 S10 V01 W08, decisions D10 D11 D16 D17
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut up = Up::start(&data, &[]).unwrap();
@@ -284,7 +284,7 @@ async fn autoscalers_outside_find_an_explicit_zero_and_the_guides_queries_are_an
         assert!(text.contains(name), "{name} is not in\n{text}");
     }
     assert!(text.ends_with("# EOF\n"));
-    // As Kubernetes' own interfaces have it: decision D14, section 3.8.
+    // As Kubernetes' own interfaces have it. SPEC section 3.8, decision D14
     let external = "/apis/external.metrics.k8s.io/v1beta1";
     let listed = up.get(external).await.unwrap();
     assert_eq!(

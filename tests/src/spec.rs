@@ -50,11 +50,47 @@ pub fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Decisions where the seeds disagree: what each is about.
+const DECISIONS: [&str; 17] = [
+    "default of `max_containers`",
+    "`keep_warm`",
+    "`container_idle_timeout`",
+    "rate limits",
+    "scope of the pending limit",
+    "`return_exceptions`",
+    "class lookup",
+    "windows above 20 minutes",
+    "empty Prometheus results",
+    "namespace overrides",
+    "the ConfigMap's name",
+    "both metric names",
+    "both label sets",
+    "Object and External metrics",
+    "HPAScaleToZero",
+    "the key `default`",
+    "the environment has no retention",
+];
+
+/// What a comment says behind `SPEC`.
+fn comment(line: &str) -> Option<&str> {
+    line.trim_start().strip_prefix("//")?.split_once("SPEC ").map(|(_, rest)| rest)
+}
+
+/// Decisions in a line behind `SPEC`: `D9`, or behind the word any of them, as `D10` alone is a statement of group D.
+fn decisions(line: &str) -> Vec<String> {
+    let Some(rest) = comment(line) else { return Vec::new() };
+    let (before, after) = rest.split_once("decision").unwrap_or((rest, ""));
+    let apart = |c: char| !c.is_ascii_alphanumeric();
+    let number =
+        |word: &&str| word.strip_prefix('D').is_some_and(|n| n.parse::<usize>().is_ok_and(|n| (1..=17).contains(&n)));
+    let short = before.split(apart).filter(|word| word.len() == 2);
+    short.chain(after.split(apart)).filter(number).map(str::to_owned).collect()
+}
+
 /// Ids like `B07` in a line behind `SPEC`.
 fn ids(line: &str) -> Vec<String> {
-    let Some((_, rest)) = line.trim_start().strip_prefix("//").and_then(|l| l.split_once("SPEC ")) else {
-        return Vec::new();
-    };
+    let Some(rest) = comment(line) else { return Vec::new() };
+    let rest = rest.split("decision").next().unwrap_or(rest);
     let words = rest.split(|c: char| !c.is_ascii_alphanumeric());
     let is_id = |word: &&str| {
         let mut letters = word.chars();
@@ -80,7 +116,7 @@ fn proofs(root: &Path) -> Result<BTreeMap<String, Vec<String>>> {
                 test = is_test.then(|| name.to_owned());
                 is_test = false;
             }
-            for id in ids(line) {
+            for id in ids(line).into_iter().chain(decisions(line).into_iter().map(|d| format!("decision {d}"))) {
                 if let Some(test) = &test {
                     proofs.entry(id).or_default().push(format!("{test} (`{shown}`)"));
                 }
@@ -95,6 +131,11 @@ pub fn page(root: &Path) -> Result<String> {
     let proofs = proofs(root)?;
     let mut rows = String::new();
     let mut proven = 0;
+    let _ = write!(rows, "\n## Decisions where the documents disagree\n\n| id | about | test |\n| --- | --- | --- |\n");
+    for (n, about) in DECISIONS.iter().enumerate() {
+        let tests = proofs.get(&format!("decision D{}", n + 1)).map(|tests| tests.join("; "));
+        let _ = writeln!(rows, "| D{} | {about} | {} |", n + 1, tests.unwrap_or_else(|| "—".into()));
+    }
     for (letter, count, about) in GROUPS {
         let _ = write!(rows, "\n## {letter}. {about}\n\n| id | test |\n| --- | --- |\n");
         for number in 1..=count {

@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn without_entries_the_environment_and_then_the_system_decide() {
-        // SPEC Q03 S03 S04 S06 S11 V10
+        // SPEC Q03 S03 S04 S06 S11 V10, decision D17
         assert_eq!(of(json!({}), "m", "n", None), told(false, "10m", "system", "system"));
         assert_eq!(of(json!({}), "m", "n", Some("True")), told(true, "10m", VARIABLE, "system"));
         for no in ["1", "yes", "", "false"] {

@@ -14,7 +14,7 @@ fn stuck() -> Stage {
 
 #[test]
 fn two_thousand_invokes_wait_and_one_more_is_refused_until_there_is_room() {
-    // SPEC M01 M05 M11 M12
+    // SPEC M01 M05 M11 M12, decision D5: each function, and each instance of one, has its own
     let mut stage = Stage::new(http(json!({"autoscaler": {"max_containers": 1}})));
     // The first one runs, and does not wait.
     (0..=2_000).for_each(|n| stage.one(n, CallKind::Invoke).unwrap());

@@ -54,6 +54,8 @@ pub struct SchedulerConfig {
     pub rate_burst: u32,
     /// How long such a burst may last, in seconds.
     pub rate_burst_s: u32,
+    /// Requests a second that each function's server may get through `/web`, sustained, with bursts as a token's; 0: no limit.
+    pub web_rate_per_s: u32,
     /// Where KEDA's external scaler is served; empty: nowhere. It knows no authentication, so it must be a loopback address
     /// unless `keda_open` is set.
     pub keda_listen: String,
@@ -102,6 +104,7 @@ impl Default for SchedulerConfig {
             rate_per_s: 200,
             rate_burst: 1000,
             rate_burst_s: 5,
+            web_rate_per_s: 0,
             keda_listen: String::new(),
             keda_advertise: String::new(),
             keda_open: false,

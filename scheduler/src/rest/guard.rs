@@ -23,29 +23,64 @@ use governor::{
 use std::{num::NonZeroU32, sync::Arc, time::Instant};
 use subtle::ConstantTimeEq;
 
-/// Who may pass, and how often.
-pub struct Gate {
-    tokens: Vec<String>,
-    /// What a token may send in any one second.
+/// A token bucket for each key.
+struct Rate {
+    /// What one may send in any one second.
     burst: DefaultKeyedRateLimiter<Arc<str>>,
     /// What it may send for long: bursts are paid back here.
     sustained: DefaultKeyedRateLimiter<Arc<str>>,
     clock: DefaultClock,
 }
 
-impl Gate {
-    /// As configured. SPEC D4: the sustained rate, and `rate_burst` a second for up to `rate_burst_s` seconds.
-    pub fn new(config: &SchedulerConfig) -> Self {
+impl Rate {
+    /// SPEC D4: the sustained rate, and `burst` a second for up to `for_s` seconds.
+    fn of(per_s: u32, burst: u32, for_s: u32) -> Self {
         let positive = |n: u32| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
-        let burst = config.rate_burst.max(config.rate_per_s);
-        let saved = (burst - config.rate_per_s).saturating_mul(config.rate_burst_s).max(config.rate_per_s);
-        let sustained = Quota::per_second(positive(config.rate_per_s)).allow_burst(positive(saved));
+        let burst = burst.max(per_s);
+        let saved = (burst - per_s).saturating_mul(for_s).max(per_s);
+        let sustained = Quota::per_second(positive(per_s)).allow_burst(positive(saved));
         Self {
-            tokens: config.tokens.clone(),
             burst: RateLimiter::keyed(Quota::per_second(positive(burst))),
             sustained: RateLimiter::keyed(sustained),
             clock: DefaultClock::default(),
         }
+    }
+
+    fn check(&self, key: &Arc<str>, whose: &str) -> Result<(), Refusal> {
+        let both = self.burst.check_key(key).and_then(|()| self.sustained.check_key(key));
+        both.map_err(|not_until| {
+            let wait = not_until.wait_time_from(self.clock.now());
+            Refusal::exhausted(format!("too many requests {whose}"), wait.as_secs() as u32 + 1)
+        })
+    }
+}
+
+/// Who may pass, and how often.
+pub struct Gate {
+    tokens: Vec<String>,
+    by_token: Rate,
+    /// Of each function's server, if there is a limit.
+    by_server: Option<Rate>,
+}
+
+impl Gate {
+    /// As configured.
+    pub fn new(config: &SchedulerConfig) -> Self {
+        let rate = |per_s| {
+            Rate::of(per_s, per_s.saturating_mul(config.rate_burst / config.rate_per_s.max(1)), config.rate_burst_s)
+        };
+        Self {
+            tokens: config.tokens.clone(),
+            by_token: Rate::of(config.rate_per_s, config.rate_burst, config.rate_burst_s),
+            by_server: Some(config.web_rate_per_s).filter(|per_s| *per_s > 0).map(rate),
+        }
+    }
+
+    /// Whether a function's server may have one more request through `/web`.
+    fn may_pass(&self, path: &str) -> Result<(), Refusal> {
+        let Some((rate, rest)) = self.by_server.as_ref().zip(path.strip_prefix("/web/")) else { return Ok(()) };
+        let server = rest.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
+        rate.check(&server.into(), "to this function's server (scheduler.web_rate_per_s)")
     }
 
     /// Who asks, if that is somebody who may ask at all now.
@@ -68,11 +103,7 @@ impl Gate {
         let (key, subject) = found.ok_or_else(|| {
             Refusal::new(Code::Unauthenticated, "send a valid token as `Authorization: Bearer TOKEN`")
         })?;
-        let both = self.burst.check_key(&key).and_then(|()| self.sustained.check_key(&key));
-        both.map_err(|not_until| {
-            let wait = not_until.wait_time_from(self.clock.now());
-            Refusal::exhausted("too many requests with this token", wait.as_secs() as u32 + 1)
-        })?;
+        self.by_token.check(&key, "with this token")?;
         Ok(subject)
     }
 }
@@ -203,7 +234,7 @@ pub async fn guard(
     let allowed = match (gate, door) {
         (Some(gate), Some(api)) => match identify(&gate, &request, &api).await {
             Ok(subject) => {
-                let may = authorize(&request, &subject, &api).await;
+                let may = authorize(&request, &subject, &api).await.and_then(|()| gate.may_pass(request.path()));
                 request.extensions_mut().insert(subject);
                 may
             }
@@ -295,10 +326,23 @@ mod tests {
     fn a_token_may_burst_to_five_times_its_rate_for_five_seconds() {
         // SPEC D4 M07: with nothing paid back meanwhile, 4 × 200 a second are saved up for 5 s.
         let gate = Gate::new(&SchedulerConfig::default());
-        let in_one_second = (0..2_000).filter(|_| gate.burst.check_key(&"a".into()).is_ok()).count();
+        let in_one_second = (0..2_000).filter(|_| gate.by_token.burst.check_key(&"a".into()).is_ok()).count();
         assert!((1_000..1_050).contains(&in_one_second), "{in_one_second}");
-        let saved = (0..10_000).filter(|_| gate.sustained.check_key(&"a".into()).is_ok()).count();
+        let saved = (0..10_000).filter(|_| gate.by_token.sustained.check_key(&"a".into()).is_ok()).count();
         assert!((4_000..4_100).contains(&saved), "{saved}");
+    }
+
+    #[test]
+    fn each_functions_server_has_a_rate_of_its_own_where_one_is_set() {
+        // SPEC D4 M08
+        let config = SchedulerConfig { web_rate_per_s: 200, ..SchedulerConfig::default() };
+        let gate = Gate::new(&config);
+        let passed = |path: &str| (0..2_000).filter(|_| gate.may_pass(path).is_ok()).count();
+        assert!((1_000..1_050).contains(&passed("/web/default/site/a/b")));
+        assert!((1_000..1_050).contains(&passed("/web/default/other")));
+        assert!(gate.may_pass("/v1/calls").is_ok());
+        let open = Gate::new(&SchedulerConfig::default());
+        assert!((0..5_000).all(|_| open.may_pass("/web/default/site").is_ok()));
     }
 
     #[test]

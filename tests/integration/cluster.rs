@@ -459,6 +459,16 @@ async fn what_one_scheduler_is_told_holds_at_the_others() {
     for _ in 0..3 {
         assert_eq!(show(&make("read", &admin).await).await, 200);
     }
+    // One that is revoked at one scheduler is soon none at the others.
+    let reader = make("read", &admin).await;
+    let tokens = bench.http.get(bench.at(0, "/v1/tokens")).bearer_auth(&admin).send().await.unwrap();
+    let tokens = tokens.json::<Value>().await.unwrap();
+    assert_eq!(show(&reader).await, 200);
+    for token in tokens["tokens"].as_array().unwrap().iter().filter(|token| token["role"] == "read") {
+        let url = bench.at(0, &format!("/v1/tokens/{}", token["id"].as_str().unwrap()));
+        assert_eq!(bench.http.delete(url).bearer_auth(&admin).send().await.unwrap().status(), 204);
+    }
+    eventually("a revoked token", async || (show(&reader).await == 401).then_some(())).await;
 }
 
 #[tokio::test]

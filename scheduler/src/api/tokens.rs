@@ -89,7 +89,8 @@ impl Api {
                 "it is the last token that may govern, and others are in use: revoke those first, or make another one";
             return Err(Refusal::new(Code::Conflict, detail));
         }
-        self.env.globals.write(vec![Change::Delete(layout::token(id))]).await.map_err(store_refusal)?;
+        let revoked = Change::Put(layout::REVOKED.into(), layout::encode(&clock::now()));
+        self.env.globals.write(vec![Change::Delete(layout::token(id)), revoked]).await.map_err(store_refusal)?;
         self.env.tokens.revoke(id);
         Ok(())
     }

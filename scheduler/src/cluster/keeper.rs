@@ -423,8 +423,11 @@ impl Cluster {
                 self.api.cut_revoked(&String::from_utf8_lossy(name));
             }
         }
-        // A token that was revoked is gone, and no change of a key tells of it.
-        self.api.adopt_tokens().await;
+        let of_tokens =
+            |kv: &KeyValue| [layout::TOKENS, layout::REVOKED].iter().any(|key| kv.key()[skip..].starts_with(key));
+        if found.iter().any(of_tokens) {
+            self.api.adopt_tokens().await;
+        }
         let newest = found.iter().map(KeyValue::mod_revision).max().unwrap_or(after);
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = newest;
     }

@@ -53,6 +53,8 @@ pub const NAMESPACES: &[u8] = b"N";
 pub const AUTHORITY: &[u8] = b"X";
 /// Prefix of API tokens.
 pub const TOKENS: &[u8] = b"U";
+/// Written with each revoking of a token: nobody sees that a key is gone.
+pub const REVOKED: &[u8] = b"V";
 /// The key of the scale-to-zero configuration.
 pub const ZERO: &[u8] = b"Z";
 /// Version of all values.

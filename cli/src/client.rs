@@ -182,6 +182,12 @@ impl Client {
         json(self.answer(self.request(method, path).json(body)).await?).await
     }
 
+    /// POST of bytes that are JSON; the answer as it is written.
+    pub async fn post_text(&self, path: &str, body: Bytes) -> Result<String, Failed> {
+        let request = self.request(Method::POST, path).header("Content-Type", "application/json").body(body);
+        self.answer(request).await?.text().await.map_err(broken)
+    }
+
     /// POST of bytes that are JSON.
     pub async fn post(&self, path: &str, body: Bytes, key: Option<&str>) -> Result<Value, Failed> {
         let mut request = self.request(Method::POST, path).header("Content-Type", "application/json").body(body);

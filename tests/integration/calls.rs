@@ -286,3 +286,21 @@ async fn unknown_calls_are_404_and_expired_ones_410() {
         assert!(status == 404 || (status == 410 && id != "nonsense"), "{id}: {status}");
     }
 }
+
+#[tokio::test]
+async fn a_map_that_is_cancelled_in_the_middle_says_that_not_all_was_taken() {
+    let (_folder, up) = fresh(&["--set", "scheduler.limits.map_running=4"]);
+    let slow = spec(&["sh", "-c", "sleep 0.1; cat"], "exec", json!({"autoscaler": {"max_containers": 2}}));
+    up.deploy("slow", slow).await.unwrap();
+    for outputs in [true, false] {
+        let url = up.function("slow", &format!("/map?on_error=collect&outputs={outputs}"));
+        let body: String = (0..5_000).map(|n| format!("{n}\n")).collect();
+        let answer = up.http.post(url).body(body).send().await.unwrap();
+        let call = answer.headers()["Capstan-Call-Id"].to_str().unwrap().to_owned();
+        up.http.post(up.at(&format!("/v1/calls/{call}/cancel"))).send().await.unwrap();
+        let text = answer.text().await.unwrap();
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!((&last["error"]["code"], last["index"].is_null()), (&json!("cancelled"), true), "{last}");
+        assert_eq!(up.get(&format!("/v1/calls/{call}")).await.unwrap()["state"], "cancelled");
+    }
+}

@@ -89,6 +89,9 @@ async fn json_is_what_the_interface_answered() {
     let manifest = folder.path().join("f.toml");
     std::fs::write(&manifest, "name = 'toml'\nprotocol = 'exec'\n[runtime.process]\ncommand = ['cat']\n").unwrap();
     assert_eq!(run(&["deploy", manifest.to_str().unwrap()])[0]["name"], "toml");
+    // Outputs are printed as they came.
+    let exact = r#"{"b":1.0,"a":0.1000000000000000055511151231257827,"c":12345678901234567890123}"#;
+    assert_eq!(out(&capstan(&up.url, &["invoke", "cat", exact], "")).trim_end(), exact);
     // One that is wrong keeps all from being deployed.
     let (both, good) = (folder.path().join("both.yaml"), folder.path().join("good.yaml"));
     let one = "{name: NAME, protocol: exec, runtime: {process: {command: [cat]}}, weight: WEIGHT}";

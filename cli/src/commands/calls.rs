@@ -30,8 +30,8 @@ fn input_of(text: String) -> Result<Bytes, Failed> {
 
 /// One input, and its output.
 pub async fn invoke(client: &Client, function: &str, input: String) -> anyhow::Result<()> {
-    let output = client.post(&client.function(function, "invoke"), input_of(input)?, None).await?;
-    output::print(serde_json::to_string(&output)?)
+    // As it came: numbers keep their digits, and fields their order.
+    output::print(client.post_text(&client.function(function, "invoke"), input_of(input)?).await?)
 }
 
 /// One input, or a file of them, without waiting.

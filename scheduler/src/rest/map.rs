@@ -17,6 +17,7 @@ use crate::{
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
 use capstan_common::{
+    call::CallState,
     input::{Outcome, Payload},
     refusal::{Code, Refusal},
 };
@@ -71,6 +72,8 @@ struct Stream {
     out: BytesMut,
     taken: u64,
     over: bool,
+    /// Not all inputs were taken.
+    cut: bool,
 }
 
 pub async fn map(
@@ -130,6 +133,7 @@ pub async fn map(
         out: BytesMut::new(),
         taken: 0,
         over: false,
+        cut: false,
     };
     let lines = async_stream::stream! {
         while !stream.over {
@@ -188,6 +192,7 @@ impl Stream {
         match self.map.send(payloads).await {
             Err(refusal) if refusal.code == Code::Cancelled => {
                 // The map takes nothing more, after an error or a cancel; what became of it is told by the news that follow.
+                self.cut |= !self.waiting.is_empty() || !self.body_done || count > 0;
                 self.waiting.clear();
                 self.waiting_bytes = 0;
                 (self.body_done, self.closed) = (true, true);
@@ -221,6 +226,11 @@ impl Stream {
                         return Ok(());
                     }
                 }
+            }
+            Some(Update::Closed(CallState::Cancelled)) if self.cut || !self.body_done || !self.waiting.is_empty() => {
+                let detail =
+                    "the map was cancelled before all its inputs were taken; those that were are told of above";
+                return Err(Problem::new(Code::Cancelled, detail));
             }
             Some(Update::Closed(_)) => self.end(),
             None => return Err(Problem::new(Code::Unavailable, "the scheduler is stopping")),

@@ -4,6 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Processes and threads that one container may have.
@@ -18,14 +19,18 @@ const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 pub struct Cgroups {
     version: u8,
     /// Our own folders, by controller (version 1) or one for all (version 2).
-    bases: Vec<(&'static str, PathBuf)>,
+    bases: Arc<Vec<(&'static str, PathBuf)>>,
 }
 
 /// One container's cgroup; removed when dropped.
 #[derive(Debug)]
 pub struct Cgroup {
     version: u8,
-    folders: Vec<(&'static str, PathBuf)>,
+    /// Shared with all others: ten thousand idle containers hold no paths of their own.
+    bases: Arc<Vec<(&'static str, PathBuf)>>,
+    name: Box<str>,
+    /// In which of the bases a folder was made, by bits.
+    made: u8,
 }
 
 impl Cgroups {
@@ -56,7 +61,7 @@ impl Cgroups {
                 bases.push((controller, base));
             }
         }
-        Self { version: 1, bases }
+        Self { version: 1, bases: bases.into() }
     }
 
     /// Version 2 forbids processes beside child groups: the worker moves itself into a leaf, if it is alone in its group.
@@ -83,7 +88,7 @@ impl Cgroups {
             Ok(base)
         };
         match alone.then(set_up) {
-            Some(Ok(base)) => Self { version: 2, bases: vec![("all", base)] },
+            Some(Ok(base)) => Self { version: 2, bases: vec![("all", base)].into() },
             _ => none,
         }
     }
@@ -109,19 +114,19 @@ impl Cgroups {
 
     /// A container's cgroup with its memory limit and CPU weight; `None` where limits cannot be enforced.
     pub fn create(&self, container: &str, memory_mib: u32, cpu_milli: u32) -> Option<Cgroup> {
-        let mut folders = Vec::new();
-        for (controller, base) in &self.bases {
+        let mut made = 0;
+        for (n, (_, base)) in self.bases.iter().enumerate() {
             let folder = base.join(container);
             if let Err(error) = fs::create_dir(&folder) {
                 tracing::warn!(folder = %folder.display(), %error, "a cgroup cannot be made: its limit is not enforced");
                 continue;
             }
-            folders.push((*controller, folder));
+            made |= 1 << n;
         }
-        if folders.is_empty() {
+        if made == 0 {
             return None;
         }
-        let group = Cgroup { version: self.version, folders };
+        let group = Cgroup { version: self.version, bases: self.bases.clone(), name: container.into(), made };
         let memory = (u64::from(memory_mib) << 20).to_string();
         let shares = (u64::from(cpu_milli) * 1024 / 1000).clamp(2, 262_144).to_string();
         let weight = (u64::from(cpu_milli) / 10).clamp(1, 10_000).to_string();
@@ -134,7 +139,7 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        for (_, base) in &self.bases {
+        for (_, base) in self.bases.iter() {
             // A clone, or the keeper, may have removed it; one that is in use stays for the keeper.
             let _ = fs::remove_dir(base);
         }
@@ -142,9 +147,14 @@ impl Drop for Cgroups {
 }
 
 impl Cgroup {
-    fn folder(&self, controller: &str) -> Option<&Path> {
-        let found = self.folders.iter().find(|(c, _)| *c == controller || *c == "all");
-        found.map(|(_, path)| path.as_path())
+    fn folders(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let made = self.bases.iter().enumerate().filter(|(n, _)| self.made & (1 << n) != 0);
+        made.map(|(_, (controller, base))| (*controller, base.join(&*self.name)))
+    }
+
+    fn folder(&self, controller: &str) -> Option<PathBuf> {
+        let found = self.folders().find(|(c, _)| *c == controller || *c == "all");
+        found.map(|(_, path)| path)
     }
 
     fn set(&self, controller: &str, v1: &str, v2: &str, value: &str) {
@@ -170,7 +180,7 @@ impl Cgroup {
         if self.version != 1 {
             return;
         }
-        for (_, folder) in &self.folders {
+        for (_, folder) in self.folders() {
             if let Err(error) = fs::write(folder.join("tasks"), "0") {
                 tracing::warn!(folder = %folder.display(), %error, "a thread cannot enter its cgroup");
             }
@@ -183,7 +193,7 @@ impl Cgroup {
             return;
         }
         let outside = |folder: &Path| Some(folder.parent()?.parent()?.join("tasks"));
-        for tasks in self.folders.iter().filter_map(|(_, folder)| outside(folder)) {
+        for tasks in self.folders().filter_map(|(_, folder)| outside(&folder)) {
             if let Err(error) = fs::write(&tasks, "0") {
                 tracing::warn!(tasks = %tasks.display(), %error, "a thread cannot leave its cgroup");
             }
@@ -195,7 +205,7 @@ impl Cgroup {
         if self.version == 1 {
             return;
         }
-        for (_, folder) in &self.folders {
+        for (_, folder) in self.folders() {
             if let Err(error) = fs::write(folder.join("cgroup.procs"), pid.as_raw_nonzero().to_string()) {
                 tracing::warn!(folder = %folder.display(), %error, "a process cannot enter its cgroup");
             }
@@ -213,17 +223,17 @@ impl Cgroup {
 
     /// Kills everything inside.
     pub fn kill(&self) {
-        for (_, folder) in &self.folders {
-            kill_all(folder, rustix::process::getpid());
+        for (_, folder) in self.folders() {
+            kill_all(&folder, rustix::process::getpid());
         }
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        for (_, folder) in &self.folders {
-            kill_all(folder, rustix::process::getpid());
-            remove(folder);
+        for (_, folder) in self.folders() {
+            kill_all(&folder, rustix::process::getpid());
+            remove(&folder);
         }
     }
 }

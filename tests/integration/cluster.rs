@@ -170,7 +170,8 @@ async fn a_killed_scheduler_is_replaced_and_what_runs_goes_on() {
         view["schedulers"].as_array()?.iter().any(shares).then_some(())
     })
     .await;
-    assert_eq!(bench.invoke(owner, "slow", "5").await, (200, json!(5)));
+    // More shards may change hands just now: who gives one up waits for a request of moments, not for one of many seconds.
+    assert_eq!(bench.invoke(owner, "echo", "5").await, (200, json!(5)));
 }
 
 #[tokio::test]

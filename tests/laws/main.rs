@@ -105,7 +105,10 @@ async fn every_described_path_exists_and_no_other_answers() {
             .replace("{ns}", "default")
             .replace("{fn}", "nothing")
             .replace("{id}", "nothing")
-            .replace("{index}", "0");
+            .replace("{index}", "0")
+            .replace("{metric}", "inferno_desired_replicas")
+            .replace("{resource}", "variantautoscalings.llmd.ai")
+            .replace("{name}", "*");
         for method in methods.as_object().expect("methods").keys() {
             if path == "/v1/events" {
                 continue;

@@ -14,6 +14,7 @@ mod keda;
 mod kill;
 mod kubernetes;
 mod machines;
+mod operating;
 mod prometheus;
 mod scaling;
 mod store;

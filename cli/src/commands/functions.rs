@@ -27,11 +27,11 @@ pub async fn deploy(client: &Client, files: &[PathBuf], dry_run: bool, as_json: 
     if !dry_run {
         answers.clear();
         for entry in &entries {
-            answers.push(put(client, entry, "").await?);
-            let answer = &answers[answers.len() - 1];
+            let answer = put(client, entry, "").await?;
             if !as_json {
                 output::print(format!("deployed {} revision {}", entry.name, output::text(&answer["revision"])))?;
             }
+            answers.push(answer);
         }
     }
     for (entry, answer) in entries.iter().zip(&answers) {

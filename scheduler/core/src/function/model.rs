@@ -1,7 +1,7 @@
 //! When a model's last container may leave: what the scale-to-zero configuration says, and what is known of requests.
 //! Unknown is not zero (DESIGN law 8): no data keeps the container.
 
-use super::Function;
+use super::{Function, Side};
 use crate::{
     effect::{Effect, Output},
     event::Requests,
@@ -63,10 +63,15 @@ impl Function {
         }
     }
 
+    /// Inputs and web requests that wait or run.
+    fn inputs(&self) -> u64 {
+        let of = |side: &Side| side.pending + side.running;
+        of(&self.interactive) + of(&self.background)
+    }
+
     /// Since when the function has had no inputs, if it has none.
     pub(super) fn inactive_since(&self) -> Option<Time> {
-        (self.interactive.pending + self.interactive.running + self.background.pending + self.background.running == 0)
-            .then_some(self.model.active_at)
+        (self.inputs() == 0).then_some(self.model.active_at)
     }
 
     /// A container's own counter of requests was read. One that is lower than before began anew with its program.
@@ -165,10 +170,8 @@ impl Function {
 
     /// The rule, the last request, and what keeps a container now, if anything does, for `explain`.
     pub fn model_view(&self) -> Option<(&ZeroRule, Time, Option<&'static str>)> {
-        let inputs =
-            self.interactive.pending + self.interactive.running + self.background.pending + self.background.running;
         let kept_by = match () {
-            () if inputs > 0 => Some("inputs"),
+            () if self.inputs() > 0 => Some("inputs"),
             () if self.effective.min_containers > 0 => Some("min_containers"),
             () => self.model_floor(),
         };

@@ -276,7 +276,10 @@ fn welcomed(
     outbox: &mpsc::Sender<Report>,
 ) -> Result<(), String> {
     if welcome.protocol != PROTOCOL {
-        return Err(format!("the scheduler speaks link protocol {}, this worker {PROTOCOL}", welcome.protocol));
+        return Err(format!(
+            "the scheduler speaks link protocol {}, this worker {PROTOCOL}: run the same version on both",
+            welcome.protocol
+        ));
     }
     let (node, outbox) = (node.clone(), outbox.clone());
     let pause = Duration::from_millis(u64::from(welcome.beat_ms.max(10)));

@@ -198,7 +198,7 @@ Examples:
     /// List namespaces with their weights, quotas and what they hold.
     Namespaces,
     /// Show a namespace, or set its weight and quota.
-    #[command(after_help = "Example:\n  capstan namespace research --weight 3 --containers 20 --cpu 8")]
+    #[command(after_help = "Example:\n  capstan namespace research --weight 3 --containers 20 --cpu 8 --gpus 4")]
     Namespace {
         name: String,
         /// Its part of a full cluster, against other namespaces.
@@ -213,6 +213,9 @@ Examples:
         /// The most memory.
         #[arg(long)]
         memory_mib: Option<u64>,
+        /// The most GPUs.
+        #[arg(long)]
+        gpus: Option<u32>,
     },
     /// Scaling models to zero: apply a configuration, check it, or ask what holds for a model.
     #[command(

@@ -3,6 +3,7 @@
 pub use crate::settings::{AutoscalerSettings, OLDER_NAMES, Overrides, OverridesPatch};
 
 use crate::{
+    gpu::GpuRequest,
     parameter::Parameter,
     resource::{Amount, Cpu},
     schedule::{Profile, Schedule},
@@ -105,9 +106,20 @@ impl FunctionSpec {
         self.batching.as_ref().map_or(1, |b| b.max_batch_size)
     }
 
-    /// What one container takes from its worker.
+    /// GPUs that a container asks for, by preference.
+    pub fn gpus(&self) -> Vec<GpuRequest> {
+        // What cannot be read was refused when it was deployed.
+        self.resources.gpu.iter().filter_map(|written| written.parse().ok()).collect()
+    }
+
+    /// What one container takes from its worker: of GPUs the fewest that it would be content with.
     pub fn amount(&self) -> Amount {
-        Amount { cpu_milli: u64::from(self.resources.cpu.milli), memory_mib: u64::from(self.resources.memory_mib) }
+        let gpus = self.gpus().iter().map(|request| request.count).min().unwrap_or(0);
+        Amount {
+            cpu_milli: u64::from(self.resources.cpu.milli),
+            memory_mib: u64::from(self.resources.memory_mib),
+            gpus: u64::from(gpus),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod call;
 pub mod container;
 pub mod function;
+pub mod gpu;
 pub mod id;
 pub mod identity;
 pub mod input;

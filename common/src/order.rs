@@ -4,6 +4,7 @@ use crate::{
     function::FunctionSpec,
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::Payload,
+    resource::Amount,
 };
 use std::sync::Arc;
 
@@ -69,6 +70,15 @@ pub struct Start {
     pub revision: Revision,
     /// That revision's spec.
     pub spec: Arc<FunctionSpec>,
+    /// How many of the worker's GPUs it gets.
+    pub gpus: u32,
+}
+
+impl Start {
+    /// What the container takes from its worker.
+    pub fn amount(&self) -> Amount {
+        self.spec.amount().with_gpus(self.gpus)
+    }
 }
 
 /// Inputs that reach the program together.

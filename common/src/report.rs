@@ -2,6 +2,7 @@
 
 use crate::{
     container::{Ending, Phase},
+    gpu::Gpu,
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Failure, Payload},
     resource::Amount,
@@ -104,6 +105,8 @@ pub enum Report {
         sequence: u64,
         /// What containers of other schedulers' shards take.
         others: Amount,
+        /// GPUs that no container has.
+        free_gpus: Vec<String>,
     },
 }
 
@@ -116,6 +119,8 @@ pub struct Hello {
     pub worker: String,
     /// All that it has.
     pub capacity: Amount,
+    /// Its GPUs, all of one model: as many as `capacity` counts.
+    pub gpus: Vec<Gpu>,
     /// The software's version.
     pub version: String,
     /// How it enforces limits, in words.
@@ -143,6 +148,8 @@ pub struct Held {
     pub gone: bool,
     /// Where its server listens on the worker; 0 if it is none, or not known yet.
     pub port: u16,
+    /// How many of the worker's GPUs it has.
+    pub gpus: u32,
     /// Attempts that it holds.
     pub running: Vec<HeldAttempt>,
     /// Outcomes that are not known to be durable.

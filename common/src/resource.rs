@@ -32,17 +32,29 @@ pub struct Amount {
     pub cpu_milli: u64,
     /// Mebibytes of memory.
     pub memory_mib: u64,
+    /// Whole GPUs.
+    #[serde(default)]
+    pub gpus: u64,
 }
 
 impl Amount {
     /// Whether `self` is enough for `other`.
     pub fn covers(self, other: Self) -> bool {
-        self.cpu_milli >= other.cpu_milli && self.memory_mib >= other.memory_mib
+        self.cpu_milli >= other.cpu_milli && self.memory_mib >= other.memory_mib && self.gpus >= other.gpus
+    }
+
+    /// The same with so many GPUs.
+    pub fn with_gpus(self, count: u32) -> Self {
+        Self { gpus: u64::from(count), ..self }
     }
 
     /// Both together.
     pub fn plus(self, other: Self) -> Self {
-        Self { cpu_milli: self.cpu_milli + other.cpu_milli, memory_mib: self.memory_mib + other.memory_mib }
+        Self {
+            cpu_milli: self.cpu_milli + other.cpu_milli,
+            memory_mib: self.memory_mib + other.memory_mib,
+            gpus: self.gpus + other.gpus,
+        }
     }
 
     /// What is left of `self` without `other`; never below zero.
@@ -50,6 +62,13 @@ impl Amount {
         Self {
             cpu_milli: self.cpu_milli.saturating_sub(other.cpu_milli),
             memory_mib: self.memory_mib.saturating_sub(other.memory_mib),
+            gpus: self.gpus.saturating_sub(other.gpus),
         }
+    }
+
+    /// So many of it.
+    pub fn times(self, count: u32) -> Self {
+        let count = u64::from(count);
+        Self { cpu_milli: self.cpu_milli * count, memory_mib: self.memory_mib * count, gpus: self.gpus * count }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     function::{AutoscalerSettings, FunctionSpec, OLDER_NAMES, Protocol, Runtime},
+    gpu::GpuRequest,
     id::FunctionKey,
     refusal::{FieldError, Refusal},
 };
@@ -91,12 +92,9 @@ fn runtime(spec: &FunctionSpec, findings: &mut Findings) {
         "secrets are not supported by this version; leave the list empty".into()
     });
     for (index, gpu) in spec.resources.gpu.iter().enumerate() {
-        let count = gpu.split_once(':').map_or("1", |(_, count)| count);
-        findings.check(
-            matches!(count.parse::<u32>(), Ok(1..=8)) && !gpu.starts_with(':') && !gpu.is_empty(),
-            &format!("/resources/gpu/{index}"),
-            || format!("`{gpu}` must be a GPU type and a count from 1 to 8, like \"H100\" or \"H100:2\""),
-        );
+        if let Err(why) = gpu.parse::<GpuRequest>() {
+            findings.check(false, &format!("/resources/gpu/{index}"), || why);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     container::{Ending, Phase},
+    gpu::Gpu,
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Blob, Failure, FailureKind, Payload},
     order::{Assignment, Group, Order, Start},
@@ -111,6 +112,7 @@ impl From<Order> for link::Order {
                 function: start.function.name.to_string(),
                 revision: start.revision.0,
                 spec: serde_json::to_vec(&*start.spec).unwrap_or_default().into(),
+                gpus: start.gpus,
             }),
             Order::Feed { container, groups } => {
                 Kind::Feed(link::Feed { container: container.0, groups: groups.into_iter().map(group_out).collect() })
@@ -179,6 +181,7 @@ pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
             function: FunctionKey::new(&start.namespace, &start.function),
             revision: Revision(start.revision),
             spec: serde_json::from_slice(&start.spec).map(Arc::new).map_err(|e| WireError::Spec(Arc::new(e.into())))?,
+            gpus: start.gpus,
         }),
         Kind::Feed(feed) => Order::Feed {
             container: ContainerId(feed.container),
@@ -253,6 +256,29 @@ fn hello_out(hello: Hello) -> link::Hello {
         instance: hello.instance,
         store: hello.store,
         host: hello.host.map(|host| host.to_string()).unwrap_or_default(),
+        gpus: hello.gpus.into_iter().map(gpu_out).collect(),
+    }
+}
+
+fn gpu_out(Gpu { uuid, model, memory_mib }: Gpu) -> link::Gpu {
+    link::Gpu { uuid, model, memory_mib }
+}
+
+fn hello_in(hello: link::Hello) -> Hello {
+    Hello {
+        protocol: hello.protocol,
+        worker: hello.worker,
+        capacity: Amount { cpu_milli: hello.cpu_milli, memory_mib: hello.memory_mib, gpus: hello.gpus.len() as u64 },
+        version: hello.version,
+        limits: hello.limits,
+        instance: hello.instance,
+        store: hello.store,
+        host: hello.host.parse().ok(),
+        gpus: hello
+            .gpus
+            .into_iter()
+            .map(|link::Gpu { uuid, model, memory_mib }| Gpu { uuid, model, memory_mib })
+            .collect(),
     }
 }
 
@@ -265,6 +291,7 @@ fn held_out(held: Held) -> link::Held {
         ready: held.ready,
         gone: held.gone,
         port: u32::from(held.port),
+        gpus: held.gpus,
         running: held.running.into_iter().map(held_attempt_out).collect(),
         finished: held.finished.into_iter().map(done_out).collect(),
     }
@@ -285,6 +312,7 @@ fn held_in(held: link::Held) -> Result<Held, WireError> {
         ready: held.ready,
         gone: held.gone,
         port: port_in(held.port)?,
+        gpus: held.gpus,
         running,
         finished: held.finished.into_iter().map(done_in).collect::<Result<_, _>>()?,
     })
@@ -332,10 +360,12 @@ impl From<Report> for link::Report {
             Report::Log { container, stderr, chunk, dropped } => {
                 Kind::Log(link::Log { container: container.0, stderr, chunk, dropped })
             }
-            Report::Beat { sequence, others } => Kind::Beat(link::Beat {
+            Report::Beat { sequence, others, free_gpus } => Kind::Beat(link::Beat {
                 sequence,
                 others_cpu_milli: others.cpu_milli,
                 others_memory_mib: others.memory_mib,
+                others_gpus: others.gpus,
+                free_gpus,
             }),
         };
         Self { kind: Some(kind) }
@@ -346,16 +376,7 @@ impl From<Report> for link::Report {
 pub fn report_in(report: link::Report) -> Result<Report, WireError> {
     use link::report::Kind;
     Ok(match report.kind.ok_or(WireError::Missing("report"))? {
-        Kind::Hello(hello) => Report::Hello(Hello {
-            protocol: hello.protocol,
-            worker: hello.worker,
-            capacity: Amount { cpu_milli: hello.cpu_milli, memory_mib: hello.memory_mib },
-            version: hello.version,
-            limits: hello.limits,
-            instance: hello.instance,
-            store: hello.store,
-            host: hello.host.parse().ok(),
-        }),
+        Kind::Hello(hello) => Report::Hello(hello_in(hello)),
         Kind::Inventory(inventory) => Report::Inventory {
             shard: shard_in(inventory.shard)?,
             held: inventory.held.into_iter().map(held_in).collect::<Result<_, _>>()?,
@@ -403,93 +424,15 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
         },
         Kind::Beat(beat) => Report::Beat {
             sequence: beat.sequence,
-            others: Amount { cpu_milli: beat.others_cpu_milli, memory_mib: beat.others_memory_mib },
+            others: Amount {
+                cpu_milli: beat.others_cpu_milli,
+                memory_mib: beat.others_memory_mib,
+                gpus: beat.others_gpus,
+            },
+            free_gpus: beat.free_gpus,
         },
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn held(n: u64) -> HeldAttempt {
-        HeldAttempt { lease: LeaseId(n), call: CallId(u128::from(n) << 70), index: n * 3, attempt: 2 }
-    }
-
-    #[test]
-    fn reports_survive_the_wire() {
-        let done = |n, result| Done { held: held(n), waited_us: 5, run_us: 6, result };
-        let failure = Failure::new(FailureKind::Timeout, "Timeout", "ran 3 s");
-        let blob = Blob { name: "a/in-0".into(), len: 9, crc32c: 7 };
-        let container = ContainerId(4);
-        let reports = vec![
-            Report::Hello(Hello {
-                protocol: PROTOCOL,
-                worker: "w".into(),
-                capacity: Amount { cpu_milli: 2000, memory_mib: 99 },
-                version: "v".into(),
-                limits: "cgroup v1".into(),
-                instance: "17-1".into(),
-                store: Some("payloads".into()),
-                host: Some([10, 0, 0, 7].into()),
-            }),
-            Report::Inventory {
-                shard: Shard(3),
-                held: vec![Held {
-                    container,
-                    function: FunctionKey::new("default", "f"),
-                    revision: Revision(3),
-                    ready: true,
-                    gone: false,
-                    port: 4711,
-                    running: vec![held(1)],
-                    finished: vec![done(2, Err(failure))],
-                }],
-            },
-            Report::Finished { container, done: vec![done(3, Ok(Payload::Blob(blob)))] },
-            Report::Ended {
-                container,
-                ending: Ending { exit_code: Some(3), ..Ending::default() },
-                begun: vec![LeaseId(1)],
-            },
-            Report::Ready { container, phases: vec![Phase { name: "spawn".into(), us: 4 }], port: 4711 },
-            Report::Counted { container, value: 12 },
-            Report::Outranked { shard: Shard(3), epoch: Epoch(9) },
-            Report::Beat { sequence: 8, others: Amount { cpu_milli: 5, memory_mib: 6 } },
-        ];
-        for report in reports {
-            assert_eq!(report_in(report.clone().into()), Ok(report));
-        }
-    }
-
-    #[test]
-    fn orders_survive_the_wire_and_a_short_call_id_is_refused() {
-        let spec = serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap();
-        let container = ContainerId(4);
-        let assignment = Assignment {
-            lease: LeaseId(1),
-            call: CallId(5),
-            index: 0,
-            attempt: 1,
-            payload: Payload::Inline(Bytes::from_static(b"1")),
-            traceparent: "".into(),
-        };
-        let feed = Order::Feed { container, groups: vec![Group { assignments: vec![assignment], batch: true }] };
-        let start = Order::Start(Start {
-            container,
-            function: FunctionKey::new("default", "f"),
-            revision: Revision(3),
-            spec: Arc::new(spec),
-        });
-        let own = Order::Own { shard: Shard(3), shards: 16, epoch: Epoch(2) };
-        let peers = Order::Peers { links: vec!["10.0.0.1:7071".into()] };
-        for order in [feed.clone(), start, own, peers] {
-            assert_eq!(order_in(order.clone().into()), Ok(Some(order)));
-        }
-        let mut broken = link::Order::from(feed);
-        if let Some(link::order::Kind::Feed(feed)) = &mut broken.kind {
-            feed.groups[0].assignments[0].call = Bytes::from_static(b"short");
-        }
-        assert_eq!(order_in(broken), Err(WireError::CallId(5)));
-    }
-}
+mod tests;

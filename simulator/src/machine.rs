@@ -229,7 +229,7 @@ impl Player<'_> {
                 self.under_way -= 1;
                 let container = ContainerId(self.minter.mint());
                 let worker = self.worker.clone();
-                self.tell(Event::Granted { container, worker });
+                self.tell(Event::Granted { container, worker, gpu: None });
             }
             Happens::Ready(container) => {
                 if let Some(held) = self.containers.get_mut(&container) {

@@ -139,6 +139,24 @@ async fn idle_containers_give_way_to_waiting_work_of_another_function() {
 }
 
 #[tokio::test]
+async fn what_needs_the_room_of_two_idle_containers_gets_it_although_they_became_idle_one_after_the_other() {
+    let (folder, up) = fresh(&["--set", "worker.cpu=2"]);
+    let more = |cpu: u32| json!({"resources": {"cpu": cpu}, "autoscaler": {"scaledown_window": 600}});
+    let script = "f=$(tr -d '\"'); until [ -e \"$f\" ]; do sleep 0.02; done; echo 1";
+    up.deploy("small", spec(&["sh", "-c", script], "exec", more(1))).await.unwrap();
+    up.deploy("big", echo("", more(2)).unwrap()).await.unwrap();
+    let gate = |n: u32| folder.path().join(format!("go{n}"));
+    let inputs = [1, 2].map(|n| format!("{}\n", json!(gate(n).to_str().unwrap()))).concat();
+    up.post(&up.function("small", "/spawn_map"), inputs).await.unwrap();
+    up.until("small", SOON, |s| s["containers"]["busy"] == 2).await.unwrap();
+    for n in [1, 2] {
+        std::fs::write(gate(n), "").unwrap();
+        up.until("small", SOON, |s| s["containers"]["idle"] == n).await.unwrap();
+    }
+    assert_eq!(up.invoke("big", json!(3)).await.unwrap(), (200, json!(3)));
+}
+
+#[tokio::test]
 async fn what_cannot_be_placed_says_why() {
     let (_folder, up) = fresh(&[]);
     up.deploy("f", spec(&["cat"], "exec", json!({"resources": {"gpu": ["H100"]}}))).await.unwrap();

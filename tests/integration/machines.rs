@@ -255,12 +255,13 @@ fn hello(worker: &str, protocol: u32) -> Report {
     Report::Hello(Hello {
         protocol,
         worker: worker.into(),
-        capacity: Amount { cpu_milli: 100, memory_mib: 100 },
+        capacity: Amount { cpu_milli: 100, memory_mib: 100, gpus: 0 },
         version: "9.9.9".into(),
         limits: String::new(),
         instance: "x".into(),
         store: None,
         host: None,
+        gpus: Vec::new(),
     })
 }
 

@@ -8,6 +8,7 @@ mod examples;
 mod faults;
 mod functions;
 mod fuzz;
+mod gpu;
 mod instances;
 mod joining;
 mod keda;

@@ -1,5 +1,6 @@
 //! A worker's configuration.
 
+use crate::runtime::gpu::Offer;
 use capstan_common::resource::Amount;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -31,6 +32,11 @@ pub struct WorkerConfig {
     pub cpu: Option<f64>,
     /// Memory that it offers; nine tenths of the machine's by default.
     pub memory_mib: Option<u64>,
+    /// GPUs that it offers, all of one model: `auto` for those that NVIDIA's driver finds, `none`, a model like `H100` for those
+    /// of it alone, or `H100:8` for so many without asking a driver: programs are then told their numbers.
+    pub gpus: String,
+    /// The driver's library (NVML); empty: where the system has it.
+    pub nvml: PathBuf,
     /// Where containers have their scratch folders.
     pub data_dir: PathBuf,
     /// Where large payloads lie, for schedulers and workers alike; empty: `blobs` in the data folder.
@@ -72,6 +78,8 @@ impl Default for WorkerConfig {
             sim_run_ms: 1,
             cpu: None,
             memory_mib: None,
+            gpus: "auto".into(),
+            nvml: PathBuf::new(),
             data_dir: PathBuf::from("capstan-data"),
             blob_dir: PathBuf::new(),
             volume_dir: PathBuf::new(),
@@ -100,6 +108,7 @@ impl WorkerConfig {
                 self.sim_workers
             ));
         }
+        Offer::read(&self.gpus)?;
         if !self.advertise.is_empty() && self.advertise.parse::<std::net::IpAddr>().is_err() {
             return Err(format!("worker.advertise must be an IP address, is `{}`", self.advertise));
         }
@@ -122,7 +131,7 @@ impl WorkerConfig {
         if self.volume_dir.as_os_str().is_empty() { self.data_dir.join("volumes") } else { self.volume_dir.clone() }
     }
 
-    /// What the worker offers.
+    /// What the worker offers, but for GPUs.
     pub fn capacity(&self) -> Amount {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let memory = || {
@@ -134,6 +143,7 @@ impl WorkerConfig {
         Amount {
             cpu_milli: (self.cpu.unwrap_or(cores) * 1000.0) as u64,
             memory_mib: self.memory_mib.unwrap_or_else(memory),
+            gpus: 0,
         }
     }
 }

@@ -56,6 +56,8 @@ pub async fn namespaces(client: &Client, as_json: bool) -> anyhow::Result<()> {
         ("at most", "/quota/cpu"),
         ("MiB", "/used/memory_mib"),
         ("at most", "/quota/memory_mib"),
+        ("GPUs", "/used/gpus"),
+        ("at most", "/quota/gpus"),
     ];
     super::list(client, "/v1/namespaces", "namespaces", &fields, as_json).await
 }

@@ -162,6 +162,9 @@ pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
         ("free", "/free/cpu"),
         ("MiB", "/capacity/memory_mib"),
         ("free", "/free/memory_mib"),
+        ("GPU", "/capacity/gpus/0/model"),
+        ("GPUs", "/capacity/gpus"),
+        ("free", "/free/gpus"),
         ("containers", "/containers"),
         ("limits", "/limits"),
     ];

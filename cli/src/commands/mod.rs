@@ -80,12 +80,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Simulate(args) => whatif::simulate(&client()?, args, json).await?,
         Command::Advise(args) => whatif::advise(&client()?, args, json).await?,
         Command::Namespaces => govern::namespaces(&client()?, json).await?,
-        Command::Namespace { name, weight, containers, cpu, memory_mib } => {
+        Command::Namespace { name, weight, containers, cpu, memory_mib, gpus } => {
             let mut changes = serde_json::Map::new();
             changes.extend(weight.map(|n| ("weight".to_owned(), n.into())));
             changes.extend(containers.map(|n| ("containers".to_owned(), n.into())));
             changes.extend(cpu.map(|n| ("cpu".to_owned(), n.into())));
             changes.extend(memory_mib.map(|n| ("memory_mib".to_owned(), n.into())));
+            changes.extend(gpus.map(|n| ("gpus".to_owned(), n.into())));
             govern::namespace(&client()?, &name, changes, json).await?;
         }
         Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,

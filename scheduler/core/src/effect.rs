@@ -4,6 +4,7 @@ use crate::record::Entry;
 use capstan_common::{
     call::CallState,
     container::Phase,
+    gpu::GpuRequest,
     id::{CallId, ContainerId, FunctionKey, LeaseId, RequestId, WorkerId},
     order::Order,
     refusal::Refusal,
@@ -89,10 +90,10 @@ pub struct Demand {
     pub missing: u32,
     /// Grants that it has seen so far: those under way count against `missing`.
     pub grants_seen: u64,
-    /// What one container asks of a worker.
+    /// What one container asks of a worker; of GPUs the fewest that it would be content with.
     pub amount: Amount,
     /// GPUs by preference.
-    pub gpu: Vec<String>,
+    pub gpus: Vec<GpuRequest>,
     /// Idle containers above the minimum, which could give way.
     pub spare: u32,
     /// Containers that take nothing new and will leave.

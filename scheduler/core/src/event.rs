@@ -5,6 +5,7 @@ use capstan_common::{
     call::CallKind,
     container::{Ending, Phase},
     function::{FunctionSpec, OverridesPatch},
+    gpu::GpuRequest,
     id::{CallId, ContainerId, LeaseId, RequestId, WorkerId},
     input::Payload,
     report::{Done, Held},
@@ -105,6 +106,8 @@ pub enum Event {
         container: ContainerId,
         /// Where.
         worker: WorkerId,
+        /// The GPUs that it gets there, as it asked for them.
+        gpu: Option<GpuRequest>,
     },
     /// The autoscaler cannot place what is missing.
     Unplaced(Waiting),

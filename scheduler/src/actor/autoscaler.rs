@@ -98,9 +98,9 @@ impl Handler<Told> for AutoscalerActor {
         self.core.step(event, &mut out);
         for effect in out.drain(..) {
             let (function, event) = match effect {
-                Effect::Grant { function, container, worker } => {
+                Effect::Grant { function, container, worker, gpu } => {
                     self.registry.route(container, &function, &worker);
-                    (function, event::Event::Granted { container, worker })
+                    (function, event::Event::Granted { container, worker, gpu })
                 }
                 Effect::Unplaced { function, why } => (function, event::Event::Unplaced(why)),
                 Effect::GiveWay { function, worker, count, busy } => {

@@ -4,6 +4,7 @@ use super::function::FunctionActor;
 use crate::clock;
 use actix::Addr;
 use capstan_common::{
+    gpu::Gpu,
     id::{ContainerId, Epoch, FunctionKey, Shard, WorkerId},
     order::Order,
     parameter,
@@ -51,6 +52,10 @@ impl Link {
 pub struct WorkerEntry {
     /// What it has.
     pub capacity: Amount,
+    /// Its GPUs, all of one model.
+    pub gpus: Vec<Gpu>,
+    /// Those that no container had when it last told, by their ids.
+    pub free_gpus: Vec<String>,
     /// Its state.
     pub state: WorkerState,
     /// Where servers of its containers are reached.
@@ -259,6 +264,14 @@ impl Registry {
             tables.workers.remove(worker);
         }
         same
+    }
+
+    /// A worker has told which of its GPUs are free, by this link.
+    pub fn see_gpus(&self, worker: &WorkerId, generation: u64, free: Vec<String>) {
+        let mut tables = self.write();
+        if let Some(entry) = tables.workers.get_mut(worker).filter(|w| w.generation == generation) {
+            entry.free_gpus = free;
+        }
     }
 
     /// A worker's entry.

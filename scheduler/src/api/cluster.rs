@@ -12,6 +12,7 @@ use crate::{
     telemetry::metrics::{ContainerLabel, FunctionLabel, state_label},
 };
 use capstan_common::{
+    gpu::Gpu,
     id::{ContainerId, WorkerId},
     refusal::{Code, Refusal},
     resource::Amount,
@@ -21,8 +22,8 @@ use capstan_scheduler_core::{autoscaler, event::Event, function::Function};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-fn amount(amount: Amount) -> Value {
-    json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": []})
+fn amount(amount: Amount, gpus: Vec<&Gpu>) -> Value {
+    json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": gpus})
 }
 
 /// Which containers are asked for; what is not named lets all through.
@@ -103,9 +104,11 @@ impl Api {
 
     async fn worker_view(&self, id: &WorkerId, entry: &WorkerEntry, containers: &[ContainerId]) -> Value {
         let used = self.env.autoscaler.send(UsedOf(id.clone())).await.ok().flatten().unwrap_or_default();
+        let free_gpus = entry.gpus.iter().filter(|gpu| entry.free_gpus.contains(&gpu.uuid)).collect();
         json!({
             "id": id, "name": id, "address": entry.host, "state": entry.state,
-            "capacity": amount(entry.capacity), "free": amount(entry.capacity.minus(used)),
+            "capacity": amount(entry.capacity, entry.gpus.iter().collect()),
+            "free": amount(entry.capacity.minus(used), free_gpus),
             "containers": containers, "version": entry.version, "limits": entry.limits,
             "joined_at": clock::rfc3339(entry.joined),
             "flaps_until": self.env.registry.flaps_until(id).map(clock::rfc3339),

@@ -12,6 +12,7 @@ use crate::{
 use capstan_common::{
     id::{CallId, FunctionKey},
     refusal::{Code, FieldError, Refusal},
+    resource::Amount,
     time::Time,
     validate,
 };
@@ -151,22 +152,13 @@ impl Api {
         let mut names: std::collections::BTreeMap<Arc<str>, Value> = known
             .into_iter()
             .map(|space| {
-                let used = json!({
-                    "containers": space.held, "cpu": space.used.cpu_milli as f64 / 1000.0, "memory_mib": space.used.memory_mib,
-                });
-                let view = json!({
-                    "name": space.name, "weight": space.policy.weight, "quota": quota_json(&space.policy), "used": used,
-                });
+                let view = namespace_json(&space.name, &space.policy, space.held, space.used);
                 (space.name, view)
             })
             .collect();
         let functions = self.env.registry.functions().into_iter().map(|(key, _)| key.namespace);
         for name in functions.chain(["default".into()]) {
-            let policy = Policy::default();
-            names.entry(name.clone()).or_insert_with(|| {
-                let used = json!({"containers": 0, "cpu": 0.0, "memory_mib": 0});
-                json!({"name": name, "weight": policy.weight, "quota": quota_json(&policy), "used": used})
-            });
+            names.entry(name.clone()).or_insert_with(|| unused(&name));
         }
         names.into_values().collect()
     }
@@ -175,11 +167,7 @@ impl Api {
     pub async fn namespace(&self, name: &str) -> Result<Value, Refusal> {
         validate::function_key(name, "any")?;
         let found = self.namespaces().await.into_iter().find(|view| view["name"] == name);
-        let policy = Policy::default();
-        let used = json!({"containers": 0, "cpu": 0.0, "memory_mib": 0});
-        Ok(found.unwrap_or_else(
-            || json!({"name": name, "weight": policy.weight, "quota": quota_json(&policy), "used": used}),
-        ))
+        Ok(found.unwrap_or_else(|| unused(name)))
     }
 
     /// Sets a namespace's weight and quota.
@@ -232,6 +220,18 @@ impl Api {
 
 fn no_schedule(key: &FunctionKey) -> Refusal {
     Refusal::new(Code::NotFound, format!("function `{key}` has no schedule; deploy it with one"))
+}
+
+/// A namespace of which nothing is known but its name.
+fn unused(name: &str) -> Value {
+    namespace_json(name, &Policy::default(), 0, Amount::default())
+}
+
+fn namespace_json(name: &str, policy: &Policy, held: u32, used: Amount) -> Value {
+    let used = json!({
+        "containers": held, "cpu": used.cpu_milli as f64 / 1000.0, "memory_mib": used.memory_mib, "gpus": used.gpus,
+    });
+    json!({"name": name, "weight": policy.weight, "quota": quota_json(policy), "used": used})
 }
 
 fn quota_json(policy: &Policy) -> Value {

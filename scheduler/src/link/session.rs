@@ -35,7 +35,8 @@ pub struct Session {
     worker: WorkerId,
     generation: u64,
     link: Link,
-    capacity: Amount,
+    /// What it has, and the model of its GPUs.
+    offer: (Amount, Arc<str>),
     state: WorkerState,
     /// Shards of ours of which the worker has not told yet; it is given nothing before that.
     untold: BTreeSet<Shard>,
@@ -61,6 +62,8 @@ impl Session {
         let draining = remembered.map_err(|e| Status::unavailable(e.to_string()))?;
         let entry = WorkerEntry {
             capacity: hello.capacity,
+            free_gpus: hello.gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
+            gpus: hello.gpus,
             state: if draining { WorkerState::Draining } else { WorkerState::Ready },
             host: hello.host.unwrap_or(host),
             version: hello.version.clone(),
@@ -82,8 +85,9 @@ impl Session {
             env.claim(&link).await;
         }
         let (generation, state) = (entry.generation, entry.state);
-        let mut session =
-            Self { shared, worker, generation, link, capacity: hello.capacity, state, untold, joined: false };
+        let gpu = entry.gpus.first().map_or_else(|| "".into(), |gpu| gpu.model.as_str().into());
+        let offer = (hello.capacity, gpu);
+        let mut session = Self { shared, worker, generation, link, offer, state, untold, joined: false };
         tracing::info!(worker = %session.worker, "a worker joined");
         session.shared.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
         session.told(None).await;
@@ -131,10 +135,10 @@ impl Session {
             return;
         }
         self.joined = true;
-        let (worker, capacity, state) = (self.worker.clone(), self.capacity, self.state);
+        let ((capacity, gpu), worker, state) = (self.offer.clone(), self.worker.clone(), self.state);
         // The autoscaler lives as long as the scheduler.
         let until = self.shared.registry.flaps_until(&self.worker);
-        let joined = autoscaler::Event::Joined { worker, capacity, state, flaps: until.is_some() };
+        let joined = autoscaler::Event::Joined { worker, capacity, gpu, state, flaps: until.is_some() };
         let _ = self.shared.autoscaler.send(Told(joined)).await;
         if let Some(until) = until {
             self.pass_over(until);
@@ -228,7 +232,10 @@ impl Session {
                     self.told(Some(shard)).await;
                     continue;
                 }
-                Report::Beat { others, .. } => {
+                Report::Beat { others, free_gpus, .. } => {
+                    if !self.offer.1.is_empty() {
+                        self.shared.registry.see_gpus(&self.worker, self.generation, free_gpus);
+                    }
                     let event = autoscaler::Event::Others { worker: self.worker.clone(), amount: others };
                     let _ = self.shared.autoscaler.send(Told(event)).await;
                     continue;

@@ -105,9 +105,9 @@ pub fn decision() -> Result<Value> {
     let mut granted = Vec::new();
     for n in 0..100 {
         let worker = WorkerId(format!("w{n}").as_str().into());
-        let capacity = Amount { cpu_milli: 64_000, memory_mib: 256_000 };
+        let capacity = Amount { cpu_milli: 64_000, memory_mib: 256_000, gpus: 0 };
         autoscaler.step(
-            autoscaler::Event::Joined { worker, capacity, state: WorkerState::Ready, flaps: false },
+            autoscaler::Event::Joined { worker, capacity, gpu: "".into(), state: WorkerState::Ready, flaps: false },
             &mut granted,
         );
     }
@@ -138,7 +138,7 @@ pub fn decision() -> Result<Value> {
             });
             let (container, worker): (ContainerId, WorkerId) = grant.context("a place")?;
             let mut out = Output::default();
-            drop(function.step(now, Event::Granted { container, worker }, &mut out));
+            drop(function.step(now, Event::Granted { container, worker, gpu: None }, &mut out));
             times.push(begun.elapsed().as_secs_f64());
             anyhow::ensure!(out.effects.iter().any(|e| matches!(e, Effect::Order(..))), "no order");
         }

@@ -3,6 +3,7 @@
 use super::{
     engine::{Action, World},
     shell::SLOW,
+    workers,
 };
 use capstan_common::{
     id::{LinkId, Shard, WorkerId},
@@ -102,7 +103,7 @@ impl World {
     pub(super) fn beat(&mut self, id: LinkId) {
         let Some(link) = self.links.get(&id) else { return };
         let others = self.workers[link.worker].node.others(id);
-        self.send_up(id, Report::Beat { sequence: 0, others });
+        self.send_up(id, Report::Beat { sequence: 0, others, free_gpus: Vec::new() });
         let at = self.now.plus_ms(BEAT_MS);
         self.plan(at, Action::Beat { link: id });
     }
@@ -220,8 +221,8 @@ impl World {
         if self.schedulers[s].untold.remove(&id).is_none() {
             return;
         }
-        let (capacity, state) = (super::workers::CAPACITY, WorkerState::Ready);
-        let joined = self.tell_autoscaler(s, autoscaler::Event::Joined { worker, capacity, state, flaps: false });
+        let (capacity, gpu, state) = (workers::CAPACITY, workers::GPU.into(), WorkerState::Ready);
+        let joined = self.tell_autoscaler(s, autoscaler::Event::Joined { worker, capacity, gpu, state, flaps: false });
         joined.expect("a worker that joins breaks nothing");
     }
 

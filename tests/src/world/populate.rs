@@ -51,6 +51,10 @@ impl World {
         if self.chance(20) {
             spec["labels"] = json!({"slow-start": "yes"});
         }
+        if self.chance(15) {
+            let wish = if self.chance(50) { json!("H100") } else { json!(["A100", "H100:2"]) };
+            spec["resources"]["gpu"] = wish;
+        }
         if concurrency == 1 && self.chance(15) {
             spec["single_use_containers"] = json!(true);
         }

@@ -29,14 +29,17 @@ pub struct Worker {
 }
 
 /// What a simulated worker has.
-pub const CAPACITY: Amount = Amount { cpu_milli: 4_000, memory_mib: 16_384 };
+pub const CAPACITY: Amount = Amount { cpu_milli: 4_000, memory_mib: 16_384, gpus: GPUS.len() as u64 };
+/// The model of its GPUs.
+pub const GPU: &str = "H100";
+const GPUS: [&str; 2] = ["GPU-0", "GPU-1"];
 
 impl Worker {
     /// A fresh one.
     pub fn new(number: usize) -> Self {
         Self {
             id: WorkerId(format!("w{number:04}").into()),
-            node: Node::new(CAPACITY),
+            node: Node::new(CAPACITY, GPUS.map(Into::into).to_vec()),
             life: 0,
             dials_from: Time(0),
             alarm_at: None,
@@ -66,7 +69,7 @@ impl World {
     fn node_effect(&mut self, w: usize, effect: Effect) -> Result<(), String> {
         match effect {
             Effect::Tell(link, report) => self.send_up(link, report),
-            Effect::Launch(start) => self.launch(w, start.container, &start.spec),
+            Effect::Launch { start, .. } => self.launch(w, start.container, &start.spec),
             Effect::Run { container, group, assignments, .. } => {
                 self.check_alone(w, &assignments)?;
                 self.work(w, container, group, &assignments);

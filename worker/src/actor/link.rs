@@ -286,8 +286,9 @@ fn welcomed(
     actix::spawn(async move {
         let mut sequence = 0;
         // A beat comes from the node itself: one that hangs is not alive. Ends with the link.
-        while let Ok(others) = node.send(Pulse(link)).await {
-            if outbox.send(Report::Beat { sequence, others }).await.is_err() {
+        while let Ok((others, free)) = node.send(Pulse(link)).await {
+            let free_gpus = free.iter().map(ToString::to_string).collect();
+            if outbox.send(Report::Beat { sequence, others, free_gpus }).await.is_err() {
                 return;
             }
             sequence += 1;

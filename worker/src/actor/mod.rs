@@ -9,12 +9,13 @@ pub use link::{Address, Dial};
 
 use crate::{
     config::{Runtime, WorkerConfig},
-    runtime::{cgroup::Cgroups, keeper},
+    runtime::{cgroup::Cgroups, gpu, keeper},
     tls::{Open, Tls},
 };
 use actix::{Actor, Addr, Arbiter};
 use anyhow::Context;
 use capstan_blob::Blobs;
+use capstan_common::gpu::Gpu;
 use futures_util::future::join_all;
 use node::{NodeActor, Shut};
 use std::{process::Child, sync::Arc, time::Duration};
@@ -31,7 +32,8 @@ pub struct Worker {
 /// Starts a worker that dials its schedulers and keeps dialling.
 pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Worker> {
     if config.runtime == Runtime::Sim {
-        return start_simulated(&config, &dials);
+        let gpus = gpu::offered(&config).await.map_err(anyhow::Error::msg)?;
+        return start_simulated(&config, &gpus, &dials);
     }
     let tls = if config.link_tls { Some(show_oneself(&config, &dials).await?) } else { None };
     let instance: Arc<str> = format!("{}-{}", std::process::id(), capstan_clock::now().0).into();
@@ -46,10 +48,11 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
     // From here on, whatever happens to us, nothing of ours is left behind.
     let keeper = keeper::start(&instance, &scratch, cgroups.folders()).context("the keeper cannot be started")?;
     let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
+    let gpus = gpu::offered(&config).await.map_err(anyhow::Error::msg)?;
     let arbiter = Arbiter::new();
     let told = limits.clone();
     let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
-        NodeActor::new(config, instance, scratch, cgroups, told, blobs)
+        NodeActor::new((config, gpus), instance, scratch, cgroups, told, blobs)
     });
     let linked = node.clone();
     if let Some((tls, open)) = &tls {
@@ -63,7 +66,7 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
 const SIMULATING: usize = 2;
 
 /// Starts many workers whose containers are simulated, each with a name and links of its own.
-fn start_simulated(config: &WorkerConfig, dials: &[Dial]) -> anyhow::Result<Worker> {
+fn start_simulated(config: &WorkerConfig, gpus: &[Gpu], dials: &[Dial]) -> anyhow::Result<Worker> {
     let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
     let arbiters: Vec<Arbiter> = (0..SIMULATING).map(|_| Arbiter::new()).collect();
     let limits = "none: its containers are simulated".to_owned();
@@ -71,9 +74,10 @@ fn start_simulated(config: &WorkerConfig, dials: &[Dial]) -> anyhow::Result<Work
     for n in 0..config.sim_workers {
         let config = WorkerConfig { name: format!("{}-{n}", config.name), ..config.clone() };
         let instance: Arc<str> = format!("{}-{}-{n}", std::process::id(), capstan_clock::now().0).into();
+        let gpus = gpus.to_vec();
         let (blobs, told, arbiter) = (blobs.clone(), limits.clone(), &arbiters[n as usize % SIMULATING]);
         let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
-            NodeActor::new(config, instance, std::path::PathBuf::new(), Cgroups::default(), told, blobs)
+            NodeActor::new((config, gpus), instance, std::path::PathBuf::new(), Cgroups::default(), told, blobs)
         });
         let (linked, dials) = (node.clone(), dials.to_vec());
         arbiter.spawn_fn(move || link::Links::keep(linked, dials, None));

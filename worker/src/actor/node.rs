@@ -3,7 +3,7 @@
 use super::{container::Running, link::BACKLOG};
 use crate::{
     config::{self, WorkerConfig},
-    runtime::{cgroup::Cgroups, port::Ports, process::Setting, volume::Volumes},
+    runtime::{cgroup::Cgroups, gpu, port::Ports, process::Setting, volume::Volumes},
 };
 use actix::prelude::*;
 use capstan_blob::Blobs;
@@ -11,6 +11,7 @@ use capstan_clock::now;
 use capstan_common::{
     container::Ending,
     function::{FunctionSpec, Process, Runtime},
+    gpu::Gpu,
     id::{ContainerId, LinkId},
     order::{Order, Start},
     parameter,
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub struct NodeActor {
     core: Node,
     config: WorkerConfig,
+    gpus: Vec<Gpu>,
     instance: Arc<str>,
     scratch: PathBuf,
     cgroups: Cgroups,
@@ -73,9 +75,9 @@ pub struct Introduce {
 #[rtype(result = "()")]
 pub struct Parted(pub LinkId);
 
-/// Asks what containers of other links' owners take.
+/// Asks what containers of other links' owners take, and which GPUs are free.
 #[derive(Message)]
-#[rtype(result = "Amount")]
+#[rtype(result = "(Amount, Vec<Arc<str>>)")]
 pub struct Pulse(pub LinkId);
 
 /// Begin nothing new and stop what has no work, or stop everything now; answered when nothing is left.
@@ -91,7 +93,7 @@ pub struct Shut {
 impl NodeActor {
     /// An empty node.
     pub fn new(
-        config: WorkerConfig,
+        (config, gpus): (WorkerConfig, Vec<Gpu>),
         instance: Arc<str>,
         scratch: PathBuf,
         cgroups: Cgroups,
@@ -99,8 +101,9 @@ impl NodeActor {
         blobs: Blobs,
     ) -> Self {
         Self {
-            core: Node::new(config.capacity()),
+            core: Node::new(config.capacity(), gpus.iter().map(|gpu| gpu.uuid.as_str().into()).collect()),
             config,
+            gpus,
             instance,
             scratch,
             cgroups,
@@ -133,7 +136,7 @@ impl NodeActor {
 
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         match effect {
-            Effect::Launch(start) => self.launch(&start, ctx),
+            Effect::Launch { start, gpus } => self.launch(&start, &gpus, ctx),
             Effect::Run { container, group, assignments, batch } => {
                 if let Some(running) = self.containers.get(&container) {
                     running.work(group, assignments, batch);
@@ -163,7 +166,7 @@ impl NodeActor {
         }
     }
 
-    fn launch(&mut self, start: &Start, ctx: &mut Context<Self>) {
+    fn launch(&mut self, start: &Start, gpus: &[Arc<str>], ctx: &mut Context<Self>) {
         let id = start.container;
         if self.config.runtime == config::Runtime::Sim {
             let ms = |ms: u32| Duration::from_millis(u64::from(ms));
@@ -171,7 +174,7 @@ impl NodeActor {
             self.containers.insert(id, Running::simulate(id, times, ctx.address()));
             return;
         }
-        match self.setting(start) {
+        match self.setting(start, gpus) {
             Ok(setting) => {
                 let payloads = (self.blobs.clone(), self.config.output_max_bytes);
                 let running = Running::launch(start, setting, payloads, &self.ports, ctx.address());
@@ -183,7 +186,7 @@ impl NodeActor {
         }
     }
 
-    fn setting(&self, start: &Start) -> Result<Setting, String> {
+    fn setting(&self, start: &Start, gpus: &[Arc<str>]) -> Result<Setting, String> {
         let Runtime::Process(process) = &start.spec.runtime else {
             return Err("this worker runs processes only".into());
         };
@@ -198,6 +201,7 @@ impl NodeActor {
             volumes,
             instance: self.instance.clone(),
             cgroup: self.cgroups.create(&id, resources.memory_mib, resources.cpu.milli),
+            gpus: gpu::environment(&self.gpus, gpus),
         })
     }
 
@@ -271,6 +275,7 @@ impl Handler<Introduce> for NodeActor {
             // One that cannot be read is another than the schedulers'.
             store: real.then(|| self.blobs.name().unwrap_or_default()),
             host: self.config.advertise.parse().ok(),
+            gpus: self.gpus.clone(),
         })
     }
 }
@@ -278,7 +283,7 @@ impl Handler<Introduce> for NodeActor {
 impl Handler<Pulse> for NodeActor {
     type Result = MessageResult<Pulse>;
     fn handle(&mut self, Pulse(link): Pulse, _: &mut Context<Self>) -> Self::Result {
-        MessageResult(self.core.others(link))
+        MessageResult((self.core.others(link), self.core.idle_gpus()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runtimes: how a container becomes processes, and how they end without leaving any behind.
 
 pub mod cgroup;
+pub mod gpu;
 pub mod keeper;
 pub mod output;
 pub mod port;
@@ -14,4 +15,5 @@ pub mod volume;
 pub fn become_helper_if_asked() {
     keeper::run_if_asked();
     volume::run_if_asked();
+    gpu::run_if_asked();
 }

@@ -30,6 +30,8 @@ pub struct Setting {
     pub instance: Arc<str>,
     /// Its limits, where they can be enforced.
     pub cgroup: Option<Cgroup>,
+    /// What its programs are told of GPUs.
+    pub gpus: Vec<(&'static str, String)>,
 }
 
 impl Setting {
@@ -48,6 +50,7 @@ impl Setting {
             .env("LANG", "C.UTF-8")
             .envs(&process.env)
             .envs(more)
+            .envs(self.gpus.iter().map(|(name, value)| (name, value)))
             .env(tree::CONTAINER, self.container.to_string())
             .env(tree::WORKER, &*self.instance)
             .process_group(0);

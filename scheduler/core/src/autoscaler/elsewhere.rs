@@ -2,16 +2,17 @@
 //! poorer namespace elsewhere lacks is left to it; and where nothing is free, one scheduler after the other tries to make room.
 
 use super::{
-    Autoscaler, Effect, Want, Worker, add, of,
+    Autoscaler, Effect, Want, add, of,
+    place::{Asked, Placed},
     share::{Class, Policy, share},
     yielding::{Given, Need},
 };
 use crate::ownership::Member;
 use capstan_common::{
+    gpu::GpuRequest,
     id::{FunctionKey, WorkerId},
     resource::Amount,
     time::Time,
-    worker::WorkerState,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -24,16 +25,25 @@ const TURN_MS: u64 = 1_000;
 const WORKERS: usize = 32;
 
 /// What a namespace lacks at one scheduler, where every worker is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lack {
-    /// What each container takes.
+    /// What each container takes, of GPUs the fewest.
     pub amount: Amount,
+    /// GPUs by preference.
+    #[serde(default)]
+    pub gpus: Vec<GpuRequest>,
     /// How many.
     pub count: u32,
 }
 
+impl Lack {
+    fn asked(&self) -> Asked<'_> {
+        Asked { amount: self.amount, gpus: &self.gpus }
+    }
+}
+
 /// What one scheduler tells the others of a namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Told {
     /// Its containers.
@@ -117,7 +127,7 @@ impl Elsewhere {
             for (namespace, told) in summary {
                 let sum = self.sums.entry(namespace.clone()).or_default();
                 *sum = (sum.0 + told.held, sum.1.plus(told.used));
-                let Some(lack) = told.lacks else { continue };
+                let Some(lack) = told.lacks.clone() else { continue };
                 let same = |f: &&Foreign| f.member == *member && f.namespace == *namespace;
                 let held_before = self.told.get(member).and_then(|s| s.get(namespace)).map_or(0, |t| t.held);
                 // Whoever takes what is left to it is left more.
@@ -181,7 +191,7 @@ impl Autoscaler {
             }
         }
         for (namespace, (lack, _)) in &self.lacking {
-            summary.entry(namespace.clone()).or_default().lacks = Some(*lack);
+            summary.entry(namespace.clone()).or_default().lacks = Some(lack.clone());
         }
         summary
     }
@@ -213,7 +223,7 @@ impl Autoscaler {
         &mut self,
         own: u64,
         left: &mut Left,
-        place: impl FnOnce(&Self, &Left, Amount) -> Option<WorkerId>,
+        place: impl FnOnce(&Self, &Left, Asked) -> Option<Placed>,
     ) -> bool {
         let share_of = |n: usize| {
             let space = &self.elsewhere.lacks[n].namespace;
@@ -224,11 +234,10 @@ impl Autoscaler {
             return false;
         }
         let (foreign, now) = (&self.elsewhere.lacks[n], self.elsewhere.now);
-        let (amount, count) = (foreign.lack.amount, foreign.lack.count);
         let taken = left.counts.get(&n).copied().unwrap_or(0);
-        let takes = taken < count && !foreign.has_waited(now);
-        match takes.then(|| place(self, left, amount)).flatten() {
-            Some(worker) => {
+        let takes = taken < foreign.lack.count && !foreign.has_waited(now);
+        match takes.then(|| place(self, left, foreign.lack.asked())).flatten() {
+            Some(Placed { worker, amount, .. }) => {
                 left.counts.insert(n, taken + 1);
                 add(&mut left.amounts, &worker, amount);
                 let foreign = &mut self.elsewhere.lacks[n];
@@ -260,16 +269,15 @@ impl Autoscaler {
             if foreign.has_waited(now) || !self.is_to_make_room(&foreign, &mine, turn) {
                 continue;
             }
-            let one = foreign.lack.amount;
-            let fits = |id: &&WorkerId| {
-                let fits = |w: &Worker| w.state == WorkerState::Ready && w.capacity.covers(one);
-                self.workers.get(*id).is_some_and(fits)
-            };
-            let holders: Vec<WorkerId> = self.there.keys().filter(fits).cloned().collect();
+            let holders: Vec<(WorkerId, Amount)> = self
+                .there
+                .keys()
+                .filter_map(|id| Some((id.clone(), self.could_hold(id, foreign.lack.asked())?)))
+                .collect();
             let first = (turn as usize).wrapping_mul(WORKERS) % holders.len().max(1);
             let mut lacks = foreign.lack.count;
-            for worker in holders.iter().cycle().skip(first).take(WORKERS.min(holders.len())) {
-                lacks -= self.make_room_on(worker, &foreign.namespace, (one, lacks), &mut given, out);
+            for (worker, one) in holders.iter().cycle().skip(first).take(WORKERS.min(holders.len())) {
+                lacks -= self.make_room_on(worker, &foreign.namespace, (*one, lacks), &mut given, out);
             }
         }
     }
@@ -328,13 +336,13 @@ impl Autoscaler {
     pub(super) fn lacks(&mut self, function: &FunctionKey, class: &Class, coming: u32) {
         let lacking = self.hungry.of(&function.namespace, class);
         let count: u32 = lacking.iter().filter_map(|key| self.wants.get(key)).map(Want::outstanding).sum();
-        let amount = self.wants[function].demand.amount;
+        let (amount, gpus) = (self.wants[function].demand.amount, class.2.clone());
         let (held, used) = self.everywhere(&function.namespace);
         let quota = self.spaces.get(&function.namespace).map(|space| space.policy.quota.room(held, used, amount));
         let count = count.min(quota.unwrap_or(u32::MAX)).saturating_sub(coming);
         let since = self.lacked.get(&function.namespace).copied().unwrap_or(self.elsewhere.now);
         if count > 0 {
-            self.lacking.entry(function.namespace.clone()).or_insert((Lack { amount, count }, since));
+            self.lacking.entry(function.namespace.clone()).or_insert((Lack { amount, gpus, count }, since));
         }
     }
 
@@ -348,6 +356,8 @@ impl Autoscaler {
 /// How many containers of `one` a worker can hold.
 fn fitting(capacity: Amount, one: Amount) -> u32 {
     let parts = |capacity: u64, one: u64| capacity.checked_div(one).unwrap_or(u64::MAX);
-    let most = parts(capacity.cpu_milli, one.cpu_milli).min(parts(capacity.memory_mib, one.memory_mib));
+    let most = parts(capacity.cpu_milli, one.cpu_milli)
+        .min(parts(capacity.memory_mib, one.memory_mib))
+        .min(parts(capacity.gpus, one.gpus));
     u32::try_from(most).unwrap_or(u32::MAX)
 }

@@ -3,6 +3,7 @@
 use super::{Policy, Summary};
 use crate::{decision::Waiting, effect::Demand, ownership::Member};
 use capstan_common::{
+    gpu::GpuRequest,
     id::{ContainerId, FunctionKey, WorkerId},
     resource::Amount,
     time::Time,
@@ -19,6 +20,8 @@ pub enum Event {
         worker: WorkerId,
         /// What it has.
         capacity: Amount,
+        /// The model of its GPUs; empty if it has none.
+        gpu: Arc<str>,
         /// Whether it takes containers.
         state: WorkerState,
         /// Whether its links break again and again.
@@ -98,6 +101,8 @@ pub enum Effect {
         container: ContainerId,
         /// Where.
         worker: WorkerId,
+        /// The GPUs that it gets, as it asked for them.
+        gpu: Option<GpuRequest>,
     },
     /// A pool's demand cannot be placed.
     Unplaced {

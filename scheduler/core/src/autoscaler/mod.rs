@@ -14,13 +14,14 @@ pub use share::{Policy, Quota};
 
 use crate::{decision::Waiting, effect::Demand};
 use capstan_common::{
+    gpu::GpuRequest,
     id::{ContainerId, Epoch, FunctionKey, Minter, WorkerId},
     resource::Amount,
     time::Time,
     worker::WorkerState,
 };
 use elsewhere::{Elsewhere, Left};
-use place::{Candidate, Obstacle, place};
+use place::{Asked, Candidate, Obstacle, Placed, place};
 use ranking::Ranking;
 use share::{Class, Hungry, share};
 use std::{
@@ -32,6 +33,8 @@ use std::{
 #[derive(Debug, Clone)]
 struct Worker {
     capacity: Amount,
+    /// The model of its GPUs.
+    gpu: Arc<str>,
     used: Amount,
     /// What is taken there by others, as it last told.
     others: Amount,
@@ -81,7 +84,7 @@ impl Want {
 
     fn class(&self) -> Class {
         let demand = &self.demand;
-        (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpu.clone())
+        (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpus.clone())
     }
 }
 
@@ -172,7 +175,7 @@ impl Autoscaler {
     /// Whether what was told can change who gets what.
     fn apply(&mut self, event: Event, out: &mut Vec<Effect>) -> bool {
         match event {
-            Event::Joined { worker, capacity, state, flaps } => self.joined(worker, capacity, state, flaps),
+            Event::Joined { worker, capacity, gpu, state, flaps } => self.joined(worker, (capacity, gpu), state, flaps),
             Event::Turned { worker, state } => {
                 self.change(&worker, |worker| worker.state = state);
                 self.count_total();
@@ -210,10 +213,10 @@ impl Autoscaler {
         true
     }
 
-    fn joined(&mut self, id: WorkerId, capacity: Amount, state: WorkerState, flaps: bool) {
+    fn joined(&mut self, id: WorkerId, (capacity, gpu): (Amount, Arc<str>), state: WorkerState, flaps: bool) {
         let used = of(&self.taken, &id);
         let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
-        self.add(id, Worker { capacity, used, others, state, flaps });
+        self.add(id, Worker { capacity, gpu, used, others, state, flaps });
         self.count_total();
     }
 
@@ -323,7 +326,7 @@ impl Autoscaler {
             let shares = |space: &str| self.share_of(space);
             let Some(function) = self.hungry.next(&shares, &blocked) else { break };
             let own = self.share_of(&function.namespace);
-            let place_left = |core: &Self, left: &Left, amount| core.place(amount, &[], None, left).ok();
+            let place_left = |core: &Self, left: &Left, asked: Asked| core.place(asked, None, left).ok();
             if self.left_to_another(own, &mut left, place_left) {
                 continue;
             }
@@ -338,10 +341,12 @@ impl Autoscaler {
                 blocked.insert((function.namespace.clone(), class));
                 continue;
             }
-            match self.place(amount, &class.2, reserved.as_ref(), &left) {
-                Ok(worker) => self.grant(function, worker, amount, out),
+            let gpus = self.allowed(&function, amount, &class.2);
+            let asked = Asked { amount, gpus: &gpus };
+            match self.place(asked, reserved.as_ref(), &left) {
+                Ok(placed) => self.grant(function, placed, out),
                 Err(obstacle) => {
-                    let why = Waiting::new("no_capacity", obstacle.sentence(amount));
+                    let why = Waiting::new("no_capacity", obstacle.sentence(asked));
                     self.tell_unplaced(&function, &class, &why, out);
                     if let Obstacle::Full(worker) = obstacle {
                         let full = (worker, reserved.is_none());
@@ -355,16 +360,19 @@ impl Autoscaler {
     }
 
     /// The best worker for a container, or why there is none.
-    fn place(
-        &self,
-        amount: Amount,
-        gpu: &[String],
-        reserved: Option<&WorkerId>,
-        left: &Left,
-    ) -> Result<WorkerId, Obstacle> {
-        let plain = gpu.is_empty() && !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
-        let found = plain.then(|| self.emptiest(amount, reserved, left)).flatten();
-        found.map_or_else(|| place(amount, gpu, self.candidates(reserved, left)), Ok)
+    fn place(&self, asked: Asked, reserved: Option<&WorkerId>, left: &Left) -> Result<Placed, Obstacle> {
+        let plain = asked.gpus.is_empty() && !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
+        let found = plain.then(|| self.emptiest(asked.amount, reserved, left)).flatten();
+        match found {
+            Some(worker) => Ok(Placed { worker, amount: asked.amount, gpu: None }),
+            None => place(asked, self.candidates(reserved, left)),
+        }
+    }
+
+    /// What a container would take of a ready worker, if that could ever hold it.
+    fn could_hold(&self, worker: &WorkerId, asked: Asked) -> Option<Amount> {
+        let worker = self.workers.get(worker).filter(|worker| worker.state == WorkerState::Ready)?;
+        asked.on(worker.capacity, &worker.gpu)
     }
 
     /// Every worker is full for the function: the first that finds that asks others to make room, and keeps a worker; what
@@ -395,10 +403,21 @@ impl Autoscaler {
         space.policy.quota.passed(held, used, amount)
     }
 
-    fn candidates<'a>(&'a self, reserved: Option<&'a WorkerId>, left: &'a Left) -> impl Iterator<Item = Candidate<'a>> {
+    /// Those of a container's preferences that the quota of its namespace leaves open.
+    fn allowed(&self, function: &FunctionKey, amount: Amount, gpus: &[GpuRequest]) -> Vec<GpuRequest> {
+        let open = |gpu: &&GpuRequest| self.quota_passed(function, amount.with_gpus(gpu.count)).is_none();
+        gpus.iter().filter(open).cloned().collect()
+    }
+
+    fn candidates<'a>(
+        &'a self,
+        reserved: Option<&'a WorkerId>,
+        left: &'a Left,
+    ) -> impl Iterator<Item = Candidate<'a>> + Clone {
         self.workers.iter().map(move |(id, worker)| Candidate {
             id,
             capacity: worker.capacity,
+            gpu: &worker.gpu,
             free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
                 worker.capacity
             } else {
@@ -410,14 +429,15 @@ impl Autoscaler {
         })
     }
 
-    fn grant(&mut self, function: FunctionKey, worker: WorkerId, amount: Amount, out: &mut Vec<Effect>) {
+    fn grant(&mut self, function: FunctionKey, placed: Placed, out: &mut Vec<Effect>) {
+        let Placed { worker, amount, gpu } = placed;
         let container = ContainerId(self.minter.mint());
         if let Some(want) = self.wants.get_mut(&function) {
             want.grants += 1;
             want.unplaced = None;
         }
         self.take(container, function.clone(), worker.clone(), amount);
-        out.push(Effect::Grant { function, container, worker });
+        out.push(Effect::Grant { function, container, worker, gpu });
     }
 
     /// Tells every pool of the class once why it waits.

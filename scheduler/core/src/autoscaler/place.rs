@@ -1,14 +1,17 @@
 //! Which worker gets a container: filter, score, take; ties by id.
 
-use capstan_common::{id::WorkerId, resource::Amount, worker::WorkerState};
-use std::cmp::Reverse;
+use capstan_common::{gpu::GpuRequest, id::WorkerId, resource::Amount, worker::WorkerState};
+use std::{cmp::Reverse, collections::BTreeSet};
 
 /// A worker as placement sees it.
+#[derive(Clone)]
 pub struct Candidate<'a> {
     /// Its name.
     pub id: &'a WorkerId,
     /// All that it has.
     pub capacity: Amount,
+    /// The model of its GPUs; empty if it has none.
+    pub gpu: &'a str,
     /// What of it is free.
     pub free: Amount,
     /// Whether it takes containers.
@@ -17,6 +20,42 @@ pub struct Candidate<'a> {
     pub reserved: bool,
     /// Whether it is passed over while a steady worker has room.
     pub flaps: bool,
+}
+
+/// What one container asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// CPU and memory, and the fewest GPUs that it would be content with.
+    pub amount: Amount,
+    /// GPUs by preference: the first that can be placed is taken.
+    pub gpus: &'a [GpuRequest],
+}
+
+impl Asked<'_> {
+    /// What it takes by one of its preferences.
+    fn by(&self, request: &GpuRequest) -> Amount {
+        self.amount.with_gpus(request.count)
+    }
+
+    /// What it would take of a worker that has `capacity` and GPUs of this model, if that could ever hold it.
+    pub fn on(&self, capacity: Amount, gpu: &str) -> Option<Amount> {
+        if self.gpus.is_empty() {
+            return Some(self.amount).filter(|amount| capacity.covers(*amount));
+        }
+        let mut fitting = self.gpus.iter().filter(|request| request.takes(gpu)).map(|request| self.by(request));
+        fitting.find(|amount| capacity.covers(*amount))
+    }
+}
+
+/// Where a container goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The worker.
+    pub worker: WorkerId,
+    /// What it takes there.
+    pub amount: Amount,
+    /// Which of its preferences that answers.
+    pub gpu: Option<GpuRequest>,
 }
 
 /// Why a container cannot be placed.
@@ -32,40 +71,71 @@ pub enum Obstacle {
 
 impl Obstacle {
     /// What an operator reads.
-    pub fn sentence(&self, amount: Amount) -> String {
+    pub fn sentence(&self, asked: Asked) -> String {
         match self {
             Self::Impossible(why) => why.clone(),
             Self::NoWorker => "no worker is ready".into(),
             Self::Full(_) => format!(
                 "every worker is full: none has {} free; it starts when others end, or add a worker",
-                asked(amount)
+                in_words(asked)
             ),
         }
     }
 }
 
-fn asked(amount: Amount) -> String {
-    format!("{} cores and {} MiB", amount.cpu_milli as f64 / 1000.0, amount.memory_mib)
+fn in_words(asked: Asked) -> String {
+    let cores = asked.amount.cpu_milli as f64 / 1000.0;
+    let plain = format!("{cores} cores and {} MiB", asked.amount.memory_mib);
+    let gpus: Vec<String> = asked.gpus.iter().map(|r| format!("{} × {}", r.count, r.model)).collect();
+    if gpus.is_empty() { plain } else { format!("{plain} and {}", gpus.join(" or ")) }
 }
 
-/// The best of some workers so far: the one with the most free CPU, ties by name.
-type Best<'a> = Option<(Reverse<u64>, &'a WorkerId)>;
+/// The best of some workers so far. Without GPUs: one that has none, then the one with the most free CPU. With GPUs: the very
+/// card that is named, then the fewest left over, so that whole machines stay free for who asks for many. Ties by name.
+type Best<'a> = Option<((bool, u64, Reverse<u64>), &'a WorkerId)>;
 
-/// The ready worker with the most free CPU that fits, or why none does. Those that flap count only where no steady one has room.
-pub fn place<'a>(
-    amount: Amount,
-    gpu: &[String],
+/// The best ready worker that fits, or why none does. Those that flap count only where no steady one has room. GPUs are tried
+/// in the order of preference.
+pub fn place<'a>(asked: Asked, workers: impl Iterator<Item = Candidate<'a>> + Clone) -> Result<Placed, Obstacle> {
+    let placed = |worker, amount, gpu: Option<&GpuRequest>| Placed { worker, amount, gpu: gpu.cloned() };
+    if asked.gpus.is_empty() {
+        let worker = place_by(asked, None, workers)?;
+        return Ok(placed(worker, asked.amount, None));
+    }
+    let mut obstacle = None;
+    for request in asked.gpus {
+        match place_by(asked, Some(request), workers.clone()) {
+            Ok(worker) => return Ok(placed(worker, asked.by(request), Some(request))),
+            // What is full may become free; what is impossible does not change.
+            Err(full @ Obstacle::Full(_)) if !matches!(obstacle, Some(Obstacle::Full(_))) => obstacle = Some(full),
+            Err(other) => drop(obstacle.get_or_insert(other)),
+        }
+    }
+    Err(obstacle.unwrap_or(Obstacle::NoWorker))
+}
+
+fn place_by<'a>(
+    asked: Asked,
+    request: Option<&GpuRequest>,
     workers: impl Iterator<Item = Candidate<'a>>,
 ) -> Result<WorkerId, Obstacle> {
-    if !gpu.is_empty() {
-        return Err(Obstacle::Impossible(format!("no worker has a GPU of {gpu:?}")));
-    }
-    let mut ready = 0;
+    let amount = request.map_or(asked.amount, |request| asked.by(request));
+    let (mut ready, mut models) = (0, BTreeSet::new());
     // Steady ones, and those that flap: which fits, and which is large enough.
     let mut found: [(Best<'a>, Best<'a>); 2] = Default::default();
     for worker in workers.filter(|w| w.state == WorkerState::Ready) {
         ready += 1;
-        let rank = (Reverse(worker.free.cpu_milli), worker.id);
+        if let Some(request) = request {
+            models.insert(worker.gpu);
+            if !request.takes(worker.gpu) {
+                continue;
+            }
+        }
+        let (other, left_over) = match request {
+            None => (worker.capacity.gpus > 0, 0),
+            Some(request) => (!request.is_named(worker.gpu), worker.free.gpus),
+        };
+        let rank = ((other, left_over, Reverse(worker.free.cpu_milli)), worker.id);
         let better = |of: &Best| of.as_ref().is_none_or(|best| rank < *best);
         let (best, large) = &mut found[usize::from(worker.flaps)];
         if worker.capacity.covers(amount) && better(large) {
@@ -80,9 +150,16 @@ pub fn place<'a>(
         (Some((_, id)), _) => Ok(id.clone()),
         (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),
         (None, None) if ready == 0 => Err(Obstacle::NoWorker),
-        (None, None) => Err(Obstacle::Impossible(format!(
-            "no worker is large enough for {}; ask for less, or add a larger worker",
-            asked(amount)
-        ))),
+        (None, None) => Err(Obstacle::Impossible(impossible(asked, &models))),
     }
+}
+
+fn impossible(asked: Asked, models: &BTreeSet<&str>) -> String {
+    let what = in_words(asked);
+    if asked.gpus.is_empty() {
+        return format!("no worker is large enough for {what}; ask for less, or add a larger worker");
+    }
+    let there: Vec<&str> = models.iter().copied().filter(|model| !model.is_empty()).collect();
+    let there = if there.is_empty() { "no GPU at all".into() } else { format!("GPUs of {}", there.join(", ")) };
+    format!("no worker is large enough for {what}: they have {there}; ask for another, or add a worker with it")
 }

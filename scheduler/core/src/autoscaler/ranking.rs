@@ -7,9 +7,12 @@ use std::{cmp::Reverse, collections::BTreeSet};
 /// Workers that are looked at before all are: the emptiest may lack memory.
 const LOOKS: usize = 32;
 
-/// Ready, steady workers, the one with the most free CPU first; ties by name.
+/// Whether it has GPUs, which are kept for who asks for them, and its free CPU.
+type Rank = (bool, Reverse<u64>);
+
+/// Ready, steady workers: those without GPUs first, then the one with the most free CPU; ties by name.
 #[derive(Debug, Clone, Default)]
-pub struct Ranking(BTreeSet<(Reverse<u64>, WorkerId)>);
+pub struct Ranking(BTreeSet<(Rank, WorkerId)>);
 
 impl Worker {
     /// What is neither given out here nor taken by others.
@@ -17,9 +20,9 @@ impl Worker {
         self.capacity.minus(self.used).minus(self.others)
     }
 
-    fn rank(&self) -> Option<Reverse<u64>> {
+    fn rank(&self) -> Option<Rank> {
         let counts = self.state == WorkerState::Ready && !self.flaps;
-        counts.then(|| Reverse(self.free().cpu_milli))
+        counts.then(|| (self.capacity.gpus > 0, Reverse(self.free().cpu_milli)))
     }
 }
 
@@ -65,7 +68,7 @@ impl Autoscaler {
 }
 
 impl Ranking {
-    fn turn(&mut self, id: &WorkerId, before: Option<Reverse<u64>>, after: Option<Reverse<u64>>) {
+    fn turn(&mut self, id: &WorkerId, before: Option<Rank>, after: Option<Rank>) {
         if let Some(before) = before {
             self.0.remove(&(before, id.clone()));
         }

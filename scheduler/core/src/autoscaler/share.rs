@@ -1,7 +1,7 @@
 //! Who is next: namespaces by what they hold against their weight, then functions by the same. What is held is measured by
 //! the resource that is scarcest for it (dominant resource fairness, Ghodsi et al., NSDI 2011).
 
-use capstan_common::{id::FunctionKey, resource::Amount};
+use capstan_common::{gpu::GpuRequest, id::FunctionKey, resource::Amount};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,7 +50,8 @@ impl Quota {
         let containers = parts(self.containers.map(u64::from), u64::from(held), 1);
         let cpu = parts(self.cpu_milli, used.cpu_milli, amount.cpu_milli);
         let memory = parts(self.memory_mib, used.memory_mib, amount.memory_mib);
-        u32::try_from(containers.min(cpu).min(memory)).unwrap_or(u32::MAX)
+        let gpus = parts(self.gpus.map(u64::from), used.gpus, amount.gpus);
+        u32::try_from(containers.min(cpu).min(memory).min(gpus)).unwrap_or(u32::MAX)
     }
 
     /// Which bound one more container of `amount` would pass, in words.
@@ -63,19 +64,25 @@ impl Quota {
         if let Some(bound) = over(self.cpu_milli, after.cpu_milli) {
             return Some(format!("{} cores", bound as f64 / 1000.0));
         }
-        over(self.memory_mib, after.memory_mib).map(|bound| format!("{bound} MiB of memory"))
+        if let Some(bound) = over(self.memory_mib, after.memory_mib) {
+            return Some(format!("{bound} MiB of memory"));
+        }
+        // Who asks for none takes none of it, also where the bound was lowered below what is held.
+        let bound = over(self.gpus.map(u64::from), after.gpus).filter(|_| amount.gpus > 0)?;
+        Some(format!("{bound} GPU{}", if bound == 1 { "" } else { "s" }))
     }
 }
 
 /// The part of `total` that `used` is, by the scarcest resource, against a weight.
 pub fn share(used: Amount, total: Amount, weight: u32) -> u64 {
     let part = |used: u64, total: u64| used.saturating_mul(WHOLE).checked_div(total).unwrap_or(0);
-    let dominant = part(used.cpu_milli, total.cpu_milli).max(part(used.memory_mib, total.memory_mib));
+    let plain = part(used.cpu_milli, total.cpu_milli).max(part(used.memory_mib, total.memory_mib));
+    let dominant = plain.max(part(used.gpus, total.gpus));
     dominant / u64::from(weight.max(1))
 }
 
 /// What one container asks for: functions that ask for the same can be placed or not alike.
-pub type Class = (u64, u64, Vec<String>);
+pub type Class = (u64, u64, Vec<GpuRequest>);
 
 /// Functions by share, by what they ask for.
 type Classes = BTreeMap<Class, BTreeSet<(u64, FunctionKey)>>;
@@ -151,15 +158,16 @@ mod tests {
 
     #[test]
     fn a_share_is_what_the_scarcest_resource_says_against_the_weight() {
-        let total = Amount { cpu_milli: 4_000, memory_mib: 1_000 };
-        let used = Amount { cpu_milli: 1_000, memory_mib: 500 };
+        let total = Amount { cpu_milli: 4_000, memory_mib: 1_000, gpus: 4 };
+        let used = Amount { cpu_milli: 1_000, memory_mib: 500, gpus: 1 };
         assert_eq!((share(used, total, 1), share(used, total, 2)), (500_000, 250_000));
         assert_eq!(share(used, Amount::default(), 1), 0);
+        assert_eq!(share(Amount { gpus: 3, ..used }, total, 1), 750_000);
     }
 
     #[test]
     fn a_quota_names_the_bound_that_is_passed() {
-        let amount = Amount { cpu_milli: 500, memory_mib: 100 };
+        let amount = Amount { cpu_milli: 500, memory_mib: 100, gpus: 0 };
         let quota = Quota { containers: Some(2), cpu_milli: Some(1_200), ..Quota::default() };
         assert_eq!(quota.passed(1, amount, amount), None);
         assert_eq!(quota.passed(2, amount, amount).as_deref(), Some("2 containers"));
@@ -167,5 +175,10 @@ mod tests {
         assert_eq!(Quota::default().room(9, amount, amount), u32::MAX);
         let two = amount.plus(amount);
         assert_eq!(Quota { containers: None, ..quota }.passed(2, two, amount).as_deref(), Some("1.2 cores"));
+        let (gpus, one) = (Quota { gpus: Some(3), ..Quota::default() }, amount.with_gpus(2));
+        assert_eq!((gpus.room(0, Amount::default(), one), gpus.room(0, Amount::default(), amount)), (1, u32::MAX));
+        assert_eq!(gpus.passed(1, one, one).as_deref(), Some("3 GPUs"));
+        // Lowered below what is held, it is no bound for who asks for none.
+        assert_eq!(gpus.passed(2, one.plus(one), amount), None);
     }
 }

@@ -11,7 +11,7 @@ fn worker(n: u32) -> WorkerId {
 }
 
 fn amount(cpu_milli: u64) -> Amount {
-    Amount { cpu_milli, memory_mib: 1 }
+    Amount { cpu_milli, memory_mib: 1, gpus: 0 }
 }
 
 fn demand(function: &FunctionKey, missing: u32, cpu_milli: u64) -> Demand {
@@ -20,7 +20,7 @@ fn demand(function: &FunctionKey, missing: u32, cpu_milli: u64) -> Demand {
         missing,
         grants_seen: 0,
         amount: amount(cpu_milli),
-        gpu: Vec::new(),
+        gpus: Vec::new(),
         spare: 0,
         leaving: 0,
         min: 0,
@@ -32,17 +32,30 @@ fn demand(function: &FunctionKey, missing: u32, cpu_milli: u64) -> Demand {
 struct Table {
     core: Autoscaler,
     held: BTreeMap<FunctionKey, Vec<(ContainerId, WorkerId)>>,
+    /// Which of its preferences each container got.
+    gpus: BTreeMap<ContainerId, String>,
     demands: BTreeMap<FunctionKey, Demand>,
     told: Vec<Effect>,
 }
 
 impl Table {
     fn new(workers: u32) -> Self {
-        let mut table =
-            Self { core: Autoscaler::new(Epoch(1)), held: BTreeMap::new(), demands: BTreeMap::new(), told: Vec::new() };
+        let mut table = Self {
+            core: Autoscaler::new(Epoch(1)),
+            held: BTreeMap::new(),
+            gpus: BTreeMap::new(),
+            demands: BTreeMap::new(),
+            told: Vec::new(),
+        };
         for n in 0..workers {
-            let capacity = Amount { cpu_milli: WORKER_CPU, memory_mib: 1_000 };
-            table.step(Event::Joined { worker: worker(n), capacity, state: WorkerState::Ready, flaps: false });
+            let capacity = Amount { cpu_milli: WORKER_CPU, memory_mib: 1_000, gpus: 0 };
+            table.step(Event::Joined {
+                worker: worker(n),
+                capacity,
+                gpu: "".into(),
+                state: WorkerState::Ready,
+                flaps: false,
+            });
         }
         table
     }
@@ -56,7 +69,8 @@ impl Table {
             self.core.check().unwrap();
             for effect in out {
                 match &effect {
-                    Effect::Grant { function, container, worker } => {
+                    Effect::Grant { function, container, worker, gpu } => {
+                        self.gpus.extend(gpu.as_ref().map(|gpu| (*container, gpu.to_string())));
                         self.held.entry(function.clone()).or_default().push((*container, worker.clone()));
                         let demand = self.demands.get_mut(function).unwrap();
                         demand.grants_seen += 1;
@@ -154,7 +168,7 @@ fn idle_containers_above_the_minimum_give_way_but_only_to_what_would_fit() {
     table.want(Demand { spare: 8, ..demand(&idle, 0, 1_000) });
     // What can never fit takes nobody's place.
     table.want(demand(&huge, 1, 9_000));
-    table.want(Demand { gpu: vec!["H100".into()], ..demand(&gpu, 1, 1_000) });
+    table.want(Demand { gpus: vec!["H100".parse().unwrap()], ..demand(&gpu, 1, 1_000) });
     assert_eq!(table.count(&idle), 8);
     assert!(table.reason(&huge).unwrap().detail.contains("no worker is large enough"));
     table.want(demand(&new, 1, 2_000));
@@ -221,3 +235,4 @@ fn a_worker_that_flaps_is_passed_over_while_a_steady_one_has_room() {
 }
 
 mod elsewhere;
+mod gpu;

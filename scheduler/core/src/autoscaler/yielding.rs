@@ -1,11 +1,10 @@
 //! Who makes room where everything is full: idle containers above their pool's minimum at once, busy ones of whoever holds
 //! more than the one that waits. Those finish what they have and take nothing new: scaling never kills work.
 
-use super::{Autoscaler, Effect, add, of, share::share};
+use super::{Autoscaler, Effect, add, of, place::Asked, share::share};
 use capstan_common::{
     id::{FunctionKey, WorkerId},
     resource::Amount,
-    worker::WorkerState,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,7 +23,7 @@ pub(super) struct Need {
 impl Need {
     /// So many containers of a namespace at another scheduler.
     pub fn elsewhere(namespace: Arc<str>, one: Amount, count: u32) -> Self {
-        Self { namespace, function: None, amount: times(one, count) }
+        Self { namespace, function: None, amount: one.times(count) }
     }
 }
 
@@ -52,16 +51,16 @@ impl Autoscaler {
         first: WorkerId,
         out: &mut Vec<Effect>,
     ) -> (WorkerId, bool) {
-        let amount = self.wants[function].demand.amount;
-        let need = Need { namespace: function.namespace.clone(), function: Some(function.clone()), amount };
+        let demand = &self.wants[function].demand;
+        let asked = Asked { amount: demand.amount, gpus: &demand.gpus };
         // Idle containers of other schedulers come before busy ones of this.
         let busy = !self.elsewhere.has_spare() || self.has_lacked_long(&function.namespace);
-        let others = self.workers.iter().filter(|(id, worker)| {
-            worker.state == WorkerState::Ready && worker.capacity.covers(amount) && **id != first
-        });
-        let workers: Vec<WorkerId> =
-            std::iter::once(first.clone()).chain(others.map(|(id, _)| id.clone()).take(LOOKS)).collect();
-        for worker in workers {
+        let others = self.workers.keys().filter(|id| **id != first && self.could_hold(id, asked).is_some());
+        let workers = std::iter::once(&first).chain(others.take(LOOKS));
+        let hosts: Vec<(WorkerId, Amount)> =
+            workers.filter_map(|id| Some((id.clone(), self.could_hold(id, asked)?))).collect();
+        for (worker, amount) in hosts {
+            let need = Need { namespace: function.namespace.clone(), function: Some(function.clone()), amount };
             let Some(asks) = self.plan(&need, &worker, &mut Given::default(), busy) else { continue };
             self.ask(asks, &worker, out);
             return (worker, true);
@@ -93,7 +92,7 @@ impl Autoscaler {
         for other in &others {
             let Some(want) = self.wants.get(other) else { continue };
             let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
-            free = free.plus(times(want.demand.amount, leaving.min(there[other])));
+            free = free.plus(want.demand.amount.times(leaving.min(there[other])));
         }
         let (victims, mut asks) = (self.ranked(&others), Vec::new());
         for busy in [false, true].into_iter().take(1 + usize::from(busy)) {
@@ -104,7 +103,7 @@ impl Autoscaler {
                 let count = self.could_give(need, (victim, worker), amount.minus(free), given, busy);
                 let asked = asks.iter().any(|ask: &Ask| ask.victim == *victim);
                 if count > 0 && !asked {
-                    let gives = times(self.wants[victim].demand.amount, count);
+                    let gives = self.wants[victim].demand.amount.times(count);
                     free = free.plus(gives);
                     add(&mut given.lost, &victim.namespace, gives);
                     asks.push(Ask { victim: victim.clone(), count, busy });
@@ -119,7 +118,7 @@ impl Autoscaler {
     pub(super) fn leaving(&self) -> Given {
         let mut given = Given::default();
         for (function, want) in self.wants.iter().filter(|(_, want)| want.demand.leaving > 0) {
-            add(&mut given.lost, &function.namespace, times(want.demand.amount, want.demand.leaving));
+            add(&mut given.lost, &function.namespace, want.demand.amount.times(want.demand.leaving));
         }
         given
     }
@@ -160,7 +159,7 @@ impl Autoscaler {
         let waits = need.function.as_ref().map(|function| &self.wants[function]);
         let same = need.namespace == victim.namespace;
         let share_after = |gives: u32| {
-            let (gained, lost) = (need.amount, times(holds.demand.amount, gives));
+            let (gained, lost) = (need.amount, holds.demand.amount.times(gives));
             if same {
                 let waits = waits?;
                 let mine = share(waits.used.plus(gained), self.total, waits.demand.weight);
@@ -183,14 +182,11 @@ impl Autoscaler {
     }
 }
 
-fn times(amount: Amount, count: u32) -> Amount {
-    let count = u64::from(count);
-    Amount { cpu_milli: amount.cpu_milli * count, memory_mib: amount.memory_mib * count }
-}
-
 /// How many containers of `one` make up for what is lacking.
 fn needed(lacking: Amount, one: Amount) -> u32 {
     let parts = |lacking: u64, one: u64| if lacking == 0 { 0 } else { lacking.div_ceil(one.max(1)) };
-    let most = parts(lacking.cpu_milli, one.cpu_milli).max(parts(lacking.memory_mib, one.memory_mib));
+    let plain = parts(lacking.cpu_milli, one.cpu_milli).max(parts(lacking.memory_mib, one.memory_mib));
+    // Whoever has no GPU cannot give one.
+    let most = if one.gpus == 0 { plain } else { plain.max(parts(lacking.gpus, one.gpus)) };
     u32::try_from(most).unwrap_or(u32::MAX)
 }

@@ -107,7 +107,7 @@ impl Function {
         out.effects.push(Effect::Hold {
             container: held.container,
             worker: worker.clone(),
-            amount: self.deployed.spec.amount(),
+            amount: self.deployed.spec.amount().with_gpus(held.gpus),
         });
     }
 

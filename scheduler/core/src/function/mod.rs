@@ -113,6 +113,9 @@ pub struct Function {
     wanted: u32,
     /// What the autoscaler was last told: missing, whether something could give way, and how many leave.
     demanded: Option<(u32, bool, u32)>,
+    /// How many could give way as it was told, and when it is told that more can.
+    told_spare: u32,
+    spare_due: Option<Time>,
     /// When more containers were last asked for.
     asked_at: Time,
     grants_seen: u64,
@@ -179,6 +182,8 @@ impl Function {
             over_since: None,
             wanted: 0,
             demanded: Some((0, false, 0)),
+            told_spare: 0,
+            spare_due: None,
             asked_at: Time(0),
             grants_seen: 0,
             unplaced: None,
@@ -244,7 +249,7 @@ impl Function {
             Event::Fetched(calls) => self.fetched(now, calls),
             Event::Enter { request } => self.enter(now, request)?,
             Event::Leave { request, spoilt } => self.leave(now, request, spoilt, out),
-            Event::Granted { container, worker } => self.granted(now, container, worker, out),
+            Event::Granted { container, worker, gpu } => self.granted(now, container, (worker, gpu), out),
             Event::Unplaced(why) => self.unplaced = Some(why),
             Event::GiveWay { worker, count, busy } => self.give_way(&worker, count, busy, out),
             Event::Refused { container, reason } => self.refused(now, container, reason, out),
@@ -422,7 +427,8 @@ impl Function {
     /// The next time that the function wants an `Alarm`, if any.
     pub fn next_alarm(&self) -> Option<Time> {
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
-        let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.over_due(), self.unused_due()];
+        let pool =
+            [self.batch_due(), self.idle_due(), self.start_due(), self.over_due(), self.unused_due(), self.spare_due];
         let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.ask_due(), self.decisions_due];
         [self.delayed.next_due(), key].into_iter().chain(pool).chain(times).flatten().min()
     }

@@ -10,6 +10,8 @@ use capstan_common::{parameter, time::Time};
 
 /// Decisions kept for `explain`.
 const KEPT_DECISIONS: usize = 128;
+/// That more containers could give way is told so long after the first of them.
+const TELL_SPARE_MS: u64 = 100;
 /// Decisions are made durable together, so long after the first of them.
 const RECORD_DECISIONS_MS: u64 = 1_000;
 /// Decisions of one kind that follow each other faster than this are told as one.
@@ -98,9 +100,17 @@ impl Function {
         let min = self.facts().min;
         let spare = self.pool.live().saturating_sub(self.wanted.max(min)).min(self.pool.idle());
         let told = (missing, spare > 0, self.pool.leaving());
-        if self.demanded == Some(told) {
+        // Each input that ends may leave one idle container more: that is told a moment later, all at once.
+        let same = self.demanded == Some(told);
+        if spare <= self.told_spare {
+            self.spare_due = None;
+        } else if same {
+            self.spare_due.get_or_insert(now.plus_ms(TELL_SPARE_MS));
+        }
+        if same && self.spare_due.is_none_or(|due| due > now) {
             return;
         }
+        (self.told_spare, self.spare_due) = (spare, None);
         if self.demanded.is_none_or(|(before, _, _)| missing > before) {
             self.asked_at = now;
         }
@@ -114,7 +124,7 @@ impl Function {
             missing,
             grants_seen: self.grants_seen,
             amount: spec.amount(),
-            gpu: spec.resources.gpu.clone(),
+            gpus: spec.gpus(),
             spare,
             leaving: self.pool.leaving(),
             min,

@@ -11,6 +11,7 @@ use crate::{
 };
 use capstan_common::{
     container::{Ending, Phase},
+    gpu::GpuRequest,
     id::{CallId, ContainerId, LeaseId, WorkerId},
     input::{Failure, FailureKind, Outcome},
     order::{Order, Start},
@@ -26,19 +27,32 @@ use std::{
 const REFUSED_PAUSE_MS: u64 = 100;
 
 impl Function {
-    pub(super) fn granted(&mut self, now: Time, id: ContainerId, worker: WorkerId, out: &mut Output) {
+    pub(super) fn granted(
+        &mut self,
+        now: Time,
+        id: ContainerId,
+        (worker, gpu): (WorkerId, Option<GpuRequest>),
+        out: &mut Output,
+    ) {
         self.grants_seen += 1;
         self.unplaced = None;
-        if self.missing(now) == 0 {
+        let spec = self.deployed.spec.clone();
+        let wishes = spec.gpus();
+        let serves = gpu.as_ref().map_or(wishes.is_empty(), |gpu| wishes.contains(gpu));
+        if self.missing(now) == 0 || !serves {
             out.effects.push(Effect::Release(id));
+            if !serves {
+                // It was asked for before another revision came, which wants other GPUs.
+                self.demanded = None;
+            }
             return;
         }
-        let spec = self.deployed.spec.clone();
         let start = Order::Start(Start {
             container: id,
             function: self.key.clone(),
             revision: self.deployed.revision,
             spec: spec.clone(),
+            gpus: gpu.map_or(0, |gpu| gpu.count),
         });
         out.effects.push(Effect::Order(worker.clone(), start));
         self.pool.add(

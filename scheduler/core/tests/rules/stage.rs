@@ -125,7 +125,8 @@ impl Stage {
                         self.granted += 1;
                         let container = ContainerId(u64::from(self.granted));
                         self.placed.push(container);
-                        follow.push(Event::Granted { container, worker: WorkerId("w".into()) });
+                        let gpu = demand.gpus.first().cloned();
+                        follow.push(Event::Granted { container, worker: WorkerId("w".into()), gpu });
                         if self.ready_at_once {
                             follow.push(Event::Ready { container, phases: Vec::new(), port: PORT });
                         }

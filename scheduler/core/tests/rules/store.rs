@@ -29,6 +29,7 @@ fn adopted() -> Stage {
         ready: true,
         gone: false,
         port: crate::stage::PORT,
+        gpus: 0,
         running: vec![HeldAttempt { lease: LeaseId(7), call: CALL, index: 0, attempt: 1 }],
         finished: Vec::new(),
     };

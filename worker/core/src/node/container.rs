@@ -57,6 +57,8 @@ pub struct Container {
     pub running: BTreeMap<LeaseId, Running>,
     /// Outcomes that are not known to be durable.
     pub unrecorded: BTreeMap<LeaseId, Done>,
+    /// Which of the worker's GPUs are its alone.
+    pub gpus: Box<[u16]>,
 }
 
 /// What an assignment's attempt is called.
@@ -65,8 +67,8 @@ pub fn held(assignment: &Assignment) -> HeldAttempt {
 }
 
 impl Container {
-    /// One that was just ordered.
-    pub fn new(now: Time, start: Start) -> Self {
+    /// One that was just ordered, with these of the worker's GPUs.
+    pub fn new(now: Time, start: Start, gpus: Box<[u16]>) -> Self {
         Self {
             at_once: start.spec.groups_at_once(),
             start,
@@ -78,6 +80,7 @@ impl Container {
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             unrecorded: BTreeMap::new(),
+            gpus,
         }
     }
 

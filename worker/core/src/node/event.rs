@@ -8,6 +8,7 @@ use capstan_common::{
     order::{Assignment, Order, Start},
     report::Report,
 };
+use std::sync::Arc;
 
 /// What happens to a worker.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +89,12 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Start a container.
-    Launch(Start),
+    Launch {
+        /// Which.
+        start: Start,
+        /// The GPUs that are its alone, by their ids.
+        gpus: Vec<Arc<str>>,
+    },
     /// Let a container work on a group.
     Run {
         /// Which.

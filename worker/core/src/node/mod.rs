@@ -18,7 +18,10 @@ use capstan_common::{
     time::Time,
 };
 use container::{Container, Life};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// An input that was fed ahead and has not begun after so long goes back: the guess of short runs was wrong.
 const AHEAD_MS: u64 = 200;
@@ -41,6 +44,8 @@ struct Owner {
 pub struct Node {
     capacity: Amount,
     used: Amount,
+    /// Its GPUs, by their ids.
+    gpus: Vec<Arc<str>>,
     /// Over how many shards functions are spread.
     shards: u16,
     /// Who owns each shard, as far as it was told.
@@ -51,10 +56,11 @@ pub struct Node {
 }
 
 impl Node {
-    /// An empty worker.
-    pub fn new(capacity: Amount) -> Self {
+    /// An empty worker with these GPUs, by their ids.
+    pub fn new(capacity: Amount, gpus: Vec<Arc<str>>) -> Self {
         Self {
-            capacity,
+            capacity: Amount { gpus: gpus.len() as u64, ..capacity },
+            gpus,
             used: Amount::default(),
             shards: 1,
             owners: BTreeMap::new(),
@@ -184,6 +190,7 @@ impl Node {
                 ready: c.life != Life::Starting,
                 gone: matches!(c.life, Life::Gone(..)),
                 port: c.port,
+                gpus: c.start.gpus,
                 running: c.attempts(),
                 finished: c.unrecorded.values().cloned().collect(),
             })
@@ -203,7 +210,7 @@ impl Node {
             return Amount::default();
         }
         let others = self.containers.iter().filter(|(id, c)| c.exists() && self.owner(**id) != Some(link));
-        others.fold(Amount::default(), |sum, (_, c)| sum.plus(c.start.spec.amount()))
+        others.fold(Amount::default(), |sum, (_, c)| sum.plus(c.start.amount()))
     }
 
     /// Containers that exist as processes.
@@ -241,7 +248,7 @@ impl Node {
         if self.containers.contains_key(&id) || owner != Some(link) {
             return;
         }
-        let amount = start.spec.amount();
+        let amount = start.amount();
         if self.shutting {
             out.push(Effect::Tell(link, Report::Refused { container: id, reason: "the worker ends".into() }));
             return;
@@ -253,8 +260,27 @@ impl Node {
             return;
         }
         self.used = self.used.plus(amount);
-        self.containers.insert(id, Container::new(now, start.clone()));
-        out.push(Effect::Launch(start));
+        let free: Box<[u16]> =
+            if start.gpus == 0 { Box::default() } else { self.free_gpus().take(start.gpus as usize).collect() };
+        let gpus = free.iter().map(|n| self.gpus[usize::from(*n)].clone()).collect();
+        self.containers.insert(id, Container::new(now, start.clone(), free));
+        out.push(Effect::Launch { start, gpus });
+    }
+
+    /// GPUs that no container has, in their order.
+    fn free_gpus(&self) -> impl Iterator<Item = u16> {
+        let taken: BTreeSet<u16> =
+            self.containers.values().filter(|c| c.exists()).flat_map(|c| c.gpus.iter().copied()).collect();
+        (0..self.gpus.len() as u16).filter(move |n| !taken.contains(n))
+    }
+
+    /// GPUs that no container has, by their ids.
+    pub fn idle_gpus(&self) -> Vec<Arc<str>> {
+        if self.gpus.is_empty() {
+            // Asked twice a second, of workers that may have ten thousand containers.
+            return Vec::new();
+        }
+        self.free_gpus().map(|n| self.gpus[usize::from(n)].clone()).collect()
     }
 
     fn ready(&mut self, now: Time, id: ContainerId, phases: Vec<Phase>, port: u16, out: &mut Vec<Effect>) {
@@ -411,7 +437,7 @@ impl Node {
         }
         let drained = container.life == Life::Draining && container.running.is_empty();
         ending.ordered = container.life == Life::Stopping || drained;
-        self.used = self.used.minus(container.start.spec.amount());
+        self.used = self.used.minus(container.start.amount());
         let begun: Vec<LeaseId> = container.running.values().flat_map(|r| &r.held).map(|h| h.lease).collect();
         container.running.clear();
         container.waiting.clear();
@@ -467,9 +493,16 @@ impl Node {
     /// Checks what must always hold: nothing is promised twice, no container works on more than it may.
     pub fn check(&self) -> Result<(), String> {
         let mut used = Amount::default();
+        let mut given = BTreeSet::new();
         for (id, container) in &self.containers {
             if !matches!(container.life, Life::Gone(..)) {
-                used = used.plus(container.start.spec.amount());
+                used = used.plus(container.start.amount());
+                if container.gpus.len() != container.start.gpus as usize {
+                    return Err(format!("{id} has {} GPUs of {}", container.gpus.len(), container.start.gpus));
+                }
+                if let Some(gpu) = container.gpus.iter().find(|gpu| !given.insert(**gpu)) {
+                    return Err(format!("GPU {gpu} is given to {id} and to another"));
+                }
             }
             if container.running.len() > container.at_once as usize {
                 return Err(format!("{id} works on {} groups, may on {}", container.running.len(), container.at_once));

@@ -12,6 +12,7 @@ fn start(n: u64, extra: &str) -> Order {
         function: FunctionKey::new("default", "f"),
         revision: Revision(1),
         spec: Arc::new(serde_json::from_str(&json).unwrap()),
+        gpus: 0,
     })
 }
 
@@ -43,8 +44,8 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let capacity = Amount { cpu_milli: 2000, memory_mib: 4096 };
-        let mut bench = Self { node: Node::new(capacity), now: Time(0) };
+        let capacity = Amount { cpu_milli: 2000, memory_mib: 4096, gpus: 0 };
+        let mut bench = Self { node: Node::new(capacity, vec!["GPU-a".into(), "GPU-b".into()]), now: Time(0) };
         bench.owned(1);
         bench
     }
@@ -100,11 +101,39 @@ fn a_container_that_does_not_fit_is_refused() {
     // RELIABILITY P1
     let mut bench = Bench::new();
     for n in 1..=2 {
-        assert!(matches!(bench.order(start(n, ""))[..], [Effect::Launch(_)]));
+        assert!(matches!(bench.order(start(n, ""))[..], [Effect::Launch { .. }]));
     }
     assert!(matches!(&bench.order(start(3, ""))[..], [Effect::Tell(_, Report::Refused { .. })]));
     bench.step(Event::Exited { container: ContainerId(1), ending: Ending::default() });
-    assert!(matches!(bench.order(start(4, ""))[..], [Effect::Launch(_)]));
+    assert!(matches!(bench.order(start(4, ""))[..], [Effect::Launch { .. }]));
+}
+
+#[test]
+fn each_gpu_is_one_containers_alone_until_that_has_ended() {
+    // RELIABILITY P1
+    let mut bench = Bench::new();
+    let with = |n, gpus| match start(n, r#","autoscaler":{}"#) {
+        Order::Start(start) => Order::Start(Start {
+            spec: Arc::new(serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap()),
+            gpus,
+            ..start
+        }),
+        other => other,
+    };
+    let given = |effects: Vec<Effect>| match &effects[..] {
+        [Effect::Launch { gpus, .. }] => gpus.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        _ => vec!["refused".into()],
+    };
+    assert_eq!(given(bench.order(with(1, 1))), ["GPU-a"]);
+    assert_eq!(given(bench.order(with(2, 2))), ["refused"]);
+    assert!(given(bench.order(with(3, 0))).is_empty());
+    assert_eq!(given(bench.order(with(4, 1))), ["GPU-b"]);
+    assert!(bench.node.idle_gpus().is_empty());
+    bench.step(Event::Exited { container: ContainerId(1), ending: Ending::default() });
+    assert_eq!(bench.node.idle_gpus(), ["GPU-a".into()]);
+    assert_eq!(given(bench.order(with(5, 1))), ["GPU-a"]);
+    let held: Vec<u32> = bench.node.inventory(Shard(0)).iter().map(|held| held.gpus).collect();
+    assert_eq!(held, [0, 1, 1]);
 }
 
 #[test]
@@ -247,7 +276,7 @@ fn a_shard_that_changes_hands_takes_its_reports_along_and_no_other_shards() {
     );
     let other = bench.step(own(OTHER, there, 9));
     assert!(matches!(&other[..], [Effect::Tell(OTHER, Report::Inventory { held, .. })] if held.is_empty()));
-    let amount = Amount { cpu_milli: 1000, memory_mib: 128 };
+    let amount = Amount { cpu_milli: 1000, memory_mib: 128, gpus: 0 };
     assert_eq!((bench.node.others(LINK), bench.node.others(OTHER)), (Amount::default(), amount));
     let told = bench.step(own(OTHER, here, 3));
     assert!(

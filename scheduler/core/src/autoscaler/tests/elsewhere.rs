@@ -135,11 +135,11 @@ fn a_minimum_elsewhere_is_never_taken_away() {
 fn room_that_is_left_to_another_and_not_taken_is_taken_after_a_while() {
     // The other scheduler cannot reach the worker: what it lacks is left to it for some seconds, not for ever.
     let mut table = Table::new(1);
-    let lack = Lack { amount: amount(1_000), count: 8 };
+    let lack = Lack { amount: amount(1_000), gpus: Vec::new(), count: 8 };
     let told = |held| {
         BTreeMap::from([(
             member(1),
-            Summary::from([("b".into(), Told { held, lacks: Some(lack), ..Told::default() })]),
+            Summary::from([("b".into(), Told { held, lacks: Some(lack.clone()), ..Told::default() })]),
         )])
     };
     let a = key("a", "f");
@@ -210,9 +210,9 @@ fn what_is_lacked_no_more_is_told_no_more() {
     let mut table = Table::new(1);
     let (f, gpu) = (key("b", "f"), key("c", "gpu"));
     table.step(Event::Elsewhere { me: member(0), now: Time(0), told: BTreeMap::new() });
-    table.want(Demand { gpu: vec!["H100".into()], ..demand(&gpu, 1, 1_000) });
+    table.want(Demand { gpus: vec!["H100".parse().unwrap()], ..demand(&gpu, 1, 1_000) });
     table.want(demand(&f, 10, 1_000));
-    assert_eq!(table.core.summary()["b"].lacks.map(|lack| lack.count), Some(2));
+    assert_eq!(table.core.summary()["b"].lacks.as_ref().map(|lack| lack.count), Some(2));
     table.want(demand(&f, 0, 1_000));
     assert_eq!(table.core.summary()["b"].lacks, None);
 }

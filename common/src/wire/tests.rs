@@ -1,0 +1,89 @@
+use super::*;
+
+fn held(n: u64) -> HeldAttempt {
+    HeldAttempt { lease: LeaseId(n), call: CallId(u128::from(n) << 70), index: n * 3, attempt: 2 }
+}
+
+#[test]
+fn reports_survive_the_wire() {
+    let done = |n, result| Done { held: held(n), waited_us: 5, run_us: 6, result };
+    let failure = Failure::new(FailureKind::Timeout, "Timeout", "ran 3 s");
+    let blob = Blob { name: "a/in-0".into(), len: 9, crc32c: 7 };
+    let container = ContainerId(4);
+    let reports = vec![
+        Report::Hello(Hello {
+            protocol: PROTOCOL,
+            worker: "w".into(),
+            capacity: Amount { cpu_milli: 2000, memory_mib: 99, gpus: 1 },
+            version: "v".into(),
+            limits: "cgroup v1".into(),
+            instance: "17-1".into(),
+            store: Some("payloads".into()),
+            host: Some([10, 0, 0, 7].into()),
+            gpus: vec![Gpu { uuid: "GPU-1".into(), model: "H100".into(), memory_mib: 81_559 }],
+        }),
+        Report::Inventory {
+            shard: Shard(3),
+            held: vec![Held {
+                container,
+                function: FunctionKey::new("default", "f"),
+                revision: Revision(3),
+                ready: true,
+                gone: false,
+                port: 4711,
+                gpus: 2,
+                running: vec![held(1)],
+                finished: vec![done(2, Err(failure))],
+            }],
+        },
+        Report::Finished { container, done: vec![done(3, Ok(Payload::Blob(blob)))] },
+        Report::Ended {
+            container,
+            ending: Ending { exit_code: Some(3), ..Ending::default() },
+            begun: vec![LeaseId(1)],
+        },
+        Report::Ready { container, phases: vec![Phase { name: "spawn".into(), us: 4 }], port: 4711 },
+        Report::Counted { container, value: 12 },
+        Report::Outranked { shard: Shard(3), epoch: Epoch(9) },
+        Report::Beat {
+            sequence: 8,
+            others: Amount { cpu_milli: 5, memory_mib: 6, gpus: 7 },
+            free_gpus: vec!["GPU-1".into()],
+        },
+    ];
+    for report in reports {
+        assert_eq!(report_in(report.clone().into()), Ok(report));
+    }
+}
+
+#[test]
+fn orders_survive_the_wire_and_a_short_call_id_is_refused() {
+    let spec = serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap();
+    let container = ContainerId(4);
+    let assignment = Assignment {
+        lease: LeaseId(1),
+        call: CallId(5),
+        index: 0,
+        attempt: 1,
+        payload: Payload::Inline(Bytes::from_static(b"1")),
+        traceparent: "".into(),
+    };
+    let feed = Order::Feed { container, groups: vec![Group { assignments: vec![assignment], batch: true }] };
+    let start = Order::Start(Start {
+        container,
+        function: FunctionKey::new("default", "f"),
+        revision: Revision(3),
+        spec: Arc::new(spec),
+        gpus: 2,
+    });
+    let own = Order::Own { shard: Shard(3), shards: 16, epoch: Epoch(2) };
+    let peers = Order::Peers { links: vec!["10.0.0.1:7071".into()] };
+    for order in [feed.clone(), start, own, peers] {
+        assert_eq!(order_in(order.clone().into()), Ok(Some(order)));
+    }
+    let mut broken = link::Order::from(feed);
+    if let Some(link::order::Kind::Feed(feed)) = &mut broken.kind {
+        feed.groups[0].assignments[0].call = Bytes::from_static(b"short");
+    }
+    assert_eq!(order_in(broken), Err(WireError::CallId(5)));
+}

@@ -5,8 +5,9 @@ pub use crate::settings::{AutoscalerSettings, OLDER_NAMES, Overrides, OverridesP
 use crate::{
     gpu::GpuRequest,
     parameter::Parameter,
+    profile::Profile,
     resource::{Amount, Cpu},
-    schedule::{Profile, Schedule},
+    schedule::Schedule,
     time::Seconds,
 };
 use serde::{Deserialize, Deserializer, Serialize};

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod input;
 pub mod order;
 pub mod parameter;
+pub mod profile;
 pub mod refusal;
 pub mod report;
 pub mod resource;

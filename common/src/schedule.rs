@@ -1,16 +1,13 @@
 //! Set times: cron expressions in a time zone, and periods. Here is only arithmetic: given a point in time, which comes next.
 
-use crate::{
-    settings::{Overrides, OverridesPatch},
-    time::{Seconds, Time},
-};
+use crate::time::{Seconds, Time};
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use croner::{
     Cron,
     parser::{CronParser, Seconds as CronSeconds, Year},
 };
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// When a function runs by itself (SPEC E).
@@ -59,28 +56,6 @@ pub enum Missed {
     RunOnce,
     /// They are left out.
     Skip,
-}
-
-/// Autoscaler settings that hold between two set times (SPEC E06, E07).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Profile {
-    /// Its name, for `explain`.
-    pub name: String,
-    /// When it begins: a cron expression.
-    pub start: String,
-    /// When it ends: a cron expression.
-    pub end: String,
-    /// The time zone of both, by its IANA name; UTC without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timezone: Option<String>,
-    /// What it lays over the deployed settings.
-    #[serde(deserialize_with = "under_older_names")]
-    pub autoscaler: Overrides,
-}
-
-fn under_older_names<'de, D: Deserializer<'de>>(d: D) -> Result<Overrides, D::Error> {
-    OverridesPatch::deserialize(d).map(|patch| patch.apply(&Overrides::default()))
 }
 
 /// Reads a cron expression; the error says what is wrong with it.

@@ -4,6 +4,7 @@ use crate::{
     function::{AutoscalerSettings, FunctionSpec, OLDER_NAMES, Protocol, Runtime},
     gpu::GpuRequest,
     id::FunctionKey,
+    profile,
     refusal::{FieldError, Refusal},
 };
 use std::collections::BTreeMap;
@@ -190,6 +191,11 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
         readable(crate::schedule::timezone(profile.timezone.as_deref()).map(drop), &at("timezone"), findings);
         let source = |field: &str| if profile.autoscaler.sets(field) { "" } else { " of the deployed settings" };
         settings_into(&profile.autoscaler.over(&spec.autoscaler), &at("autoscaler"), &source, findings);
+    }
+    if findings.0.is_empty()
+        && let Some(clash) = profile::clash(spec)
+    {
+        findings.check(false, &format!("/profiles/{}/autoscaler/min_containers", clash.min), || clash.detail);
     }
 }
 

@@ -100,6 +100,27 @@ async fn a_profile_holds_between_its_times_and_an_operator_has_the_last_word() {
 }
 
 #[tokio::test]
+async fn profiles_that_contradict_each_other_are_refused_and_an_operator_hears_what_a_profile_will_cut() {
+    // SPEC E07
+    let (_folder, up) = fresh(&[]);
+    let profile = |name: &str, start: &str, end: &str, autoscaler: Value| json!({"name": name, "start": start, "end": end, "autoscaler": autoscaler});
+    let day = profile("day", "0 6 * * 1-5", "0 22 * * 1-5", json!({"min_containers": 5}));
+    let lean = |start: &str, end: &str| profile("lean", start, end, json!({"max_containers": 3}));
+    let with = |second: Value| echo("", json!({"profiles": [day, second]})).unwrap();
+    let error = up.deploy("f", with(lean("0 12 * * *", "0 13 * * *"))).await.unwrap_err().to_string();
+    for part in ["/profiles/0/autoscaler/min_containers", "profile `day`", "profile `lean`", "T12:00:00Z"] {
+        assert!(error.contains(part), "{error}");
+    }
+    // Ended every minute: it does not hold now, whenever the test runs.
+    up.deploy("f", with(lean("0 0 29 2 *", "* * * * *"))).await.unwrap();
+    let url = up.function("f", "/autoscaler");
+    let patched = up.http.patch(&url).json(&json!({"min_containers": 4, "max_containers": null})).send().await.unwrap();
+    let warnings = patched.json::<Value>().await.unwrap()["warnings"].clone();
+    assert_eq!(warnings.as_array().map_or(0, Vec::len), 1, "{warnings}");
+    assert!(warnings[0].as_str().unwrap().contains("while profile `lean` holds"), "{warnings}");
+}
+
+#[tokio::test]
 async fn older_names_hold_and_are_told_of() {
     // SPEC B17 B18
     let (_folder, up) = fresh(&[]);

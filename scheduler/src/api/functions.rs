@@ -59,7 +59,7 @@ pub struct SettingsView {
     pub profiles: Vec<String>,
     /// What holds.
     pub effective: AutoscalerSettings,
-    /// What of the request should be written otherwise.
+    /// What of the request should be written otherwise, and what of it will not hold while a profile does.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -186,7 +186,7 @@ impl Api {
                 overrides: overrides.clone(),
                 profiles: core.active_profiles().into_iter().map(str::to_owned).collect(),
                 effective: effective.clone(),
-                warnings: Vec::new(),
+                warnings: core.overruled(),
             }
         })
         .await

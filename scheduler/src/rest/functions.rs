@@ -172,7 +172,7 @@ pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
     let bytes = body::whole(payload, SPEC_BYTES).await?;
     let patch = parse(&bytes)?;
     let mut settings = api.patch(&key, patch).await?;
-    settings.warnings = warnings(&bytes);
+    settings.warnings.extend(warnings(&bytes));
     Ok(HttpResponse::Ok().json(settings))
 }
 

@@ -41,6 +41,7 @@ use capstan_common::{
     call::CallKind,
     function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
     id::{CallId, Epoch, FunctionKey, LeaseId, Minter, Revision},
+    profile::{self, Profiles},
     refusal::{Code, Refusal},
     time::Time,
     validate,
@@ -54,7 +55,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
-use timer::{Profiles, Timer};
+use timer::Timer;
 use web::Web;
 
 /// Inputs of a function that wait or run, by who waits for them.
@@ -309,6 +310,11 @@ impl Function {
     /// Names of the profiles that hold.
     pub fn active_profiles(&self) -> Vec<&str> {
         self.profiles.active().map(|n| self.deployed.spec.profiles[n].name.as_str()).collect()
+    }
+
+    /// What of the operator's settings will not hold in full while a profile does.
+    pub fn overruled(&self) -> Vec<String> {
+        profile::overruled(&self.deployed.spec, &self.overrides)
     }
 
     /// Every container takes nothing new; idle ones stop now, busy ones when they are done.

@@ -4,7 +4,6 @@ use super::{
     Function, Place,
     call::{Bulk, Call, Runs},
     queue::Queued,
-    timer::Profiles,
 };
 use crate::{
     decision::Decision,
@@ -17,6 +16,7 @@ use capstan_common::{
     function::Overrides,
     id::{CallId, Epoch, FunctionKey},
     input::Payload,
+    profile::Profiles,
     time::Time,
 };
 use std::{collections::BTreeMap, sync::Arc};

@@ -9,7 +9,6 @@ use crate::{
 };
 use capstan_common::{
     call::CallKind,
-    function::FunctionSpec,
     id::{CallId, FunctionKey},
     input::Payload,
     refusal::{Code, Refusal},
@@ -249,49 +248,5 @@ impl Function {
             waiting: self.timer.state.waiting.len(),
             running: self.timer.running.iter().copied().collect(),
         })
-    }
-}
-
-/// Profiles of a revision, and which of them hold.
-#[derive(Debug, Clone, Default)]
-pub struct Profiles {
-    times: Vec<(Times, Times)>,
-    active: Vec<bool>,
-    next: Option<Time>,
-}
-
-impl Profiles {
-    /// Reads a spec's profiles.
-    pub fn of(spec: &FunctionSpec) -> Self {
-        let read = |of: &str, zone: &Option<String>| Times::read(of, zone.as_deref()).ok();
-        let times =
-            spec.profiles.iter().filter_map(|p| Some((read(&p.start, &p.timezone)?, read(&p.end, &p.timezone)?)));
-        Self { times: times.collect(), active: Vec::new(), next: None }
-    }
-
-    /// Whether the set of profiles that hold changes by `now`. One holds if its last start is later than its last end.
-    pub fn turn(&mut self, now: Time) -> bool {
-        if self.times.is_empty() || (self.next.is_some_and(|next| next > now) && !self.active.is_empty()) {
-            return false;
-        }
-        let holds = |(start, end): &(Times, Times)| match (start.until(now), end.until(now)) {
-            (Some(start), Some(end)) => start > end,
-            (started, _) => started.is_some(),
-        };
-        let active: Vec<bool> = self.times.iter().map(holds).collect();
-        self.next = self.times.iter().flat_map(|(start, end)| [start.after(now), end.after(now)]).flatten().min();
-        let changed = active != self.active && (active.contains(&true) || self.active.contains(&true));
-        self.active = active;
-        changed
-    }
-
-    /// When that is to be looked at again.
-    pub fn next(&self) -> Option<Time> {
-        self.next
-    }
-
-    /// Which of a spec's profiles hold, in their order.
-    pub fn active(&self) -> impl Iterator<Item = usize> {
-        self.active.iter().enumerate().filter(|(_, holds)| **holds).map(|(n, _)| n)
     }
 }

@@ -79,6 +79,10 @@ impl Queue {
     pub fn close(&mut self, call: CallId) -> VecDeque<Queued> {
         self.leave_ring(call);
         let ready = self.lanes.remove(&call).map_or_else(VecDeque::new, |lane| lane.ready);
+        if self.lanes.is_empty() {
+            // An empty map keeps its memory: ten thousand idle functions would keep much.
+            self.lanes = BTreeMap::new();
+        }
         self.bytes -= bytes_of(&ready);
         ready
     }

@@ -89,6 +89,16 @@ impl Container {
         self.start.spec.protocol == Protocol::Exec
     }
 
+    /// A group is over.
+    pub fn ended(&mut self, group: LeaseId) -> Option<Running> {
+        let running = self.running.remove(&group);
+        if self.running.is_empty() {
+            // An empty map keeps its memory: ten thousand idle containers would keep much.
+            self.running = BTreeMap::new();
+        }
+        running
+    }
+
     /// Whether it is there as a process, or will be.
     pub fn exists(&self) -> bool {
         !matches!(self.life, Life::Gone(..))

@@ -340,7 +340,7 @@ impl Node {
             // Cut off by the stop: its container's end tells of it, and it does not count as the function's failure.
             return;
         }
-        let Some(running) = container.running.remove(&group) else { return };
+        let Some(running) = container.ended(group) else { return };
         let timed_out = results.iter().any(|(_, result)| matches!(result, Err(f) if f.kind == FailureKind::Timeout));
         let mut results: BTreeMap<LeaseId, _> = results.into_iter().collect();
         let mut done = Vec::with_capacity(running.held.len());
@@ -395,7 +395,7 @@ impl Node {
             out.push(Effect::Interrupt { container: id, group: *group });
         }
         if !cut.is_empty() && !container.is_exec() {
-            cut.iter().for_each(|group| drop(container.running.remove(group)));
+            cut.iter().for_each(|group| drop(container.ended(*group)));
             if container.at_once == 1 || container.running.is_empty() {
                 self.spoilt(id, "an input was cancelled", out);
             }

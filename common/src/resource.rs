@@ -66,6 +66,26 @@ impl Amount {
         }
     }
 
+    /// How many of `one` it holds.
+    pub fn holds(self, one: Self) -> u32 {
+        let parts = |all: u64, one: u64| all.checked_div(one).unwrap_or(u64::MAX);
+        let most = parts(self.cpu_milli, one.cpu_milli)
+            .min(parts(self.memory_mib, one.memory_mib))
+            .min(parts(self.gpus, one.gpus));
+        u32::try_from(most).unwrap_or(u32::MAX)
+    }
+
+    /// How many of `one` are as much as this, resource by resource; `None` if no number of them is.
+    pub fn needs(self, one: Self) -> Option<u64> {
+        let parts = |all: u64, one: u64| match (all, one) {
+            (0, _) => Some(0),
+            (_, 0) => None,
+            (all, one) => Some(all.div_ceil(one)),
+        };
+        let (cpu, memory) = (parts(self.cpu_milli, one.cpu_milli)?, parts(self.memory_mib, one.memory_mib)?);
+        Some(cpu.max(memory).max(parts(self.gpus, one.gpus)?))
+    }
+
     /// So many of it.
     pub fn times(self, count: u32) -> Self {
         let count = u64::from(count);

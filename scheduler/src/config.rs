@@ -56,14 +56,20 @@ pub struct SchedulerConfig {
     pub rate_burst_s: u32,
     /// Requests a second that each function's server may get through `/web`, sustained, with bursts as a token's; 0: no limit.
     pub web_rate_per_s: u32,
-    /// Where KEDA's external scaler is served; empty: nowhere. It knows no authentication, so it must be a loopback address
-    /// unless `keda_open` is set.
+    /// Further names by which clients reach this scheduler, for the certificate that the cluster's authority signs for it.
+    pub tls_names: Vec<String>,
+    /// Where KEDA's external scaler is served; empty: nowhere. On other than loopback addresses it needs `keda_client_ca_file`,
+    /// or `keda_open`.
     pub keda_listen: String,
     /// Where other schedulers reach this one's service for KEDA, like `10.0.0.1:7072`, to ask about what it owns; empty: where it
     /// is served, on the host of `advertise` if that is everywhere.
     pub keda_advertise: String,
-    /// Whether KEDA may be served on an address that others can reach.
+    /// Whether KEDA may be served on an address that others can reach, without knowing who asks.
     pub keda_open: bool,
+    /// Whether KEDA is served encrypted, with a certificate of the cluster's own authority.
+    pub keda_tls: bool,
+    /// Authorities, as PEM, one of which must have signed the certificate that KEDA shows; empty: nobody needs one.
+    pub keda_client_ca_file: PathBuf,
     /// The Prometheus server that is asked for requests of models that pass Capstan by; empty: none.
     pub prometheus_url: String,
     /// Whether models' gauges are told under their newer names (`wva_…`) too.
@@ -105,9 +111,12 @@ impl Default for SchedulerConfig {
             rate_burst: 1000,
             rate_burst_s: 5,
             web_rate_per_s: 0,
+            tls_names: Vec::new(),
             keda_listen: String::new(),
             keda_advertise: String::new(),
             keda_open: false,
+            keda_tls: false,
+            keda_client_ca_file: PathBuf::new(),
             prometheus_url: String::new(),
             wva_metrics: true,
             vllm_metrics: true,
@@ -185,12 +194,17 @@ impl SchedulerConfig {
                 "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Set rest_tls=true and link_tls=true, listen on 127.0.0.1, or say plaintext_on_my_own_network=true if nobody else is on that network"
             ));
         }
+        let knows_who = !self.keda_client_ca_file.as_os_str().is_empty();
+        if knows_who && !self.keda_tls {
+            return Err("keda_client_ca_file is set and keda_tls is not: set keda_tls=true too".into());
+        }
         if let Some(keda) = self.keda_address()?
             && !keda.ip().is_loopback()
             && !self.keda_open
+            && !knows_who
         {
             return Err(format!(
-                "keda_listen is {keda}, where others can reach it, and KEDA's protocol knows no authentication: set keda_open=true if your network keeps strangers out, or listen on 127.0.0.1"
+                "keda_listen is {keda}, where others can reach it, and anybody may ask: set keda_tls=true and keda_client_ca_file to whom you let ask, keda_open=true if your network keeps strangers out, or listen on 127.0.0.1"
             ));
         }
         self.prometheus()?;

@@ -177,7 +177,7 @@ impl Parts {
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
         let mut authority = None;
-        if config.link_tls || config.rest_tls || config.is_clustered() {
+        if config.link_tls || config.rest_tls || config.keda_tls || config.is_clustered() {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
         let tokens = Tokens::default();
@@ -209,7 +209,7 @@ impl Parts {
     /// Opens the doors.
     async fn serve(self, config: SchedulerConfig, links: LinkListener) -> anyhow::Result<Server> {
         let Self { shared, functions, timers } = self;
-        if let Some(authority) = shared.authority.as_ref().filter(|_| config.rest_tls) {
+        if let Some(authority) = shared.authority.as_ref().filter(|_| config.rest_tls || config.keda_tls) {
             let file = config.data_dir.join("authority.pem");
             let written =
                 std::fs::create_dir_all(&config.data_dir).and_then(|()| std::fs::write(&file, authority.pem()));
@@ -224,8 +224,8 @@ impl Parts {
         api.start_sweeping(&sweeper.handle());
         let mut keda = None;
         if let Some(listen) = config.keda_address().map_err(anyhow::Error::msg)? {
-            let served = crate::keda::serve(api.clone(), listen).await;
-            let served = served.with_context(|| format!("cannot listen for KEDA on {listen}"))?;
+            let served = crate::keda::serve(api.clone(), &config, listen).await;
+            let served = served.with_context(|| format!("KEDA cannot be served on {listen}"))?;
             tracing::info!(%served, "KEDA's external scaler is served");
             keda = Some(served);
         }

@@ -11,6 +11,7 @@ use capstan_tests::{
 };
 use serde_json::json;
 use std::{collections::HashMap, time::Duration};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 fn object(metadata: &[(&str, &str)]) -> ScaledObjectRef {
     let scaler_metadata: HashMap<String, String> =
@@ -57,6 +58,89 @@ async fn keda_is_told_what_a_function_wants_and_when_it_wakes() {
     }
     let nothing = object(&[("function", "nothing")]);
     assert_eq!(keda.is_active(nothing).await.unwrap_err().code(), tonic::Code::NotFound);
+}
+
+type Keda = ExternalScalerClient<tonic::transport::Channel>;
+
+async fn ask(keda: &mut Keda, metadata: &[(&str, &str)]) -> Result<i64, tonic::Status> {
+    let asked = GetMetricsRequest { scaled_object_ref: Some(object(metadata)), metric_name: String::new() };
+    Ok(keda.get_metrics(asked).await?.into_inner().metric_values[0].metric_value)
+}
+
+#[tokio::test]
+async fn keda_may_ask_by_model_and_for_the_nodes_that_capstan_needs() {
+    // SPEC section 3.9
+    let port = capstan::local::free_ports(1).unwrap()[0];
+    let listen = format!("scheduler.keda_listen=127.0.0.1:{port}");
+    let (_folder, up) = fresh(&["--set", &listen, "--set", "worker.cpu=4", "--set", "worker.memory_mib=4096"]);
+    let half = json!({"resources": {"cpu": 0.5, "memory_mib": 64}, "autoscaler": {"min_containers": 3}});
+    up.deploy("warm", spec(&["cat"], "exec", half)).await.unwrap();
+    up.deploy("llama", spec(&["cat"], "exec", json!({"model_id": "meta/llama"}))).await.unwrap();
+    up.until("warm", Duration::from_secs(20), |s| s["containers"]["idle"] == 3).await.unwrap();
+    let mut keda = Keda::connect(format!("http://127.0.0.1:{port}")).await.unwrap();
+    // Scaling to zero is off for the model: it keeps one.
+    assert_eq!(ask(&mut keda, &[("model", "meta/llama")]).await.unwrap(), 1);
+    let unserved = ask(&mut keda, &[("model", "meta/llama"), ("namespace", "other")]).await.unwrap_err();
+    assert!(unserved.code() == tonic::Code::NotFound && unserved.message().contains("meta/llama"), "{unserved}");
+    let nodes = [("metric", "required_nodes"), ("nodeCpu", "1"), ("nodeMemoryMib", "1024")];
+    let of_warm = [&[("function", "warm")], &nodes[..]].concat();
+    // Two of half a core each fit on a node of one: three need two.
+    assert_eq!(ask(&mut keda, &of_warm).await.unwrap(), 2);
+    // With the model's own eighth of a core that is 1.625 cores in all.
+    assert_eq!(ask(&mut keda, &nodes).await.unwrap(), 2);
+    assert_eq!(ask(&mut keda, &nodes[..1]).await.unwrap(), 1, "as large as the worker");
+    assert!(keda.is_active(object(&nodes)).await.unwrap().into_inner().result);
+    let small = [("metric", "required_nodes"), ("function", "warm"), ("nodeCpu", "0.25"), ("nodeMemoryMib", "1024")];
+    let refused = ask(&mut keda, &small).await.unwrap_err();
+    assert!(refused.message().contains("does not hold a container"), "{refused}");
+}
+
+/// Keys of an authority of the operator's, and a certificate that it signed.
+fn operators_authority() -> (String, Identity) {
+    let (key, of_client) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["keda".into()]).unwrap();
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&authority.pem(), key).unwrap();
+    let signed = params.signed_by(&of_client, &issuer).unwrap();
+    (authority.pem(), Identity::from_pem(signed.pem(), of_client.serialize_pem()))
+}
+
+#[tokio::test]
+async fn keda_is_served_encrypted_to_those_alone_who_show_a_certificate_and_schedulers_ask_each_other_so() {
+    // SPEC section 3.9
+    let folder = tempfile::tempdir().unwrap();
+    let (theirs, (authority, identity)) = (folder.path().join("keda-ca.pem"), operators_authority());
+    std::fs::write(&theirs, authority).unwrap();
+    let set = [
+        "scheduler.keda_listen=0.0.0.0:0".to_owned(),
+        "scheduler.keda_tls=true".into(),
+        "scheduler.tls_names=capstan.keda.svc".into(),
+        format!("scheduler.keda_client_ca_file={}", theirs.display()),
+    ];
+    let size = Size { etcd: 1, schedulers: 2, set: set.into(), ..Size::default() };
+    let bench = Cluster::start(size).await.unwrap();
+    let spec = spec(&["cat"], "exec", json!({"model_id": "meta/llama"}));
+    bench.deploy("f", &spec).await.unwrap();
+    let other = 1 - bench.owner(0, "f").await;
+    let schedulers = bench.get(other, "/v1/schedulers").await;
+    let door =
+        schedulers["schedulers"].as_array().unwrap().iter().find(|s| s["answers"] == true).unwrap()["keda"].clone();
+    let door = format!("https://{}", door.as_str().unwrap());
+    let ours = std::fs::read_to_string(bench.folder.path().join("scheduler-1/authority.pem")).unwrap();
+    let believes = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ours)).domain_name("capstan.keda.svc");
+    let connect = async |tls: ClientTlsConfig| {
+        let channel = Endpoint::from_shared(door.clone()).unwrap().tls_config(tls).unwrap().connect_lazy();
+        Keda::new(channel).is_active(object(&[("model", "meta/llama")])).await
+    };
+    assert!(connect(believes.clone().identity(identity.clone())).await.unwrap().into_inner().result);
+    // Nobody else: without a certificate, or with one that somebody else signed.
+    assert!(connect(believes.clone()).await.is_err());
+    assert!(connect(believes.identity(operators_authority().1)).await.is_err());
+    let strangers = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(operators_authority().0));
+    assert!(connect(strangers.domain_name("capstan.keda.svc").identity(identity)).await.is_err());
 }
 
 #[tokio::test]

@@ -64,6 +64,18 @@ pub struct Space {
     pub used: Amount,
 }
 
+/// What all containers of the cluster take, with those that are lacking.
+#[derive(Message)]
+#[rtype(result = "Amount")]
+pub struct DemandOfAll;
+
+impl Handler<DemandOfAll> for AutoscalerActor {
+    type Result = MessageResult<DemandOfAll>;
+    fn handle(&mut self, _: DemandOfAll, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.core.demanded())
+    }
+}
+
 /// What other schedulers are told of namespaces.
 #[derive(Message)]
 #[rtype(result = "Summary")]

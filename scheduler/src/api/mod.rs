@@ -8,6 +8,7 @@ pub mod models;
 pub mod owner;
 pub mod results;
 pub mod submit;
+mod supply;
 mod sweep;
 pub mod tokens;
 pub mod web;

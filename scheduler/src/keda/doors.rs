@@ -1,6 +1,6 @@
 //! The other schedulers' doors for KEDA: any scheduler tells it of any function.
 
-use super::proto::external_scaler_client::ExternalScalerClient;
+use super::{proto::external_scaler_client::ExternalScalerClient, trigger::Subject};
 use crate::{
     api::{
         Api,
@@ -18,7 +18,7 @@ use std::{
 use tonic::{
     Code, Extensions, Request, Status,
     metadata::{MetadataMap, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
 /// Marks a question that another scheduler has passed on.
@@ -31,10 +31,17 @@ enum Door {
     There(ExternalScalerClient<Channel>),
 }
 
-/// Who answers for a function.
+/// This scheduler answers, for as long as this lives.
+pub struct Here {
+    /// For which function; none: for all.
+    pub function: Option<FunctionKey>,
+    _guest: Option<Guest>,
+}
+
+/// Who answers.
 pub enum Asked<A> {
-    /// This scheduler, for as long as the guest lives.
-    Here(Guest),
+    /// This scheduler.
+    Here(Here),
     /// Its owner, with this.
     There(A),
 }
@@ -42,13 +49,80 @@ pub enum Asked<A> {
 /// Connections to the other schedulers' doors, made when they are needed.
 pub struct Doors {
     api: Arc<Api>,
+    /// How they are believed, and what they are shown, where they are encrypted.
+    tls: Option<ClientTlsConfig>,
     channels: Mutex<BTreeMap<String, Channel>>,
+    /// Functions of this scheduler that were found to serve models.
+    serving: Mutex<BTreeMap<(String, String), FunctionKey>>,
 }
 
 impl Doors {
     /// None yet.
-    pub fn new(api: Arc<Api>) -> Self {
-        Self { api, channels: Mutex::default() }
+    pub fn new(api: Arc<Api>, tls: Option<ClientTlsConfig>) -> Self {
+        Self { api, tls, channels: Mutex::default(), serving: Mutex::default() }
+    }
+
+    /// Finds who answers, and asks if that is another scheduler. A question that was `passed` on is not passed on again.
+    ///
+    /// # Errors
+    /// As for a function. Not found: no scheduler has a function that serves the model.
+    pub async fn ask<A, F>(
+        &self,
+        subject: &Subject,
+        passed: bool,
+        question: impl Fn(ExternalScalerClient<Channel>) -> F,
+    ) -> Result<Asked<A>, Status>
+    where
+        F: Future<Output = Result<A, Status>> + Send,
+    {
+        match subject {
+            Subject::All => Ok(Asked::Here(Here { function: None, _guest: None })),
+            Subject::Function(function) => self.ask_owner(function, passed, question).await,
+            Subject::Model { namespace, model } => match self.serving(namespace, model).await {
+                Some(function) => self.ask_owner(&function, passed, question).await,
+                None if passed => Err(unserved(namespace, model)),
+                None => self.ask_all(question).await?.ok_or_else(|| unserved(namespace, model)),
+            },
+        }
+    }
+
+    /// The function of this scheduler that serves a model: the one that did when it was last looked for, if it still does.
+    async fn serving(&self, namespace: &str, model: &str) -> Option<FunctionKey> {
+        let of = (namespace.to_owned(), model.to_owned());
+        let known = self.serving.lock().unwrap_or_else(PoisonError::into_inner).get(&of).cloned();
+        if let Some(known) = known
+            && self.api.serves(&known, model).await
+        {
+            return Some(known);
+        }
+        let found = self.api.serving(namespace, model).await;
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        match &found {
+            Some(found) => drop(serving.insert(of, found.clone())),
+            None => drop(serving.remove(&of)),
+        }
+        found
+    }
+
+    /// Asks the other schedulers, one after the other, who may know what this one does not.
+    async fn ask_all<A, F>(
+        &self,
+        question: impl Fn(ExternalScalerClient<Channel>) -> F,
+    ) -> Result<Option<Asked<A>>, Status>
+    where
+        F: Future<Output = Result<A, Status>> + Send,
+    {
+        let mut silent = None;
+        for peer in self.api.peers() {
+            match question(self.client(&peer)?).await {
+                Ok(answer) => return Ok(Some(Asked::There(answer))),
+                Err(refused) if refused.code() == Code::NotFound => {}
+                Err(refused) if refused.code() == Code::InvalidArgument => return Err(refused),
+                Err(error) => silent = Some(error),
+            }
+        }
+        // Whoever did not answer may be the one that knows.
+        silent.map_or(Ok(None), Err)
     }
 
     /// Finds who answers for a function, and asks if that is another scheduler: the next owner, if the one before does not answer.
@@ -56,7 +130,7 @@ impl Doors {
     ///
     /// # Errors
     /// Unavailable: the owner is being replaced, or serves KEDA to nobody else. Otherwise what the owner refuses.
-    pub async fn ask<A, F>(
+    async fn ask_owner<A, F>(
         &self,
         function: &FunctionKey,
         passed: bool,
@@ -68,7 +142,10 @@ impl Doors {
         let begun = Instant::now();
         loop {
             let owner = match self.find(function, passed).await? {
-                Door::Here(guest) => return Ok(Asked::Here(guest)),
+                Door::Here(guest) => {
+                    let function = Some(function.clone());
+                    return Ok(Asked::Here(Here { function, _guest: Some(guest) }));
+                }
                 Door::There(owner) => owner,
             };
             match question(owner).await {
@@ -104,8 +181,12 @@ impl Doors {
         if let Some(channel) = channels.get(&peer.keda) {
             return Ok(ExternalScalerClient::new(channel.clone()));
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", peer.keda));
-        let endpoint = endpoint.map_err(|e| Status::internal(format!("`{}` is no address: {e}", peer.keda)))?;
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let wrong = |error| Status::internal(format!("`{}` cannot be asked: {error}", peer.keda));
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", peer.keda)).map_err(wrong)?;
+        if let Some(tls) = &self.tls {
+            endpoint = endpoint.tls_config(tls.clone()).map_err(wrong)?;
+        }
         let channel = endpoint
             .connect_timeout(SILENCE)
             .http2_keep_alive_interval(SILENCE)
@@ -115,6 +196,10 @@ impl Doors {
         channels.insert(peer.keda.clone(), channel.clone());
         Ok(ExternalScalerClient::new(channel))
     }
+}
+
+fn unserved(namespace: &str, model: &str) -> Status {
+    Status::not_found(format!("no function of namespace `{namespace}` has the model_id `{model}`"))
 }
 
 /// Whether a question comes from another scheduler.

@@ -1,13 +1,16 @@
-//! KEDA's external scaler: tells a cluster's autoscaler what a function wants, and pushes when it wakes (SPEC §3.7).
-//!
-//! Trigger metadata: `function` (needed), `namespace` (`default` without it), `metric` (`desired_replicas`, `backlog` or
-//! `running`), `target` (a number above zero, 1 without it).
+//! KEDA's external scaler: tells a cluster's autoscaler what a function wants, and pushes when it wakes (SPEC §3.7, §3.9).
+//! What a trigger may ask for is in `trigger`.
 
 mod doors;
+mod trigger;
 
-use crate::api::{Api, owner::LOOK as PAUSE};
-use capstan_common::{id::FunctionKey, refusal::Refusal, validate};
-use doors::{Asked, Doors, is_passed, pass, pass_once};
+use crate::{
+    api::{Api, owner::LOOK as PAUSE},
+    config::SchedulerConfig,
+    tls,
+};
+use capstan_common::refusal::Refusal;
+use doors::{Asked, Doors, Here, is_passed, pass, pass_once};
 use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
     ScaledObjectRef,
@@ -21,6 +24,7 @@ use tonic::{
     Request, Response, Status,
     transport::{Channel, server::TcpIncoming},
 };
+use trigger::{Metric, Trigger};
 
 /// KEDA's messages.
 #[allow(missing_docs, clippy::all)]
@@ -31,20 +35,29 @@ pub mod proto {
 /// How often a stream looks without being told that anything has changed: news can be missed by a slow listener.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Metrics that can be asked for.
-const METRICS: [&str; 3] = ["desired_replicas", "backlog", "running"];
-
-/// Serves KEDA. Answers the address.
-pub async fn serve(api: Arc<Api>, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+/// Serves KEDA, encrypted where that is set. Answers the address.
+///
+/// # Errors
+/// The address is taken, or certificates cannot be read or made.
+pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let authority = api.authority().filter(|_| config.keda_tls);
+    let doors = Arc::new(Doors::new(api.clone(), authority.map(tls::keda::client).transpose()?));
+    let encrypted = authority.map(|authority| tls::keda::server(authority, config)).transpose()?;
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     let stopping = api.stopping().clone();
     tokio::spawn(async move {
-        let service = ExternalScalerServer::new(Scaler { doors: Arc::new(Doors::new(api.clone())), api });
-        // News are short: they must not wait for more to go with them.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let server = tonic::transport::Server::builder().add_service(service);
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stopping.cancelled()).await {
+        let server = tonic::transport::Server::builder().add_service(ExternalScalerServer::new(Scaler { doors, api }));
+        let stopped = stopping.cancelled();
+        let ended = match encrypted {
+            Some(config) => server.serve_with_incoming_shutdown(tls::incoming(listener, config), stopped).await,
+            None => {
+                // News are short: they must not wait for more to go with them.
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                server.serve_with_incoming_shutdown(incoming, stopped).await
+            }
+        };
+        if let Err(error) = ended {
             tracing::error!(error = &error as &dyn std::error::Error, "KEDA is not served any more");
         }
     });
@@ -56,14 +69,6 @@ struct Scaler {
     doors: Arc<Doors>,
 }
 
-/// What a trigger asks for.
-#[derive(Clone)]
-struct Trigger {
-    function: FunctionKey,
-    metric: String,
-    target: f64,
-}
-
 fn status(refusal: Refusal) -> Status {
     use capstan_common::refusal::Code;
     match refusal.code {
@@ -73,41 +78,31 @@ fn status(refusal: Refusal) -> Status {
     }
 }
 
-fn trigger(object: &ScaledObjectRef) -> Result<Trigger, Status> {
-    let given = |name: &str| object.scaler_metadata.get(name).map(String::as_str).filter(|value| !value.is_empty());
-    let wrong = |what: String| Status::invalid_argument(what);
-    let function = given("function").ok_or_else(|| wrong("metadata `function` must name a function".into()))?;
-    let function = validate::instance_key(given("namespace").unwrap_or("default"), function).map_err(status)?;
-    let metric = given("metric").unwrap_or(METRICS[0]);
-    if !METRICS.contains(&metric) {
-        return Err(wrong(format!("metadata `metric` is `{metric}`, must be one of {}", METRICS.join(", "))));
-    }
-    let text = given("target").unwrap_or("1");
-    let target = text.parse().ok().filter(|target: &f64| target.is_finite() && *target > 0.0);
-    let target = target.ok_or_else(|| wrong(format!("metadata `target` is `{text}`, must be a number above zero")))?;
-    Ok(Trigger { function, metric: metric.into(), target })
-}
-
-impl Scaler {
-    async fn value(&self, trigger: &Trigger, metric: &str) -> Result<f64, Status> {
-        let stats = self.api.stats(&trigger.function).await.map_err(status)?;
-        match metric {
-            "desired_replicas" => Ok(f64::from(stats.desired)),
-            "backlog" => Ok(stats.backlog as f64),
-            "running" => Ok(stats.running as f64),
-            other => Err(Status::invalid_argument(format!("there is no metric `{other}`"))),
+/// A metric's value for who is asked about.
+async fn value(api: &Api, trigger: &Trigger, here: &Here, metric: Metric) -> Result<f64, Status> {
+    let stats = async |function| api.stats(function).await.map_err(status);
+    Ok(match (metric, &here.function) {
+        (Metric::RequiredNodes, function) => {
+            api.required_nodes(function.as_ref(), trigger.node).await.map_err(status)? as f64
         }
-    }
+        (Metric::DesiredReplicas, Some(function)) => f64::from(stats(function).await?.desired),
+        (Metric::Backlog, Some(function)) => stats(function).await?.backlog as f64,
+        (Metric::Running, Some(function)) => stats(function).await?.running as f64,
+        (metric, None) => return Err(trigger::needs_function(metric)),
+    })
 }
 
-async fn is_active(api: &Api, function: &FunctionKey) -> Result<bool, Status> {
+async fn is_active(api: &Api, trigger: &Trigger, here: &Here) -> Result<bool, Status> {
+    let Some(function) = &here.function else {
+        return Ok(value(api, trigger, here, Metric::RequiredNodes).await? > 0.0);
+    };
     let stats = api.stats(function).await.map_err(status)?;
     Ok(stats.desired > 0 || stats.backlog > 0 || stats.running > 0)
 }
 
 fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
     let spec = MetricSpec {
-        metric_name: trigger.metric.clone(),
+        metric_name: trigger.metric.name().into(),
         // The whole number is for clients that do not know the other; it must be above zero too.
         target_size: (trigger.target.ceil() as i64).max(1),
         target_size_float: trigger.target,
@@ -123,15 +118,15 @@ impl ExternalScaler for Scaler {
     type StreamMetricSpecStream = Answers<GetMetricSpecResponse>;
 
     async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
-        let trigger = trigger(request.get_ref())?;
+        let trigger = Trigger::read(request.get_ref())?;
         let ask = |mut owner: ExternalScalerClient<Channel>| {
             let object = request.get_ref().clone();
             async move { owner.is_active(pass_once(object)).await }
         };
-        match self.doors.ask(&trigger.function, is_passed(&request), ask).await? {
+        match self.doors.ask(&trigger.subject, is_passed(&request), ask).await? {
             Asked::There(answer) => Ok(answer),
-            Asked::Here(_guest) => {
-                let result = is_active(&self.api, &trigger.function).await?;
+            Asked::Here(here) => {
+                let result = is_active(&self.api, &trigger, &here).await?;
                 Ok(Response::new(IsActiveResponse { result }))
             }
         }
@@ -141,7 +136,7 @@ impl ExternalScaler for Scaler {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
-        let trigger = trigger(request.get_ref())?;
+        let trigger = Trigger::read(request.get_ref())?;
         let passed = is_passed(&request);
         let object = request.into_inner();
         let (api, doors) = (self.api.clone(), self.doors.clone());
@@ -155,8 +150,8 @@ impl ExternalScaler for Scaler {
                     async move { owner.stream_is_active(pass(object)).await }
                 };
                 // Each time: another scheduler may own it by now.
-                let looked = match doors.ask(&trigger.function, passed, ask).await? {
-                    Asked::Here(_guest) => is_active(&api, &trigger.function).await?,
+                let looked = match doors.ask(&trigger.subject, passed, ask).await? {
+                    Asked::Here(here) => is_active(&api, &trigger, &here).await?,
                     Asked::There(answers) => {
                         let mut answers = answers.into_inner();
                         loop {
@@ -194,24 +189,25 @@ impl ExternalScaler for Scaler {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<GetMetricSpecResponse>, Status> {
-        Ok(Response::new(spec(&trigger(request.get_ref())?)))
+        Ok(Response::new(spec(&Trigger::read(request.get_ref())?)))
     }
 
     async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Result<Response<GetMetricsResponse>, Status> {
         let passed = is_passed(&request);
         let asked = request.into_inner();
         let object = asked.scaled_object_ref.as_ref();
-        let trigger = trigger(object.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?)?;
+        let trigger = Trigger::read(object.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?)?;
         let ask = |mut owner: ExternalScalerClient<Channel>| {
             let asked = asked.clone();
             async move { owner.get_metrics(pass_once(asked)).await }
         };
-        let _guest = match self.doors.ask(&trigger.function, passed, ask).await? {
+        let here = match self.doors.ask(&trigger.subject, passed, ask).await? {
             Asked::There(answer) => return Ok(answer),
-            Asked::Here(guest) => guest,
+            Asked::Here(here) => here,
         };
-        let metric_name = if asked.metric_name.is_empty() { trigger.metric.clone() } else { asked.metric_name };
-        let value = self.value(&trigger, &metric_name).await?;
+        let metric = if asked.metric_name.is_empty() { trigger.metric } else { Metric::read(&asked.metric_name)? };
+        let value = value(&self.api, &trigger, &here, metric).await?;
+        let metric_name = metric.name().into();
         let value = MetricValue { metric_name, metric_value: value.ceil() as i64, metric_value_float: value };
         Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))
     }
@@ -220,7 +216,7 @@ impl ExternalScaler for Scaler {
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
-        let spec = spec(&trigger(request.get_ref())?);
+        let spec = spec(&Trigger::read(request.get_ref())?);
         let stopping = self.api.stopping().clone();
         // A trigger's metadata does not change while its stream is open: the specs are sent once.
         let stream = async_stream::stream! {

@@ -1,5 +1,6 @@
 //! The cluster's own authority: it signs schedulers' and workers' certificates, and checks who dials in.
 
+pub mod keda;
 pub mod rest;
 
 use crate::{
@@ -13,8 +14,8 @@ use capstan_common::{
     time::Time,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -114,13 +115,19 @@ impl Authority {
 
     /// A certificate of this scheduler for these names, with its key.
     fn scheduler(&self, names: Vec<String>) -> Result<CertifiedKey> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(names)?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        validity(&mut params, SCHEDULER_DAYS * 86_400);
-        let chain = vec![params.signed_by(&key, &self.issuer)?.der().clone(), self.certificate.clone()];
+        let (certificate, key) = self.issue(names, ExtendedKeyUsagePurpose::ServerAuth)?;
+        let chain = vec![certificate.der().clone(), self.certificate.clone()];
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
         Ok(CertifiedKey::from_der(chain, key, &ring::default_provider())?)
+    }
+
+    /// A certificate for these names and this use, with its key.
+    fn issue(&self, names: Vec<String>, usage: ExtendedKeyUsagePurpose) -> Result<(Certificate, KeyPair)> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(names)?;
+        params.extended_key_usages = vec![usage];
+        validity(&mut params, SCHEDULER_DAYS * 86_400);
+        Ok((params.signed_by(&key, &self.issuer)?, key))
     }
 
     /// Its certificate, for clients that are to believe it.

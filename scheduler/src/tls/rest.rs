@@ -53,14 +53,16 @@ pub fn client(authority: Option<&Authority>) -> Result<ClientConfig> {
 }
 
 /// Names and addresses by which clients may reach this scheduler.
-fn names(config: &SchedulerConfig) -> Vec<String> {
-    let advertised = config.advertise.parse::<hyper::Uri>().ok();
-    let advertised =
-        advertised.as_ref().and_then(|uri| uri.host()).map(|host| host.trim_matches(['[', ']']).to_owned());
+pub(super) fn names(config: &SchedulerConfig) -> Vec<String> {
+    let host = |address: &String| {
+        let uri = address.parse::<hyper::Uri>().ok()?;
+        Some(uri.host()?.trim_matches(['[', ']']).to_owned())
+    };
+    let advertised = [&config.advertise, &config.keda_advertise].into_iter().filter_map(host);
     let listens = Some(config.listen.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
     let local = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let mut names = vec![identity::SCHEDULER.to_owned()];
-    names.extend(local.into_iter().chain(advertised).chain(listens));
+    names.extend(local.into_iter().chain(advertised).chain(listens).chain(config.tls_names.iter().cloned()));
     // A name that no certificate can carry is no name that a client can ask for.
     if config.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {
         names.push(config.name.clone());

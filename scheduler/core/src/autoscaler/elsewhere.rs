@@ -203,6 +203,23 @@ impl Autoscaler {
         (held + more, used.plus(taken))
     }
 
+    /// What all containers of the cluster take, with those that are lacking: no more than quotas allow.
+    pub fn demanded(&self) -> Amount {
+        let mut spaces: BTreeMap<&str, (u32, Amount)> =
+            self.spaces().map(|(name, _, held, used)| (&**name, (held, used))).collect();
+        for (function, want) in &self.wants {
+            let namespace = &*function.namespace;
+            let (held, used) = spaces.entry(namespace).or_default();
+            let amount = want.demand.amount;
+            let quota = self.spaces.get(namespace).map(|space| space.policy.quota.room(*held, *used, amount));
+            let more = want.outstanding().min(quota.unwrap_or(u32::MAX));
+            (*held, *used) = (*held + more, used.plus(amount.times(more)));
+        }
+        let here = spaces.values().map(|(_, used)| *used);
+        let elsewhere = self.elsewhere.lacks.iter().map(|foreign| foreign.lack.amount.times(foreign.lack.count));
+        here.chain(elsewhere).fold(Amount::default(), Amount::plus)
+    }
+
     fn weight(&self, namespace: &str) -> u32 {
         self.spaces.get(namespace).map_or(Policy::default().weight, |space| space.policy.weight)
     }
@@ -292,7 +309,7 @@ impl Autoscaler {
         given: &mut Given,
         out: &mut Vec<Effect>,
     ) -> u32 {
-        let most = self.workers.get(worker).map_or(0, |host| fitting(host.capacity, one));
+        let most = self.workers.get(worker).map_or(0, |host| host.capacity.holds(one));
         let (mut low, mut high, mut planned) = (0, lacks.min(most), None);
         while low < high {
             let middle = (low + high).div_ceil(2);
@@ -351,13 +368,4 @@ impl Autoscaler {
         let long = |since: &Time| self.elsewhere.now.since_ms(*since) > 3 * TURN_MS;
         self.lacked.get(namespace).is_some_and(long)
     }
-}
-
-/// How many containers of `one` a worker can hold.
-fn fitting(capacity: Amount, one: Amount) -> u32 {
-    let parts = |capacity: u64, one: u64| capacity.checked_div(one).unwrap_or(u64::MAX);
-    let most = parts(capacity.cpu_milli, one.cpu_milli)
-        .min(parts(capacity.memory_mib, one.memory_mib))
-        .min(parts(capacity.gpus, one.gpus));
-    u32::try_from(most).unwrap_or(u32::MAX)
 }

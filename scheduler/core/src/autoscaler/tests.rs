@@ -161,6 +161,22 @@ fn a_quota_holds_also_where_there_is_room_and_says_so() {
 }
 
 #[test]
+fn what_is_demanded_of_the_cluster_is_what_runs_and_what_lacks_within_quotas() {
+    // SPEC section 3.9: this is what machines are asked for
+    let mut table = Table::new(1);
+    let (a, b) = (key("a", "f"), key("b", "f"));
+    let quota = Quota { containers: Some(4), ..Quota::default() };
+    table.step(Event::Governed { namespace: "a".into(), policy: Policy { quota, ..Policy::default() } });
+    table.want(demand(&a, 10, 1_000));
+    assert_eq!(table.core.demanded().cpu_milli, 4_000);
+    table.want(Demand { min: 10, ..demand(&b, 10, 1_000) });
+    assert_eq!(table.core.demanded(), Amount { cpu_milli: 14_000, memory_mib: 14, gpus: 0 });
+    let node = Amount { cpu_milli: 4_000, memory_mib: 100, gpus: 0 };
+    assert_eq!(table.core.demanded().needs(node), Some(4));
+    assert_eq!(node.with_gpus(1).needs(node), None, "no number of nodes without GPUs has one");
+}
+
+#[test]
 fn idle_containers_above_the_minimum_give_way_but_only_to_what_would_fit() {
     let mut table = Table::new(1);
     let (idle, new, huge, gpu) = (key("a", "idle"), key("a", "new"), key("b", "huge"), key("b", "gpu"));

@@ -188,6 +188,34 @@ async fn a_key_used_again_gives_the_first_answer_and_another_body_is_refused() {
 }
 
 #[tokio::test]
+async fn a_viral_burst_is_answered_with_back_pressure_and_it_recovers_by_itself() {
+    // SPEC A12
+    let (_folder, up) = fresh(&["--set", "scheduler.limits.pending_interactive=20"]);
+    let more = json!({"autoscaler": {"max_containers": 2}});
+    up.deploy("f", spec(&["sh", "-c", "cat; sleep 0.02"], "exec", more)).await.unwrap();
+    let burst = (0..500).map(|n| up.http.post(up.function("f", "/invoke")).body(n.to_string()).send());
+    let answers = futures_util::future::join_all(burst).await;
+    let (mut served, mut refused) = (0, 0);
+    for answer in answers {
+        let answer = answer.unwrap();
+        match answer.status().as_u16() {
+            200 => served += 1,
+            429 => {
+                assert!(answer.headers().contains_key("Retry-After"));
+                refused += 1;
+            }
+            other => panic!("{other}: {}", answer.text().await.unwrap()),
+        }
+    }
+    assert!(served >= 20 && refused > 0, "{served} served, {refused} refused");
+    up.until("f", SOON, |s| s["backlog"] == 0 && s["running"] == 0).await.unwrap();
+    // Nothing that was refused ran.
+    let metrics = up.http.get(up.at("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains(&format!("capstan_outcomes_total{{kind=\"succeeded\"}} {served}\n")), "{served}");
+    assert_eq!(up.invoke("f", json!(1)).await.unwrap(), (200, json!(1)));
+}
+
+#[tokio::test]
 async fn exactly_the_limit_is_accepted_and_one_more_leaves_no_trace() {
     // SPEC M01 M03 M04 M05 M10 M11 M12
     let (_folder, up) =

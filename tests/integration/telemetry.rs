@@ -78,6 +78,7 @@ async fn an_input_is_one_trace_that_continues_the_clients_and_reaches_the_contai
 
 #[tokio::test]
 async fn metrics_tell_of_queue_containers_starts_decisions_and_latencies() {
+    // SPEC W02 W09: how often containers start, and how long each part of a start takes
     let (_folder, up) = fresh(&[]);
     up.deploy("f", echo("", json!({})).unwrap()).await.unwrap();
     up.invoke("f", json!(1)).await.unwrap();
@@ -86,7 +87,10 @@ async fn metrics_tell_of_queue_containers_starts_decisions_and_latencies() {
         "capstan_queue_depth{namespace=\"default\",function=\"f\"} 0",
         "capstan_containers{namespace=\"default\",function=\"f\",state=\"idle\"} 1",
         "capstan_cold_starts_total 1",
+        "capstan_cold_start_seconds_count 1",
+        "capstan_cold_start_phase_seconds_count{kind=\"place\"} 1",
         "capstan_cold_start_phase_seconds_count{kind=\"spawn\"} 1",
+        "capstan_cold_start_phase_seconds_count{kind=\"ready\"} 1",
         "capstan_outcomes_total{kind=\"succeeded\"} 1",
         "capstan_scale_decisions_total{kind=\"inputs\"} 1",
         "capstan_commit_latency_seconds_count",

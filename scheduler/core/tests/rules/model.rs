@@ -2,7 +2,10 @@
 
 use crate::stage::{Stage, http};
 use capstan_common::{call::CallKind, id::RequestId};
-use capstan_scheduler_core::event::{Event, Requests};
+use capstan_scheduler_core::{
+    event::{Event, Requests},
+    scale_to_zero::Config,
+};
 use serde_json::json;
 
 /// A model whose requests others tell of, with one container that was started for a first request.
@@ -110,6 +113,36 @@ fn a_missing_series_is_zero_only_where_that_is_said() {
     stage.step(Event::Asked(Requests::Missing)).unwrap();
     stage.pass_s(5);
     assert_eq!(stage.containers(), 0);
+}
+
+#[test]
+fn each_retention_that_the_guide_recommends_keeps_the_last_container_for_just_so_long() {
+    // SPEC W01 W07 P01 P02 Q01
+    let config = json!({
+        "dev": {"model_id": "dev", "enable_scale_to_zero": true, "retention_period": "2m"},
+        "bursty": {"model_id": "bursty", "enable_scale_to_zero": true, "retention_period": "15m"},
+        "steady": {"model_id": "steady", "enable_scale_to_zero": true, "retention_period": "30m"},
+        "nightly": {"model_id": "nightly", "enable_scale_to_zero": true, "retention_period": "10m"},
+        "critical": {"model_id": "critical", "enable_scale_to_zero": false},
+    });
+    let (config, warnings) = Config::read(config.as_object().unwrap());
+    assert!(warnings.is_empty(), "{warnings:?}");
+    for (model, minutes) in [("dev", 2), ("bursty", 15), ("steady", 30), ("nightly", 10), ("critical", 0)] {
+        let effective = config.effective(model, "prod", None);
+        let spec = json!({"model_id": model, "autoscaler": {"scaledown_window": 1}});
+        let mut stage = Stage::new(http(spec)).ruled(effective.enable_scale_to_zero, effective.retention_ms / 1000);
+        stage.one(1, CallKind::Invoke).unwrap();
+        stage.finish();
+        if minutes == 0 {
+            stage.pass_s(86_400);
+            assert_eq!(stage.containers(), 1, "{model} is never without");
+            continue;
+        }
+        stage.pass_s(minutes * 60 - 1);
+        assert_eq!(stage.containers(), 1, "{model} within its retention");
+        stage.pass_s(2);
+        assert_eq!(stage.containers(), 0, "{model} after it");
+    }
 }
 
 #[test]

@@ -118,6 +118,10 @@ fn set(origins: &mut BTreeMap<String, (Value, String)>, key: &str, text: &str, o
         Value::Integer(_) => Value::Integer(text.parse().with_context(|| wrong("a whole number"))?),
         Value::Float(_) => Value::Float(text.parse().with_context(|| wrong("a number"))?),
         Value::Boolean(_) => Value::Boolean(text.parse().with_context(|| wrong("true or false"))?),
+        Value::Array(_) if text.trim_start().starts_with('[') => {
+            let written: Table = format!("list = {text}").parse().with_context(|| wrong("a list"))?;
+            written.get("list").cloned().with_context(|| wrong("a list"))?
+        }
         Value::Array(_) => {
             let items = text.split(',').map(str::trim).filter(|t| !t.is_empty());
             Value::Array(items.map(|t| Value::String(t.into())).collect())
@@ -148,6 +152,17 @@ mod tests {
         assert_eq!(loaded.settings.worker.cpu, Some(1.5));
         assert_eq!(loaded.origins["scheduler.listen"].1, "--listen");
         assert_eq!(loaded.origins["scheduler.rate_per_s"].1, "default");
+    }
+
+    #[test]
+    fn a_list_is_written_with_commas_or_as_in_the_file() {
+        let list = |text: &str| {
+            let args = UpArgs { set: vec![format!("scheduler.tls_names={text}")], ..UpArgs::default() };
+            load(&args).map(|loaded| loaded.settings.scheduler.tls_names).map_err(|e| e.to_string())
+        };
+        assert_eq!(list("a, b").unwrap(), ["a", "b"]);
+        assert_eq!(list(r#"["a", "b"]"#).unwrap(), ["a", "b"]);
+        assert!(list(r#"["a""#).unwrap_err().contains("must be a list"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Manifests: one function, or a list under `functions:`, in YAML or TOML.
+//! Manifests: one function, or a list under `functions:`, in YAML, TOML or JSON; YAML may hold several documents.
 
 use crate::client::Failed;
 use serde_json::{Map, Value};
@@ -22,28 +22,20 @@ fn usage(path: &Path, what: impl std::fmt::Display) -> Failed {
 /// Reads a manifest. Relative working folders are taken from the manifest's own folder.
 pub fn read(path: &Path) -> Result<Vec<Entry>, Failed> {
     let text = std::fs::read_to_string(path).map_err(|e| usage(path, format!("cannot be read: {e}")))?;
-    let value: Value = match path.extension().and_then(|e| e.to_str()) {
-        Some("toml") => toml::from_str(&text).map_err(|e| usage(path, e))?,
-        Some("json") => serde_json::from_str(&text).map_err(|e| usage(path, e))?,
+    let documents: Vec<Value> = match path.extension().and_then(|e| e.to_str()) {
+        Some("toml") => vec![toml::from_str(&text).map_err(|e| usage(path, e))?],
+        Some("json") => vec![serde_json::from_str(&text).map_err(|e| usage(path, e))?],
         // YAML 1.2: `on`, `off`, `y` and `n` are texts.
-        _ => serde_saphyr::from_str_with_options(&text, serde_saphyr::options! { strict_booleans: true })
+        _ => serde_saphyr::from_multiple_with_options(&text, serde_saphyr::options! { strict_booleans: true })
             .map_err(|e| usage(path, e))?,
     };
     let folder = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();
-    let Value::Object(mut root) = value else {
-        return Err(usage(path, "must hold one function (with `name:`), or a list under `functions:`"));
-    };
-    let listed = match root.remove("functions") {
-        None => vec![Value::Object(root)],
-        Some(_) if !root.is_empty() => {
-            let other = root.keys().next().cloned().unwrap_or_default();
-            return Err(usage(path, format!("`{other}` cannot stand beside `functions`")));
-        }
-        Some(Value::Array(listed)) => listed,
-        Some(_) => return Err(usage(path, "`functions` must be a list")),
-    };
+    let mut listed = Vec::new();
+    for document in documents {
+        listed.extend(functions(path, document)?);
+    }
     if listed.is_empty() {
-        return Err(usage(path, "`functions` is empty: there is nothing to deploy"));
+        return Err(usage(path, "holds no function: there is nothing to deploy"));
     }
     let numbered = listed.into_iter().enumerate();
     let entries: Vec<Entry> =
@@ -55,6 +47,22 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failed> {
         }
     }
     Ok(entries)
+}
+
+/// The functions of one document.
+fn functions(path: &Path, document: Value) -> Result<Vec<Value>, Failed> {
+    let Value::Object(mut root) = document else {
+        return Err(usage(path, "must hold one function (with `name:`), or a list under `functions:`"));
+    };
+    match root.remove("functions") {
+        None => Ok(vec![Value::Object(root)]),
+        Some(_) if !root.is_empty() => {
+            let other = root.keys().next().cloned().unwrap_or_default();
+            Err(usage(path, format!("`{other}` cannot stand beside `functions`")))
+        }
+        Some(Value::Array(listed)) => Ok(listed),
+        Some(_) => Err(usage(path, "`functions` must be a list")),
+    }
 }
 
 fn entry(path: &Path, folder: &Path, position: usize, value: Value) -> Result<Entry, Failed> {
@@ -111,6 +119,9 @@ mod tests {
             "functions:\n- {name: a, runtime: {process: {command: [cat]}}}\n- {name: b, namespace: team, runtime: {process: {command: [cat]}}}\n",
         );
         assert_eq!(listed.unwrap()[1].namespace.as_deref(), Some("team"));
+        let one = |name: &str| format!("---\nname: {name}\nruntime: {{process: {{command: [cat]}}}}\n");
+        let documents = read_text("d.yaml", &(one("a") + &one("b") + "---\n")).unwrap();
+        assert_eq!(documents.iter().map(|entry| &*entry.name).collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]
@@ -122,6 +133,11 @@ mod tests {
             ("functions: 3", "must be a list"),
             ("functions: []\nname: x", "cannot stand beside"),
             ("functions: []", "nothing to deploy"),
+            ("", "nothing to deploy"),
+            (
+                "name: f\nruntime: {process: {command: [cat]}}\n---\nname: f\nruntime: {process: {command: [cat]}}",
+                "there twice",
+            ),
             ("- 1", "must hold one function"),
             ("name: [", "f.yaml"),
         ] {

@@ -86,7 +86,7 @@ pub async fn list(
     super::list(client, &path, "calls", &fields, as_json).await
 }
 
-/// Shows a call; a failed one ends with exit code 1.
+/// Shows a call; one that failed or was cancelled ends with exit code 1.
 pub async fn show(client: &Client, id: &str, as_json: bool) -> anyhow::Result<ExitCode> {
     let call = client.get(&format!("/v1/calls/{}", segment(id))).await?;
     if as_json {
@@ -101,7 +101,7 @@ pub async fn show(client: &Client, id: &str, as_json: bool) -> anyhow::Result<Ex
     Ok(exit_code_of(&call))
 }
 
-/// Prints results, page by page; those of a failed call end with exit code 1.
+/// Prints results, page by page; those of a call that failed or was cancelled end with exit code 1.
 pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> anyhow::Result<ExitCode> {
     let (call, mut after) = (segment(id), String::new());
     loop {
@@ -128,7 +128,8 @@ pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> an
 }
 
 fn exit_code_of(call: &Value) -> ExitCode {
-    if call["state"] == "failed" { ExitCode::from(1) } else { ExitCode::SUCCESS }
+    let ended_well = !["failed", "cancelled"].iter().any(|state| call["state"] == *state);
+    if ended_well { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 /// Cancels a call.

@@ -109,8 +109,7 @@ impl FunctionSpec {
 
     /// GPUs that a container asks for, by preference.
     pub fn gpus(&self) -> Vec<GpuRequest> {
-        // What cannot be read was refused when it was deployed.
-        self.resources.gpu.iter().filter_map(|written| written.parse().ok()).collect()
+        self.resources.gpu.iter().map(|written| GpuRequest::of(written)).collect()
     }
 
     /// What one container takes from its worker: of GPUs the fewest that it would be content with.

@@ -68,6 +68,9 @@ fn most(model: &str) -> u32 {
     if matches!(model, "A10" | "A10G") { 4 } else { 8 }
 }
 
+/// Preferences that a function may have.
+pub const PREFERENCES: usize = 8;
+
 /// GPUs of one model, and how many: `H100`, `H100:2`, `A100-80GB`, `H100!` (no better one), `B200+` (or newer), `any`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -88,6 +91,9 @@ impl FromStr for GpuRequest {
         if plain.is_empty() || !plain.chars().all(clean) || model.len() > plain.len() + 1 {
             return Err(format!("`{written}` is not a GPU: write a model and a count, like \"H100\" or \"H100:2\""));
         }
+        if plain == "ANY" && model != plain {
+            return Err(format!("`{written}`: any GPU is written \"any\", with a count where it is more than one"));
+        }
         if model.ends_with('+') && !SERVES.iter().any(|(wish, _)| *wish == model) {
             return Err(format!(
                 "`{written}`: what is newer is known of \"B200+\" alone; list models by preference instead"
@@ -98,6 +104,13 @@ impl FromStr for GpuRequest {
             format!("`{written}`: the count must be a whole number from 1 to {most}, which is what one machine has")
         })?;
         Ok(Self { model: model.into(), count })
+    }
+}
+
+impl GpuRequest {
+    /// What a spec of an earlier version asks for, which may be written as no spec of today is: then no card serves it.
+    pub fn of(written: &str) -> Self {
+        written.parse().unwrap_or_else(|_| Self { model: format!("`{written}`").into(), count: 1 })
     }
 }
 
@@ -206,10 +219,12 @@ mod tests {
             ("H100:x", "from 1 to 8"),
             ("A10G:5", "from 1 to 4"),
             ("H100+", "B200+"),
+            ("any!", "any GPU is written"),
         ] {
             let error = wish.parse::<GpuRequest>().unwrap_err();
             assert!(error.contains(part), "{wish}: {error}");
         }
+        assert!(!GpuRequest::of("H100 80GB").takes("H100"), "what cannot be read is served by none");
         assert_eq!("h100:2".parse::<GpuRequest>().unwrap().to_string(), "H100:2");
         assert_eq!("A10:1".parse::<GpuRequest>().unwrap().to_string(), "A10");
     }

@@ -53,11 +53,7 @@ impl Profiles {
         if self.times.is_empty() || (self.next.is_some_and(|next| next > now) && !self.active.is_empty()) {
             return false;
         }
-        let holds = |(start, end): &(Times, Times)| match (start.until(now), end.until(now)) {
-            (Some(start), Some(end)) => start > end,
-            (started, _) => started.is_some(),
-        };
-        let active: Vec<bool> = self.times.iter().map(holds).collect();
+        let active: Vec<bool> = self.times.iter().map(|times| holds(times, now)).collect();
         self.next = self.times.iter().flat_map(|(start, end)| [start.after(now), end.after(now)]).flatten().min();
         let changed = active != self.active && (active.contains(&true) || self.active.contains(&true));
         self.active = active;
@@ -75,11 +71,49 @@ impl Profiles {
     }
 }
 
+/// Profiles that a function may have.
+pub const MOST: usize = 16;
+
 /// Where contradictions are looked for: a leap year, so that every day of a cron expression comes.
 const FROM: Time = Time(1_830_297_600_000_000);
 const DAYS: u64 = 366;
-/// Changes that are looked at; two profiles that begin and end daily change four times a day.
-const CHANGES: usize = 4_000;
+/// Changes that are looked at: those of a year for two profiles that begin and end every hour.
+const CHANGES: usize = 40_000;
+
+/// One profile on its way through that year.
+struct Course {
+    times: (Times, Times),
+    holds: bool,
+    start: Option<Time>,
+    end: Option<Time>,
+}
+
+impl Course {
+    fn of(profile: &Profile) -> Option<Self> {
+        let zone = profile.timezone.as_deref();
+        let times = (Times::read(&profile.start, zone).ok()?, Times::read(&profile.end, zone).ok()?);
+        let (start, end) = (times.0.after(FROM), times.1.after(FROM));
+        Some(Self { holds: holds(&times, FROM), start, end, times })
+    }
+
+    fn turn(&mut self, now: Time) {
+        if self.start == Some(now) {
+            (self.holds, self.start) = (true, self.times.0.after(now));
+        }
+        // Begun and ended at once, it does not hold.
+        if self.end == Some(now) {
+            (self.holds, self.end) = (false, self.times.1.after(now));
+        }
+    }
+}
+
+/// Whether its last start is later than its last end.
+fn holds((start, end): &(Times, Times), now: Time) -> bool {
+    match (start.until(now), end.until(now)) {
+        (Some(start), Some(end)) => start > end,
+        (started, _) => started.is_some(),
+    }
+}
 
 /// Two profiles that contradict each other while both hold: one's minimum is above the other's maximum.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,13 +133,14 @@ pub fn clash(spec: &FunctionSpec) -> Option<Clash> {
     if !may_clash {
         return None;
     }
-    let mut profiles = Profiles::of(spec);
+    let says = |n: &usize| min_of(*n).or(max_of(*n)).is_some();
+    let courses = all.filter(says).map(|n| Some((n, Course::of(&spec.profiles[n])?)));
+    let mut courses: Vec<(usize, Course)> = courses.collect::<Option<_>>()?;
     let mut now = FROM;
     for _ in 0..CHANGES {
-        profiles.turn(now);
-        let holding: Vec<usize> = profiles.active().collect();
-        let settings = holding.iter().fold(spec.autoscaler.clone(), |s, n| spec.profiles[*n].autoscaler.over(&s));
-        let by = |sets: &dyn Fn(usize) -> Option<u32>| holding.iter().rev().copied().find(|n| sets(*n).is_some());
+        let holding = || courses.iter().filter(|(_, course)| course.holds).map(|(n, _)| *n);
+        let settings = holding().fold(spec.autoscaler.clone(), |s, n| spec.profiles[n].autoscaler.over(&s));
+        let by = |sets: &dyn Fn(usize) -> Option<u32>| holding().filter(|n| sets(*n).is_some()).last();
         if let (true, Some(min), Some(max)) = (contradicts(&settings), by(&min_of), by(&max_of)) {
             let name = |n: usize| &spec.profiles[n].name;
             let detail = format!(
@@ -118,7 +153,9 @@ pub fn clash(spec: &FunctionSpec) -> Option<Clash> {
             );
             return Some(Clash { min, detail });
         }
-        now = profiles.next().filter(|next| next.since_ms(FROM) < DAYS * 86_400_000)?;
+        let changes = courses.iter().flat_map(|(_, course)| [course.start, course.end]).flatten();
+        now = changes.min().filter(|next| next.since_ms(FROM) < DAYS * 86_400_000)?;
+        courses.iter_mut().for_each(|(_, course)| course.turn(now));
     }
     None
 }
@@ -194,6 +231,20 @@ mod tests {
                 assert!(found.detail.contains(part), "{}", found.detail);
             }
         }
+    }
+
+    #[test]
+    fn a_few_days_late_in_the_year_are_found_beside_profiles_that_change_every_hour() {
+        let hourly = profile("hourly", ("0 * * * *", "30 * * * *"), json!({"max_containers": 50}));
+        let christmas = ("0 0 24 12 *", "0 0 27 12 *");
+        let profiles = json!([
+            hourly,
+            profile("buffer", ("* * * * *", "* * * * *"), json!({"buffer_containers": 1})),
+            profile("day", DAY, json!({"min_containers": 5})),
+            profile("sale", christmas, json!({"max_containers": 3})),
+        ]);
+        let found = clash(&spec(profiles, json!({}))).unwrap();
+        assert!(found.detail.contains("2028-12-24T06:00:00Z"), "{}", found.detail);
     }
 
     #[test]

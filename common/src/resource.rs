@@ -26,7 +26,7 @@ impl<'de> Deserialize<'de> for Cpu {
 }
 
 /// Resources that add up: what is requested, held, or free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Amount {
     /// Thousandths of a core.
     pub cpu_milli: u64,
@@ -66,6 +66,12 @@ impl Amount {
         }
     }
 
+    /// One of so many equal parts of it, rounded down; all of it for none.
+    pub fn part(self, of: u32) -> Self {
+        let of = u64::from(of.max(1));
+        Self { cpu_milli: self.cpu_milli / of, memory_mib: self.memory_mib / of, gpus: self.gpus / of }
+    }
+
     /// How many of `one` it holds.
     pub fn holds(self, one: Self) -> u32 {
         let parts = |all: u64, one: u64| all.checked_div(one).unwrap_or(u64::MAX);
@@ -73,17 +79,6 @@ impl Amount {
             .min(parts(self.memory_mib, one.memory_mib))
             .min(parts(self.gpus, one.gpus));
         u32::try_from(most).unwrap_or(u32::MAX)
-    }
-
-    /// How many of `one` are as much as this, resource by resource; `None` if no number of them is.
-    pub fn needs(self, one: Self) -> Option<u64> {
-        let parts = |all: u64, one: u64| match (all, one) {
-            (0, _) => Some(0),
-            (_, 0) => None,
-            (all, one) => Some(all.div_ceil(one)),
-        };
-        let (cpu, memory) = (parts(self.cpu_milli, one.cpu_milli)?, parts(self.memory_mib, one.memory_mib)?);
-        Some(cpu.max(memory).max(parts(self.gpus, one.gpus)?))
     }
 
     /// So many of it.

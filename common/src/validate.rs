@@ -2,7 +2,7 @@
 
 use crate::{
     function::{AutoscalerSettings, FunctionSpec, OLDER_NAMES, Protocol, Runtime},
-    gpu::GpuRequest,
+    gpu::{self, GpuRequest},
     id::FunctionKey,
     profile,
     refusal::{FieldError, Refusal},
@@ -92,7 +92,9 @@ fn runtime(spec: &FunctionSpec, findings: &mut Findings) {
     findings.check(spec.secrets.is_empty(), "/secrets", || {
         "secrets are not supported by this version; leave the list empty".into()
     });
-    for (index, gpu) in spec.resources.gpu.iter().enumerate() {
+    let (wishes, most) = (spec.resources.gpu.len(), gpu::PREFERENCES);
+    findings.check(wishes <= most, "/resources/gpu", || format!("must be at most {most} preferences, are {wishes}"));
+    for (index, gpu) in spec.resources.gpu.iter().enumerate().take(most) {
         if let Err(why) = gpu.parse::<GpuRequest>() {
             findings.check(false, &format!("/resources/gpu/{index}"), || why);
         }
@@ -192,11 +194,17 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
         let source = |field: &str| if profile.autoscaler.sets(field) { "" } else { " of the deployed settings" };
         settings_into(&profile.autoscaler.over(&spec.autoscaler), &at("autoscaler"), &source, findings);
     }
-    if findings.0.is_empty()
-        && let Some(clash) = profile::clash(spec)
-    {
-        findings.check(false, &format!("/profiles/{}/autoscaler/min_containers", clash.min), || clash.detail);
-    }
+    let (most, are) = (profile::MOST, spec.profiles.len());
+    findings.check(are <= most, "/profiles", || format!("must be at most {most}, are {are}"));
+}
+
+/// Checks that profiles that hold at the same time do not contradict each other. This looks at a year: it is for whoever deploys,
+/// once, and not for a function's own actor.
+pub fn profiles(spec: &FunctionSpec) -> Result<(), Refusal> {
+    profile::clash(spec).map_or(Ok(()), |clash| {
+        let pointer = format!("/profiles/{}/autoscaler/min_containers", clash.min);
+        Err(Refusal::field(&pointer, clash.detail))
+    })
 }
 
 /// Checks how requests past Capstan are counted.

@@ -228,8 +228,12 @@ impl Player<'_> {
             Happens::Granted => {
                 self.under_way -= 1;
                 let container = ContainerId(self.minter.mint());
+                let spec = &self.core.deployment().spec;
+                // The machine has whatever is wished for first.
+                let gpu = spec.gpus().first().cloned();
+                let amount = spec.amount().with_gpus(gpu.as_ref().map_or(0, |gpu| gpu.count));
                 let worker = self.worker.clone();
-                self.tell(Event::Granted { container, worker, gpu: None });
+                self.tell(Event::Granted { container, worker, amount, gpu });
             }
             Happens::Ready(container) => {
                 if let Some(held) = self.containers.get_mut(&container) {

@@ -120,25 +120,41 @@ async fn keda_is_served_encrypted_to_those_alone_who_show_a_certificate_and_sche
         "scheduler.tls_names=capstan.keda.svc".into(),
         format!("scheduler.keda_client_ca_file={}", theirs.display()),
     ];
-    let size = Size { etcd: 1, schedulers: 2, set: set.into(), ..Size::default() };
+    let size = Size { etcd: 1, schedulers: 3, workers: 1, tls: true, set: set.into(), ..Size::default() };
     let bench = Cluster::start(size).await.unwrap();
     let spec = spec(&["cat"], "exec", json!({"model_id": "meta/llama"}));
     bench.deploy("f", &spec).await.unwrap();
-    let other = 1 - bench.owner(0, "f").await;
-    let schedulers = bench.get(other, "/v1/schedulers").await;
-    let door =
-        schedulers["schedulers"].as_array().unwrap().iter().find(|s| s["answers"] == true).unwrap()["keda"].clone();
-    let door = format!("https://{}", door.as_str().unwrap());
+    let owner = bench.owner(0, "f").await;
+    let mut doors = Vec::new();
+    for n in (0..3).filter(|n| *n != owner) {
+        let schedulers = bench.get(n, "/v1/schedulers").await;
+        let own = schedulers["schedulers"].as_array().unwrap().iter().find(|s| s["answers"] == true).cloned();
+        doors.push(format!("https://{}", own.unwrap()["keda"].as_str().unwrap()));
+    }
     let ours = std::fs::read_to_string(bench.folder.path().join("scheduler-1/authority.pem")).unwrap();
     let believes = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ours)).domain_name("capstan.keda.svc");
-    let connect = async |tls: ClientTlsConfig| {
-        let channel = Endpoint::from_shared(door.clone()).unwrap().tls_config(tls).unwrap().connect_lazy();
-        Keda::new(channel).is_active(object(&[("model", "meta/llama")])).await
+    let at = |door: &String, tls: ClientTlsConfig| {
+        Keda::new(Endpoint::from_shared(door.clone()).unwrap().tls_config(tls).unwrap().connect_lazy())
     };
-    assert!(connect(believes.clone().identity(identity.clone())).await.unwrap().into_inner().result);
-    // Nobody else: without a certificate, or with one that somebody else signed.
+    let model = object(&[("model", "meta/llama")]);
+    // Neither owns the function, and one of the others each may ask does not either.
+    for door in &doors {
+        let mut keda = at(door, believes.clone().identity(identity.clone()));
+        assert!(keda.is_active(model.clone()).await.unwrap().into_inner().result);
+        let mut active = keda.stream_is_active(model.clone()).await.unwrap().into_inner();
+        assert!(active.message().await.unwrap().unwrap().result);
+        let unserved = keda.stream_is_active(object(&[("model", "meta/other")])).await.unwrap_err();
+        assert_eq!(unserved.code(), tonic::Code::NotFound);
+    }
+    let connect = async |tls: ClientTlsConfig| at(&doors[0], tls).is_active(model.clone()).await;
+    // Nobody else: without a certificate, with one that somebody else signed, or with a worker's.
     assert!(connect(believes.clone()).await.is_err());
-    assert!(connect(believes.identity(operators_authority().1)).await.is_err());
+    assert!(connect(believes.clone().identity(operators_authority().1)).await.is_err());
+    let worker = std::fs::read(bench.folder.path().join("worker-1/identity.json")).unwrap();
+    let worker: serde_json::Value = serde_json::from_slice(&worker).unwrap();
+    let part = |name: &str| worker[name].as_str().unwrap().to_owned();
+    let of_worker = Identity::from_pem(part("certificate"), part("key"));
+    assert!(connect(believes.identity(of_worker)).await.is_err());
     let strangers = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(operators_authority().0));
     assert!(connect(strangers.domain_name("capstan.keda.svc").identity(identity)).await.is_err());
 }

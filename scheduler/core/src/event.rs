@@ -9,6 +9,7 @@ use capstan_common::{
     id::{CallId, ContainerId, LeaseId, RequestId, WorkerId},
     input::Payload,
     report::{Done, Held},
+    resource::Amount,
     time::Time,
 };
 use std::sync::Arc;
@@ -106,6 +107,8 @@ pub enum Event {
         container: ContainerId,
         /// Where.
         worker: WorkerId,
+        /// What it takes there.
+        amount: Amount,
         /// The GPUs that it gets there, as it asked for them.
         gpu: Option<GpuRequest>,
     },

@@ -64,15 +64,15 @@ pub struct Space {
     pub used: Amount,
 }
 
-/// What all containers of the cluster take, with those that are lacking.
+/// How many nodes of this size hold what all functions of the cluster have and want.
 #[derive(Message)]
-#[rtype(result = "Amount")]
-pub struct DemandOfAll;
+#[rtype(result = "u64")]
+pub struct Nodes(pub Amount);
 
-impl Handler<DemandOfAll> for AutoscalerActor {
-    type Result = MessageResult<DemandOfAll>;
-    fn handle(&mut self, _: DemandOfAll, _: &mut Context<Self>) -> Self::Result {
-        MessageResult(self.core.demanded())
+impl Handler<Nodes> for AutoscalerActor {
+    type Result = u64;
+    fn handle(&mut self, Nodes(size): Nodes, _: &mut Context<Self>) -> u64 {
+        self.core.nodes(size)
     }
 }
 
@@ -110,9 +110,9 @@ impl Handler<Told> for AutoscalerActor {
         self.core.step(event, &mut out);
         for effect in out.drain(..) {
             let (function, event) = match effect {
-                Effect::Grant { function, container, worker, gpu } => {
+                Effect::Grant { function, container, worker, amount, gpu } => {
                     self.registry.route(container, &function, &worker);
-                    (function, event::Event::Granted { container, worker, gpu })
+                    (function, event::Event::Granted { container, worker, amount, gpu })
                 }
                 Effect::Unplaced { function, why } => (function, event::Event::Unplaced(why)),
                 Effect::GiveWay { function, worker, count, busy } => {

@@ -268,8 +268,11 @@ impl Registry {
 
     /// A worker has told which of its GPUs are free, by this link.
     pub fn see_gpus(&self, worker: &WorkerId, generation: u64, free: Vec<String>) {
-        let mut tables = self.write();
-        if let Some(entry) = tables.workers.get_mut(worker).filter(|w| w.generation == generation) {
+        // Told twice a second, and seldom news.
+        if self.read().workers.get(worker).is_none_or(|entry| entry.free_gpus == free) {
+            return;
+        }
+        if let Some(entry) = self.write().workers.get_mut(worker).filter(|w| w.generation == generation) {
             entry.free_gpus = free;
         }
     }

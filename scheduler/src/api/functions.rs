@@ -83,8 +83,14 @@ impl Api {
     ///
     /// # Errors
     /// What is wrong with it, by field; or the store takes nothing new.
-    pub fn deployable(&self, key: &FunctionKey, spec: &FunctionSpec) -> Result<(), Refusal> {
+    pub async fn deployable(&self, key: &FunctionKey, spec: &FunctionSpec) -> Result<(), Refusal> {
         validate::spec(spec)?;
+        if spec.profiles.len() > 1 {
+            // Half a second, where profiles change every minute: not on a thread that serves others.
+            let spec = spec.clone();
+            let checked = tokio::task::spawn_blocking(move || validate::profiles(&spec)).await;
+            checked.map_err(|_| Refusal::new(Code::Unavailable, "the scheduler ends"))??;
+        }
         let most = self.config.limits.system_max_containers;
         validate::within_system(&spec.autoscaler, "/autoscaler", most)?;
         for (n, profile) in spec.profiles.iter().enumerate() {
@@ -122,7 +128,7 @@ impl Api {
         spec: FunctionSpec,
         if_match: Option<u32>,
     ) -> Result<(FunctionView, bool), Refusal> {
-        self.deployable(&key, &spec)?;
+        self.deployable(&key, &spec).await?;
         let spec = Arc::new(spec);
         let _apart = self.locks.of(&key).await;
         // An actor that is just ending is replaced: its function is gone.

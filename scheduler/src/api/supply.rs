@@ -1,7 +1,7 @@
 //! How many nodes Capstan itself needs: for autoscalers that add and remove the machines its workers run on (SPEC §3.9).
 
 use super::Api;
-use crate::actor::autoscaler::DemandOfAll;
+use crate::actor::autoscaler::Nodes;
 use capstan_common::{
     id::FunctionKey,
     refusal::{Code, Refusal},
@@ -9,8 +9,8 @@ use capstan_common::{
 };
 
 impl Api {
-    /// Nodes that hold what a function wants, or, without one, what all functions of the cluster want and have. A node is as large
-    /// as is said, or as the largest worker.
+    /// Nodes that hold what a function wants, or, without one, what all functions of the cluster want and have, as far as a node
+    /// can hold it. A node is as large as is said, or as the largest worker.
     ///
     /// # Errors
     /// No node of that size holds it; no size is known.
@@ -21,19 +21,17 @@ impl Api {
             let detail = "no worker has joined yet: say how large a node is with nodeCpu and nodeMemoryMib";
             Refusal::new(Code::Invalid, detail)
         })?;
-        let small = |what: &str| {
-            let (cores, mib, gpus) = (node.cpu_milli as f64 / 1000.0, node.memory_mib, node.gpus);
-            let detail = format!("a node of {cores} cores, {mib} MiB and {gpus} GPUs does not hold {what}");
-            Refusal::new(Code::Invalid, detail)
-        };
         let Some(function) = function else {
-            // The autoscaler lives as long as the scheduler.
-            let wanted = self.env.autoscaler.send(DemandOfAll).await.unwrap_or_default();
-            return wanted.needs(node).ok_or_else(|| small("what functions ask for"));
+            let gone = |_| Refusal::new(Code::Unavailable, "the scheduler ends");
+            return self.env.autoscaler.send(Nodes(node)).await.map_err(gone);
         };
         let (desired, one) = self.ask(function, |core| (core.stats().desired, core.deployment().spec.amount())).await?;
         match node.holds(one) {
-            0 => Err(small(&format!("a container of `{function}`"))),
+            0 => {
+                let (cores, mib, gpus) = (node.cpu_milli as f64 / 1000.0, node.memory_mib, node.gpus);
+                let what = format!("does not hold a container of `{function}`");
+                Err(Refusal::new(Code::Invalid, format!("a node of {cores} cores, {mib} MiB and {gpus} GPUs {what}")))
+            }
             each => Ok(u64::from(desired.div_ceil(each))),
         }
     }

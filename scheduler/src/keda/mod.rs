@@ -41,6 +41,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The address is taken, or certificates cannot be read or made.
 pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
     let authority = api.authority().filter(|_| config.keda_tls);
+    anyhow::ensure!(authority.is_some() || !config.keda_tls, "there is no authority to sign KEDA's certificate");
     let doors = Arc::new(Doors::new(api.clone(), authority.map(tls::keda::client).transpose()?));
     let encrypted = authority.map(|authority| tls::keda::server(authority, config)).transpose()?;
     let listener = TcpListener::bind(listen).await?;
@@ -75,6 +76,28 @@ fn status(refusal: Refusal) -> Status {
         Code::NotFound => Status::not_found(refusal.detail),
         Code::Invalid => Status::invalid_argument(refusal.detail),
         _ => Status::unavailable(refusal.detail),
+    }
+}
+
+impl Scaler {
+    /// Whether it is active, asked of whoever answers for it.
+    async fn look(
+        &self,
+        trigger: &Trigger,
+        passed: bool,
+        object: &ScaledObjectRef,
+    ) -> Result<Response<IsActiveResponse>, Status> {
+        let ask = |mut owner: ExternalScalerClient<Channel>| {
+            let object = object.clone();
+            async move { owner.is_active(pass_once(object)).await }
+        };
+        match self.doors.ask(&trigger.subject, passed, ask).await? {
+            Asked::There(answer) => Ok(answer),
+            Asked::Here(here) => {
+                let result = is_active(&self.api, trigger, &here).await?;
+                Ok(Response::new(IsActiveResponse { result }))
+            }
+        }
     }
 }
 
@@ -118,18 +141,7 @@ impl ExternalScaler for Scaler {
     type StreamMetricSpecStream = Answers<GetMetricSpecResponse>;
 
     async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
-        let trigger = Trigger::read(request.get_ref())?;
-        let ask = |mut owner: ExternalScalerClient<Channel>| {
-            let object = request.get_ref().clone();
-            async move { owner.is_active(pass_once(object)).await }
-        };
-        match self.doors.ask(&trigger.subject, is_passed(&request), ask).await? {
-            Asked::There(answer) => Ok(answer),
-            Asked::Here(here) => {
-                let result = is_active(&self.api, &trigger, &here).await?;
-                Ok(Response::new(IsActiveResponse { result }))
-            }
-        }
+        self.look(&Trigger::read(request.get_ref())?, is_passed(&request), request.get_ref()).await
     }
 
     async fn stream_is_active(
@@ -139,6 +151,8 @@ impl ExternalScaler for Scaler {
         let trigger = Trigger::read(request.get_ref())?;
         let passed = is_passed(&request);
         let object = request.into_inner();
+        // What nobody knows is refused at once, and not by a stream that ends: whoever passed the question on goes on asking.
+        self.look(&trigger, passed, &object).await?;
         let (api, doors) = (self.api.clone(), self.doors.clone());
         // Listened to before the first look: what changes in between is not missed.
         let mut news = api.telemetry().events.listen();

@@ -97,7 +97,7 @@ pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, paylo
     let spec = parse(&bytes)?;
     let expected = check(&api, &key, &request).await?;
     if query::<DeployQuery>(&request)?.dry_run {
-        api.deployable(&key, &spec)?;
+        api.deployable(&key, &spec).await?;
         return Ok(HttpResponse::Ok().json(json!({"dry_run": true, "spec": spec, "warnings": warnings(&bytes)})));
     }
     let deploying = {

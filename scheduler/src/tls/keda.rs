@@ -1,16 +1,20 @@
 //! KEDA's door, encrypted: a certificate of the cluster's own authority is shown, and whoever asks may have to show one too.
 //! Other schedulers, which pass questions on, show one of the authority's.
 
-use super::{Authority, rest::names};
+use super::{Authority, is_called, rest::names};
 use crate::config::SchedulerConfig;
 use anyhow::{Context, Result, ensure};
 use capstan_common::identity;
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
-    RootCertStore, ServerConfig,
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
     crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject},
-    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
+    pki_types::{CertificateDer, UnixTime, pem::PemObject},
+    server::{
+        NoClientAuth, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::SingleCertAndKey,
 };
 use std::{path::Path, sync::Arc};
@@ -26,8 +30,10 @@ pub fn server(authority: &Authority, config: &SchedulerConfig) -> Result<Arc<Ser
     let clients: Arc<dyn ClientCertVerifier> = if file.as_os_str().is_empty() {
         Arc::new(NoClientAuth)
     } else {
-        let roots = Arc::new(roots(authority, file)?);
-        WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?
+        let mut ours = RootCertStore::empty();
+        ours.add(authority.certificate.clone())?;
+        let verifier = |roots| WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+        Arc::new(MayAsk { theirs: verifier(roots(file)?)?, ours: verifier(ours)? })
     };
     let mut made = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -37,10 +43,60 @@ pub fn server(authority: &Authority, config: &SchedulerConfig) -> Result<Arc<Ser
     Ok(Arc::new(made))
 }
 
-/// Who may ask: other schedulers, and whoever the operator's authorities know.
-fn roots(authority: &Authority, file: &Path) -> Result<RootCertStore> {
+/// Lets in whoever the operator's authorities know, and other schedulers; not everybody whom the cluster's authority knows, as
+/// that signs workers' certificates too.
+#[derive(Debug)]
+struct MayAsk {
+    theirs: Arc<dyn ClientCertVerifier>,
+    ours: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for MayAsk {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // None: a client that has one certificate shows it, whoever signed that.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        entity: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let refused = match self.theirs.verify_client_cert(entity, between, now) {
+            Ok(verified) => return Ok(verified),
+            Err(refused) => refused,
+        };
+        let verified = self.ours.verify_client_cert(entity, between, now)?;
+        if is_called(entity, identity::SCHEDULER) { Ok(verified) } else { Err(refused) }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        entity: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.theirs.verify_tls12_signature(message, entity, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        entity: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.theirs.verify_tls13_signature(message, entity, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.theirs.supported_verify_schemes()
+    }
+}
+
+/// The operator's authorities.
+fn roots(file: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate.clone())?;
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let read = read.with_context(|| format!("keda_client_ca_file {} cannot be read as PEM", file.display()))?;
     ensure!(!read.is_empty(), "keda_client_ca_file {} holds no certificate", file.display());

@@ -183,7 +183,11 @@ pub async fn admit(globals: &Globals, claim: &str) -> Result<()> {
 
 /// Whether a certificate is a worker's.
 pub fn is_of(certificate: &CertificateDer<'_>, worker: &str) -> bool {
-    let name = ServerName::try_from(identity::worker(worker));
+    is_called(certificate, &identity::worker(worker))
+}
+
+fn is_called(certificate: &CertificateDer<'_>, name: &str) -> bool {
+    let name = ServerName::try_from(name);
     let entity = webpki::EndEntityCert::try_from(certificate);
     matches!((entity, name), (Ok(entity), Ok(name)) if entity.verify_is_valid_for_subject_name(&name).is_ok())
 }
@@ -211,8 +215,8 @@ pub fn incoming(
                 let _ = stream.set_nodelay(true);
                 match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
-                    Ok(Err(error)) => tracing::warn!(%from, %error, "a link was refused"),
-                    Err(_) => tracing::warn!(%from, "a link did not shake hands in time"),
+                    Ok(Err(error)) => tracing::warn!(%from, %error, "a connection was refused"),
+                    Err(_) => tracing::warn!(%from, "a connection did not shake hands in time"),
                 }
             });
         }

@@ -68,8 +68,13 @@ pub async fn offered(config: &WorkerConfig) -> Result<Vec<Gpu>, String> {
         Offer::Found(named) => named,
     };
     let is_likely = !config.nvml.as_os_str().is_empty() || SIGNS.iter().any(|sign| Path::new(sign).exists());
-    if config.runtime == Runtime::Sim || (named.is_none() && !is_likely) {
-        return Ok(Vec::new());
+    match (config.runtime, &named) {
+        (Runtime::Sim, Some(model)) => {
+            return Err(format!("worker.runtime=sim has no GPUs to find: declare them, like worker.gpus={model}:8"));
+        }
+        (Runtime::Sim, None) => return Ok(Vec::new()),
+        (Runtime::Process, None) if !is_likely => return Ok(Vec::new()),
+        (Runtime::Process, _) => {}
     }
     let found = match ask(&config.nvml).await {
         Ok(found) => found,
@@ -113,6 +118,9 @@ async fn ask(library: &Path) -> Result<Vec<Gpu>, String> {
     let answer = answer.map_err(|error| format!("no process for it: {error}"))?;
     if !answer.status.success() {
         return Err(String::from_utf8_lossy(&answer.stderr).trim().to_owned());
+    }
+    for said in String::from_utf8_lossy(&answer.stderr).lines() {
+        tracing::warn!("{said}");
     }
     serde_json::from_slice(&answer.stdout).map_err(|error| format!("its list cannot be read: {error}"))
 }

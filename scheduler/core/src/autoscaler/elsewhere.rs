@@ -2,7 +2,9 @@
 //! poorer namespace elsewhere lacks is left to it; and where nothing is free, one scheduler after the other tries to make room.
 
 use super::{
-    Autoscaler, Effect, Want, add, of,
+    Autoscaler, Effect, Want, add,
+    nodes::Wanted,
+    of,
     place::{Asked, Placed},
     share::{Class, Policy, share},
     yielding::{Given, Need},
@@ -56,6 +58,8 @@ pub struct Told {
     pub above: u32,
     /// What it lacks, beyond what is being made at this scheduler.
     pub lacks: Option<Lack>,
+    /// Containers that it has and that it wants, by what each takes.
+    pub wanted: Vec<Wanted>,
 }
 
 /// What one scheduler tells the others, by namespace.
@@ -85,7 +89,7 @@ impl Foreign {
 pub(super) struct Elsewhere {
     me: Option<Member>,
     now: Time,
-    told: BTreeMap<Member, Summary>,
+    pub(super) told: BTreeMap<Member, Summary>,
     sums: BTreeMap<Arc<str>, (u32, Amount)>,
     lacks: Vec<Foreign>,
 }
@@ -193,6 +197,9 @@ impl Autoscaler {
         for (namespace, (lack, _)) in &self.lacking {
             summary.entry(namespace.clone()).or_default().lacks = Some(lack.clone());
         }
+        for (namespace, wanted) in self.wanted_by_each() {
+            summary.entry(namespace).or_default().wanted = wanted;
+        }
         summary
     }
 
@@ -201,23 +208,6 @@ impl Autoscaler {
         let (held, used) = self.spaces.get(namespace).map_or((0, Amount::default()), |space| (space.held, space.used));
         let (more, taken) = self.elsewhere.of(namespace);
         (held + more, used.plus(taken))
-    }
-
-    /// What all containers of the cluster take, with those that are lacking: no more than quotas allow.
-    pub fn demanded(&self) -> Amount {
-        let mut spaces: BTreeMap<&str, (u32, Amount)> =
-            self.spaces().map(|(name, _, held, used)| (&**name, (held, used))).collect();
-        for (function, want) in &self.wants {
-            let namespace = &*function.namespace;
-            let (held, used) = spaces.entry(namespace).or_default();
-            let amount = want.demand.amount;
-            let quota = self.spaces.get(namespace).map(|space| space.policy.quota.room(*held, *used, amount));
-            let more = want.outstanding().min(quota.unwrap_or(u32::MAX));
-            (*held, *used) = (*held + more, used.plus(amount.times(more)));
-        }
-        let here = spaces.values().map(|(_, used)| *used);
-        let elsewhere = self.elsewhere.lacks.iter().map(|foreign| foreign.lack.amount.times(foreign.lack.count));
-        here.chain(elsewhere).fold(Amount::default(), Amount::plus)
     }
 
     fn weight(&self, namespace: &str) -> u32 {
@@ -286,11 +276,11 @@ impl Autoscaler {
             if foreign.has_waited(now) || !self.is_to_make_room(&foreign, &mine, turn) {
                 continue;
             }
-            let holders: Vec<(WorkerId, Amount)> = self
-                .there
-                .keys()
-                .filter_map(|id| Some((id.clone(), self.could_hold(id, foreign.lack.asked())?)))
-                .collect();
+            let each = |id: &WorkerId| {
+                let amounts = self.could_hold(id, foreign.lack.asked());
+                amounts.into_iter().map(|amount| (id.clone(), amount)).collect::<Vec<_>>()
+            };
+            let holders: Vec<(WorkerId, Amount)> = self.there.keys().flat_map(each).collect();
             let first = (turn as usize).wrapping_mul(WORKERS) % holders.len().max(1);
             let mut lacks = foreign.lack.count;
             for (worker, one) in holders.iter().cycle().skip(first).take(WORKERS.min(holders.len())) {
@@ -350,10 +340,10 @@ impl Autoscaler {
 
     /// Remembers what a namespace lacks beyond `coming`, which nobody here can give; no more than its quota allows. The poorest
     /// comes first, and is what others hear of.
-    pub(super) fn lacks(&mut self, function: &FunctionKey, class: &Class, coming: u32) {
+    pub(super) fn lacks(&mut self, function: &FunctionKey, (class, asked): (&Class, Asked), coming: u32) {
         let lacking = self.hungry.of(&function.namespace, class);
         let count: u32 = lacking.iter().filter_map(|key| self.wants.get(key)).map(Want::outstanding).sum();
-        let (amount, gpus) = (self.wants[function].demand.amount, class.2.clone());
+        let (amount, gpus) = (asked.amount, asked.gpus.to_vec());
         let (held, used) = self.everywhere(&function.namespace);
         let quota = self.spaces.get(&function.namespace).map(|space| space.policy.quota.room(held, used, amount));
         let count = count.min(quota.unwrap_or(u32::MAX)).saturating_sub(coming);

@@ -101,6 +101,8 @@ pub enum Effect {
         container: ContainerId,
         /// Where.
         worker: WorkerId,
+        /// What it takes there.
+        amount: Amount,
         /// The GPUs that it gets, as it asked for them.
         gpu: Option<GpuRequest>,
     },

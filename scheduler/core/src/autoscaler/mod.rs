@@ -3,6 +3,7 @@
 mod elsewhere;
 mod event;
 mod invariant;
+mod nodes;
 mod place;
 mod ranking;
 mod share;
@@ -10,6 +11,7 @@ mod yielding;
 
 pub use elsewhere::{Lack, Summary, Told};
 pub use event::{Effect, Event};
+pub use nodes::Wanted;
 pub use share::{Policy, Quota};
 
 use crate::{decision::Waiting, effect::Demand};
@@ -51,7 +53,7 @@ struct Want {
     /// What all its containers take.
     used: Amount,
     /// What its shell was last told, so that it is told once.
-    unplaced: Option<&'static str>,
+    unplaced: Option<Arc<Waiting>>,
     /// It was asked to give way and has not answered.
     asked: bool,
     /// Workers where it had nothing to give when it was last asked.
@@ -77,6 +79,11 @@ impl Want {
         self.demand.missing.saturating_sub(under_way)
     }
 
+    /// What one of its containers takes, or will.
+    fn each(&self) -> Amount {
+        if self.held == 0 { self.demand.amount } else { self.used.part(self.held) }
+    }
+
     /// Containers above the minimum that do not leave already.
     fn above(&self) -> u32 {
         self.held.saturating_sub(self.demand.leaving).saturating_sub(self.demand.min)
@@ -97,6 +104,20 @@ fn of<K: Ord + Borrow<Q>, Q: Ord + ?Sized>(amounts: &BTreeMap<K, Amount>, key: &
 fn add<K: Ord + Clone>(amounts: &mut BTreeMap<K, Amount>, key: &K, amount: Amount) {
     let sum = amounts.entry(key.clone()).or_default();
     *sum = sum.plus(amount);
+}
+
+/// A function's containers on one worker, and what they take.
+#[derive(Debug, Clone, Copy, Default)]
+struct There {
+    count: u32,
+    used: Amount,
+}
+
+impl There {
+    /// What one of them takes: no more than that is freed when one leaves, whatever the function asks for today.
+    fn each(&self) -> Amount {
+        self.used.part(self.count)
+    }
 }
 
 /// A namespace's policy and what it holds.
@@ -122,8 +143,8 @@ pub struct Autoscaler {
     /// Functions with something outstanding.
     hungry: Hungry,
     containers: BTreeMap<ContainerId, (FunctionKey, WorkerId, Amount)>,
-    /// How many containers of which function are on which worker.
-    there: BTreeMap<WorkerId, BTreeMap<FunctionKey, u32>>,
+    /// How many containers of which function are on which worker, and what they take.
+    there: BTreeMap<WorkerId, BTreeMap<FunctionKey, There>>,
     /// What the other schedulers of the cluster told.
     elsewhere: Elsewhere,
     /// What namespaces lack that nobody here can give, and since when.
@@ -275,7 +296,8 @@ impl Autoscaler {
         let space = self.spaces.entry(function.namespace.clone()).or_default();
         space.held += 1;
         space.used = space.used.plus(amount);
-        *self.there.entry(worker.clone()).or_default().entry(function.clone()).or_default() += 1;
+        let there = self.there.entry(worker.clone()).or_default().entry(function.clone()).or_default();
+        (there.count, there.used) = (there.count + 1, there.used.plus(amount));
         self.containers.insert(id, (function.clone(), worker, amount));
         self.rank(&function);
     }
@@ -304,10 +326,10 @@ impl Autoscaler {
             space.used = space.used.minus(amount);
         }
         if let Some(functions) = self.there.get_mut(&worker)
-            && let Some(count) = functions.get_mut(&function)
+            && let Some(there) = functions.get_mut(&function)
         {
-            *count -= 1;
-            if *count == 0 {
+            (there.count, there.used) = (there.count - 1, there.used.minus(amount));
+            if there.count == 0 {
                 functions.remove(&function);
             }
         }
@@ -350,7 +372,7 @@ impl Autoscaler {
                     self.tell_unplaced(&function, &class, &why, out);
                     if let Obstacle::Full(worker) = obstacle {
                         let full = (worker, reserved.is_none());
-                        reserved = self.full(&function, &class, full, out).or(reserved);
+                        reserved = self.full(&function, (&class, asked), full, out).or(reserved);
                     }
                     blocked.insert((function.namespace.clone(), class));
                 }
@@ -361,18 +383,15 @@ impl Autoscaler {
 
     /// The best worker for a container, or why there is none.
     fn place(&self, asked: Asked, reserved: Option<&WorkerId>, left: &Left) -> Result<Placed, Obstacle> {
-        let plain = asked.gpus.is_empty() && !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
-        let found = plain.then(|| self.emptiest(asked.amount, reserved, left)).flatten();
-        match found {
-            Some(worker) => Ok(Placed { worker, amount: asked.amount, gpu: None }),
-            None => place(asked, self.candidates(reserved, left)),
-        }
+        let quick = !mutated!(self.mutant, CAPACITY_PROMISED_TWICE);
+        let found = quick.then(|| self.quickly(asked, reserved, left)).flatten();
+        found.map_or_else(|| place(asked, self.candidates(reserved, left)), Ok)
     }
 
-    /// What a container would take of a ready worker, if that could ever hold it.
-    fn could_hold(&self, worker: &WorkerId, asked: Asked) -> Option<Amount> {
-        let worker = self.workers.get(worker).filter(|worker| worker.state == WorkerState::Ready)?;
-        asked.on(worker.capacity, &worker.gpu)
+    /// What a container would take of a ready worker, by each of its preferences that this could ever hold.
+    fn could_hold(&self, worker: &WorkerId, asked: Asked) -> Vec<Amount> {
+        let worker = self.workers.get(worker).filter(|worker| worker.state == WorkerState::Ready);
+        worker.map_or_else(Vec::new, |worker| asked.on(worker.capacity, &worker.gpu))
     }
 
     /// Every worker is full for the function: the first that finds that asks others to make room, and keeps a worker; what
@@ -380,16 +399,16 @@ impl Autoscaler {
     fn full(
         &mut self,
         function: &FunctionKey,
-        class: &Class,
+        (class, asked): (&Class, Asked),
         (worker, first): (WorkerId, bool),
         out: &mut Vec<Effect>,
     ) -> Option<WorkerId> {
         if !first {
-            self.lacks(function, class, 0);
+            self.lacks(function, (class, asked), 0);
             return None;
         }
-        let (kept, yields) = self.ask_to_yield(function, worker, out);
-        self.lacks(function, class, u32::from(yields));
+        let (kept, yields) = self.ask_to_yield(function, asked, worker, out);
+        self.lacks(function, (class, asked), u32::from(yields));
         Some(kept)
     }
 
@@ -437,15 +456,16 @@ impl Autoscaler {
             want.unplaced = None;
         }
         self.take(container, function.clone(), worker.clone(), amount);
-        out.push(Effect::Grant { function, container, worker, gpu });
+        out.push(Effect::Grant { function, container, worker, amount, gpu });
     }
 
     /// Tells every pool of the class once why it waits.
     fn tell_unplaced(&mut self, first: &FunctionKey, class: &Class, why: &Waiting, out: &mut Vec<Effect>) {
+        let told = Arc::new(why.clone());
         for function in self.hungry.of(&first.namespace, class) {
             let Some(want) = self.wants.get_mut(&function) else { continue };
-            if want.unplaced != Some(why.code) {
-                want.unplaced = Some(why.code);
+            if want.unplaced.as_ref() != Some(&told) {
+                want.unplaced = Some(told.clone());
                 out.push(Effect::Unplaced { function, why: why.clone() });
             }
         }

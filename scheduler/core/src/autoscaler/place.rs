@@ -33,17 +33,16 @@ pub struct Asked<'a> {
 
 impl Asked<'_> {
     /// What it takes by one of its preferences.
-    fn by(&self, request: &GpuRequest) -> Amount {
+    pub fn by(&self, request: &GpuRequest) -> Amount {
         self.amount.with_gpus(request.count)
     }
 
-    /// What it would take of a worker that has `capacity` and GPUs of this model, if that could ever hold it.
-    pub fn on(&self, capacity: Amount, gpu: &str) -> Option<Amount> {
-        if self.gpus.is_empty() {
-            return Some(self.amount).filter(|amount| capacity.covers(*amount));
-        }
-        let mut fitting = self.gpus.iter().filter(|request| request.takes(gpu)).map(|request| self.by(request));
-        fitting.find(|amount| capacity.covers(*amount))
+    /// What it would take of a worker that has `capacity` and GPUs of this model, by each of its preferences that this could
+    /// ever hold.
+    pub fn on(&self, capacity: Amount, gpu: &str) -> Vec<Amount> {
+        let plain = Some(self.amount).filter(|_| self.gpus.is_empty());
+        let fitting = self.gpus.iter().filter(|request| request.takes(gpu)).map(|request| self.by(request));
+        plain.into_iter().chain(fitting).filter(|amount| capacity.covers(*amount)).collect()
     }
 }
 
@@ -91,7 +90,8 @@ fn in_words(asked: Asked) -> String {
 }
 
 /// The best of some workers so far. Without GPUs: one that has none, then the one with the most free CPU. With GPUs: the very
-/// card that is named, then the fewest left over, so that whole machines stay free for who asks for many. Ties by name.
+/// card that is named, then the fewest left over, so that whole machines stay free for who asks for many; where none has
+/// enough, the one that lacks the fewest. Ties by name.
 type Best<'a> = Option<((bool, u64, Reverse<u64>), &'a WorkerId)>;
 
 /// The best ready worker that fits, or why none does. Those that flap count only where no steady one has room. GPUs are tried
@@ -131,18 +131,22 @@ fn place_by<'a>(
                 continue;
             }
         }
-        let (other, left_over) = match request {
-            None => (worker.capacity.gpus > 0, 0),
-            Some(request) => (!request.is_named(worker.gpu), worker.free.gpus),
+        let (other, left_over, lacks) = match request {
+            None => (worker.capacity.gpus > 0, 0, 0),
+            Some(request) => (!request.is_named(worker.gpu), worker.free.gpus, amount.minus(worker.free).gpus),
         };
-        let rank = ((other, left_over, Reverse(worker.free.cpu_milli)), worker.id);
-        let better = |of: &Best| of.as_ref().is_none_or(|best| rank < *best);
+        let take = |of: &mut Best<'a>, gpus: u64| {
+            let rank = ((other, gpus, Reverse(worker.free.cpu_milli)), worker.id);
+            if of.as_ref().is_none_or(|best| rank < *best) {
+                *of = Some(rank);
+            }
+        };
         let (best, large) = &mut found[usize::from(worker.flaps)];
-        if worker.capacity.covers(amount) && better(large) {
-            *large = Some(rank);
+        if worker.capacity.covers(amount) {
+            take(large, lacks);
         }
-        if worker.free.covers(amount) && !worker.reserved && better(best) {
-            *best = Some(rank);
+        if worker.free.covers(amount) && !worker.reserved {
+            take(best, left_over);
         }
     }
     let [steady, flapping] = found;

@@ -1,18 +1,34 @@
 //! Workers by what is free of them, so that among ten thousand the best is found without looking at all.
 
-use super::{Autoscaler, Worker, elsewhere::Left};
+use super::{
+    Autoscaler, Worker,
+    elsewhere::Left,
+    place::{Asked, Placed},
+};
 use capstan_common::{id::WorkerId, resource::Amount, worker::WorkerState};
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Workers that are looked at before all are: the emptiest may lack memory.
 const LOOKS: usize = 32;
 
-/// Whether it has GPUs, which are kept for who asks for them, and its free CPU.
-type Rank = (bool, Reverse<u64>);
+/// Ready, steady workers. Those without GPUs: the one with the most free CPU first. Those with GPUs by model: the one with the
+/// fewest free, then the most free CPU. Ties by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ranking {
+    plain: BTreeSet<(Reverse<u64>, WorkerId)>,
+    gpus: BTreeMap<Arc<str>, BTreeSet<(u64, Reverse<u64>, WorkerId)>>,
+}
 
-/// Ready, steady workers: those without GPUs first, then the one with the most free CPU; ties by name.
-#[derive(Debug, Clone, Default)]
-pub struct Ranking(BTreeSet<(Rank, WorkerId)>);
+/// A worker's place in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Rank {
+    Plain(Reverse<u64>),
+    Gpus(Arc<str>, u64, Reverse<u64>),
+}
 
 impl Worker {
     /// What is neither given out here nor taken by others.
@@ -21,8 +37,12 @@ impl Worker {
     }
 
     fn rank(&self) -> Option<Rank> {
-        let counts = self.state == WorkerState::Ready && !self.flaps;
-        counts.then(|| (self.capacity.gpus > 0, Reverse(self.free().cpu_milli)))
+        let (counts, free) = (self.state == WorkerState::Ready && !self.flaps, self.free());
+        let cpu = Reverse(free.cpu_milli);
+        counts.then(|| match self.capacity.gpus {
+            0 => Rank::Plain(cpu),
+            _ => Rank::Gpus(self.gpu.clone(), free.gpus, cpu),
+        })
     }
 }
 
@@ -52,28 +72,65 @@ impl Autoscaler {
         self.ranking.turn(id, before, None);
     }
 
-    /// One of the emptiest workers with room, where the first few have any beyond what is left to others.
-    pub(super) fn emptiest(&self, amount: Amount, reserved: Option<&WorkerId>, left: &Left) -> Option<WorkerId> {
-        let free = |id: &WorkerId| self.workers.get(id).map(|worker| worker.free().minus(left.on(id)));
-        let fits = |id: &WorkerId| free(id).is_some_and(|free| free.covers(amount));
-        let ids = self.ranking.0.iter().map(|(_, id)| id).take(LOOKS);
-        ids.filter(|id| Some(*id) != reserved).find(|id| fits(id)).cloned()
+    /// One of the best workers with room beyond what is left to others, where the first few of them have any; nothing does not
+    /// mean that there is none.
+    pub(super) fn quickly(&self, asked: Asked, reserved: Option<&WorkerId>, left: &Left) -> Option<Placed> {
+        let fits = |id: &&WorkerId, amount: Amount| {
+            let free = self.workers.get(*id).map(|worker| worker.free().minus(left.on(id)));
+            Some(*id) != reserved && free.is_some_and(|free| free.covers(amount))
+        };
+        if asked.gpus.is_empty() {
+            let plain = self.ranking.plain.iter().map(|(_, id)| id).take(LOOKS);
+            let beside = self.ranking.gpus.values().flat_map(|of| of.iter().map(|(_, _, id)| id).take(LOOKS));
+            let found = plain.chain(beside).find(|id| fits(id, asked.amount))?;
+            return Some(Placed { worker: found.clone(), amount: asked.amount, gpu: None });
+        }
+        asked.gpus.iter().find_map(|request| {
+            let amount = asked.by(request);
+            // The card that is named comes before a better one.
+            let models = || self.ranking.gpus.iter().filter(|(model, _)| request.takes(model));
+            let named = models().filter(|(model, _)| request.is_named(model));
+            let others = models().filter(|(model, _)| !request.is_named(model));
+            let least = (amount.gpus, Reverse(u64::MAX), WorkerId("".into()));
+            let mut ids =
+                named.chain(others).flat_map(|(_, of)| of.range(least.clone()..).map(|(_, _, id)| id).take(LOOKS));
+            let worker = ids.find(|id| fits(id, amount))?.clone();
+            Some(Placed { worker, amount, gpu: Some(request.clone()) })
+        })
     }
 
     /// Whether the ranking is true.
     pub(super) fn check_ranking(&self) -> Result<(), String> {
-        let ranks = self.workers.iter().filter_map(|(id, worker)| Some((worker.rank()?, id.clone())));
-        if ranks.collect::<BTreeSet<_>>() == self.ranking.0 { Ok(()) } else { Err("workers are ranked wrongly".into()) }
+        let mut ranking = Ranking::default();
+        self.workers.iter().for_each(|(id, worker)| ranking.turn(id, None, worker.rank()));
+        if ranking == self.ranking { Ok(()) } else { Err("workers are ranked wrongly".into()) }
     }
 }
 
 impl Ranking {
     fn turn(&mut self, id: &WorkerId, before: Option<Rank>, after: Option<Rank>) {
-        if let Some(before) = before {
-            self.0.remove(&(before, id.clone()));
+        match before {
+            Some(Rank::Plain(cpu)) => {
+                self.plain.remove(&(cpu, id.clone()));
+            }
+            Some(Rank::Gpus(model, free, cpu)) => {
+                if let Some(of) = self.gpus.get_mut(&model) {
+                    of.remove(&(free, cpu, id.clone()));
+                    if of.is_empty() {
+                        self.gpus.remove(&model);
+                    }
+                }
+            }
+            None => {}
         }
-        if let Some(after) = after {
-            self.0.insert((after, id.clone()));
+        match after {
+            Some(Rank::Plain(cpu)) => {
+                self.plain.insert((cpu, id.clone()));
+            }
+            Some(Rank::Gpus(model, free, cpu)) => {
+                self.gpus.entry(model).or_default().insert((free, cpu, id.clone()));
+            }
+            None => {}
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ownership::Member;
 
 const WORKER_CPU: u64 = 8_000;
 
@@ -69,7 +70,7 @@ impl Table {
             self.core.check().unwrap();
             for effect in out {
                 match &effect {
-                    Effect::Grant { function, container, worker, gpu } => {
+                    Effect::Grant { function, container, worker, gpu, .. } => {
                         self.gpus.extend(gpu.as_ref().map(|gpu| (*container, gpu.to_string())));
                         self.held.entry(function.clone()).or_default().push((*container, worker.clone()));
                         let demand = self.demands.get_mut(function).unwrap();
@@ -161,19 +162,29 @@ fn a_quota_holds_also_where_there_is_room_and_says_so() {
 }
 
 #[test]
-fn what_is_demanded_of_the_cluster_is_what_runs_and_what_lacks_within_quotas() {
-    // SPEC section 3.9: this is what machines are asked for
+fn nodes_are_asked_for_what_runs_and_what_lacks_within_quotas_here_and_elsewhere() {
+    // SPEC section 3.9
     let mut table = Table::new(1);
-    let (a, b) = (key("a", "f"), key("b", "f"));
+    let (a, b, gpu) = (key("a", "f"), key("b", "f"), key("b", "gpu"));
     let quota = Quota { containers: Some(4), ..Quota::default() };
     table.step(Event::Governed { namespace: "a".into(), policy: Policy { quota, ..Policy::default() } });
     table.want(demand(&a, 10, 1_000));
-    assert_eq!(table.core.demanded().cpu_milli, 4_000);
-    table.want(Demand { min: 10, ..demand(&b, 10, 1_000) });
-    assert_eq!(table.core.demanded(), Amount { cpu_milli: 14_000, memory_mib: 14, gpus: 0 });
     let node = Amount { cpu_milli: 4_000, memory_mib: 100, gpus: 0 };
-    assert_eq!(table.core.demanded().needs(node), Some(4));
-    assert_eq!(node.with_gpus(1).needs(node), None, "no number of nodes without GPUs has one");
+    assert_eq!(table.core.nodes(node), 1, "four within the quota");
+    table.want(Demand { min: 10, ..demand(&b, 10, 1_000) });
+    assert_eq!(table.core.nodes(node), 4, "fourteen");
+    // Who waits for what such a node does not have asks for no more of them.
+    table.want(Demand {
+        gpus: vec!["H100".parse().unwrap()],
+        amount: amount(1_000).with_gpus(1),
+        ..demand(&gpu, 5, 1_000)
+    });
+    assert_eq!(table.core.nodes(node), 4);
+    // Another scheduler hears of it also where no worker is, and counts the same.
+    let mut other = Table::new(0);
+    let (me, told) = (Member::from("other"), BTreeMap::from([("first".into(), table.core.summary())]));
+    other.step(Event::Elsewhere { me, now: Time(0), told });
+    assert_eq!(other.core.nodes(node), 4);
 }
 
 #[test]

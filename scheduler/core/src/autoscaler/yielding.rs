@@ -48,17 +48,16 @@ impl Autoscaler {
     pub(super) fn ask_to_yield(
         &mut self,
         function: &FunctionKey,
+        asked: Asked,
         first: WorkerId,
         out: &mut Vec<Effect>,
     ) -> (WorkerId, bool) {
-        let demand = &self.wants[function].demand;
-        let asked = Asked { amount: demand.amount, gpus: &demand.gpus };
         // Idle containers of other schedulers come before busy ones of this.
         let busy = !self.elsewhere.has_spare() || self.has_lacked_long(&function.namespace);
-        let others = self.workers.keys().filter(|id| **id != first && self.could_hold(id, asked).is_some());
+        let others = self.workers.keys().filter(|id| **id != first && !self.could_hold(id, asked).is_empty());
         let workers = std::iter::once(&first).chain(others.take(LOOKS));
-        let hosts: Vec<(WorkerId, Amount)> =
-            workers.filter_map(|id| Some((id.clone(), self.could_hold(id, asked)?))).collect();
+        let each = |id: &WorkerId| self.could_hold(id, asked).into_iter().map(|amount| (id.clone(), amount)).collect();
+        let hosts: Vec<(WorkerId, Amount)> = workers.flat_map(|id| -> Vec<_> { each(id) }).collect();
         for (worker, amount) in hosts {
             let need = Need { namespace: function.namespace.clone(), function: Some(function.clone()), amount };
             let Some(asks) = self.plan(&need, &worker, &mut Given::default(), busy) else { continue };
@@ -92,7 +91,7 @@ impl Autoscaler {
         for other in &others {
             let Some(want) = self.wants.get(other) else { continue };
             let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
-            free = free.plus(want.demand.amount.times(leaving.min(there[other])));
+            free = free.plus(there[other].each().times(leaving.min(there[other].count)));
         }
         let (victims, mut asks) = (self.ranked(&others), Vec::new());
         for busy in [false, true].into_iter().take(1 + usize::from(busy)) {
@@ -103,7 +102,7 @@ impl Autoscaler {
                 let count = self.could_give(need, (victim, worker), amount.minus(free), given, busy);
                 let asked = asks.iter().any(|ask: &Ask| ask.victim == *victim);
                 if count > 0 && !asked {
-                    let gives = self.wants[victim].demand.amount.times(count);
+                    let gives = there[victim].each().times(count);
                     free = free.plus(gives);
                     add(&mut given.lost, &victim.namespace, gives);
                     asks.push(Ask { victim: victim.clone(), count, busy });
@@ -118,7 +117,7 @@ impl Autoscaler {
     pub(super) fn leaving(&self) -> Given {
         let mut given = Given::default();
         for (function, want) in self.wants.iter().filter(|(_, want)| want.demand.leaving > 0) {
-            add(&mut given.lost, &function.namespace, want.demand.amount.times(want.demand.leaving));
+            add(&mut given.lost, &function.namespace, want.each().times(want.demand.leaving));
         }
         given
     }
@@ -147,9 +146,9 @@ impl Autoscaler {
         busy: bool,
     ) -> u32 {
         let Some(want) = self.wants.get(victim).filter(|w| !w.asked && !w.declined.contains(worker)) else { return 0 };
-        let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or(0);
+        let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or_default();
         let most = if busy { want.above().min(self.above_fair(need, victim, given)) } else { want.demand.spare };
-        needed(lacking, want.demand.amount).min(most).min(here)
+        needed(lacking, here.each()).min(most).min(here.count)
     }
 
     /// How many containers `victim` holds beyond the point where it would hold no more than the one that waits does: giving
@@ -159,7 +158,7 @@ impl Autoscaler {
         let waits = need.function.as_ref().map(|function| &self.wants[function]);
         let same = need.namespace == victim.namespace;
         let share_after = |gives: u32| {
-            let (gained, lost) = (need.amount, holds.demand.amount.times(gives));
+            let (gained, lost) = (need.amount, holds.each().times(gives));
             if same {
                 let waits = waits?;
                 let mine = share(waits.used.plus(gained), self.total, waits.demand.weight);

@@ -250,7 +250,9 @@ impl Function {
             Event::Fetched(calls) => self.fetched(now, calls),
             Event::Enter { request } => self.enter(now, request)?,
             Event::Leave { request, spoilt } => self.leave(now, request, spoilt, out),
-            Event::Granted { container, worker, gpu } => self.granted(now, container, (worker, gpu), out),
+            Event::Granted { container, worker, amount, gpu } => {
+                self.granted(now, container, (worker, amount, gpu), out);
+            }
             Event::Unplaced(why) => self.unplaced = Some(why),
             Event::GiveWay { worker, count, busy } => self.give_way(&worker, count, busy, out),
             Event::Refused { container, reason } => self.refused(now, container, reason, out),

@@ -16,6 +16,7 @@ use capstan_common::{
     input::{Failure, FailureKind, Outcome},
     order::{Order, Start},
     refusal::{Code, Refusal},
+    resource::Amount,
     time::Time,
 };
 use std::{
@@ -31,18 +32,19 @@ impl Function {
         &mut self,
         now: Time,
         id: ContainerId,
-        (worker, gpu): (WorkerId, Option<GpuRequest>),
+        (worker, amount, gpu): (WorkerId, Amount, Option<GpuRequest>),
         out: &mut Output,
     ) {
         self.grants_seen += 1;
         self.unplaced = None;
         let spec = self.deployed.spec.clone();
-        let wishes = spec.gpus();
-        let serves = gpu.as_ref().map_or(wishes.is_empty(), |gpu| wishes.contains(gpu));
+        let (wishes, gpus) = (spec.gpus(), gpu.as_ref().map_or(0, |gpu| gpu.count));
+        let serves = gpu.as_ref().map_or(wishes.is_empty(), |gpu| wishes.contains(gpu))
+            && amount == spec.amount().with_gpus(gpus);
         if self.missing(now) == 0 || !serves {
             out.effects.push(Effect::Release(id));
             if !serves {
-                // It was asked for before another revision came, which wants other GPUs.
+                // It was asked for before another revision came, which wants something else.
                 self.demanded = None;
             }
             return;
@@ -52,7 +54,7 @@ impl Function {
             function: self.key.clone(),
             revision: self.deployed.revision,
             spec: spec.clone(),
-            gpus: gpu.map_or(0, |gpu| gpu.count),
+            gpus,
         });
         out.effects.push(Effect::Order(worker.clone(), start));
         self.pool.add(

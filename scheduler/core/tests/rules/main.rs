@@ -1,6 +1,7 @@
 //! Rules of one function in virtual time, step by step: containers come and go at once, and only the rule takes time.
 
 mod batch;
+mod grant;
 mod instance;
 mod limits;
 mod model;

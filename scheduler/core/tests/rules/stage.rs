@@ -126,7 +126,8 @@ impl Stage {
                         let container = ContainerId(u64::from(self.granted));
                         self.placed.push(container);
                         let gpu = demand.gpus.first().cloned();
-                        follow.push(Event::Granted { container, worker: WorkerId("w".into()), gpu });
+                        let amount = demand.amount.with_gpus(gpu.as_ref().map_or(0, |gpu| gpu.count));
+                        follow.push(Event::Granted { container, worker: WorkerId("w".into()), amount, gpu });
                         if self.ready_at_once {
                             follow.push(Event::Ready { container, phases: Vec::new(), port: PORT });
                         }

@@ -129,3 +129,62 @@ fn a_full_set_of_gpus_is_shared_between_namespaces() {
     table.want(asks(&b, 100, &["H100"]));
     assert_eq!((table.count(&a), table.count(&b)), (4, 4));
 }
+
+#[test]
+fn who_wants_many_gpus_gets_them_although_small_work_takes_each_that_becomes_free() {
+    let mut table = Table::new(0);
+    (0..2).for_each(|n| with_gpus(&mut table, n, "H100", 2));
+    let (small, big) = (key("a", "small"), key("a", "big"));
+    table.want(Demand { min: 4, ..asks(&small, 4, &["H100"]) });
+    table.want(asks(&big, 1, &["H100:2"]));
+    // Containers end one after the other, now here and now there; the small function wants a new one each time.
+    for round in 0..8 {
+        if table.count(&big) > 0 {
+            break;
+        }
+        let held = &table.held[&small];
+        let (container, _) = held.iter().rev().find(|(_, at)| *at == worker(round % 2)).unwrap_or(&held[0]).clone();
+        table.held.get_mut(&small).unwrap().retain(|(id, _)| *id != container);
+        table.step(Event::Released(container));
+        table.want(Demand { min: 4, ..asks(&small, 4 - table.count(&small) as u32, &["H100"]) });
+    }
+    assert_eq!(table.count(&big), 1);
+}
+
+#[test]
+fn room_is_made_by_whichever_preference_it_can_be_made_for_and_no_more_than_the_quota_leaves() {
+    let mut table = Table::new(0);
+    with_gpus(&mut table, 1, "H100", 8);
+    let (kept, idle, f) = (key("b", "kept"), key("b", "idle"), key("a", "f"));
+    let quota = Quota { gpus: Some(3), ..Quota::default() };
+    table.step(Event::Governed { namespace: "a".into(), policy: Policy { quota, ..Policy::default() } });
+    table.want(Demand { min: 4, ..asks(&kept, 4, &["H100"]) });
+    table.want(asks(&idle, 4, &["H100"]));
+    table.want(Demand { spare: 4, ..asks(&idle, 0, &["H100"]) });
+    // Eight cannot be freed, four would pass the quota: one is asked for.
+    table.want(asks(&f, 1, &["H100:8", "H100:4", "H100"]));
+    assert_eq!((table.got(&f), table.count(&idle)), (vec![(worker(1), "H100")], 3));
+}
+
+#[test]
+fn a_holder_counts_by_what_its_containers_have_and_not_by_what_it_would_be_content_with() {
+    let mut table = Table::new(0);
+    with_gpus(&mut table, 1, "H100", 4);
+    let (wide, f) = (key("b", "wide"), key("a", "f"));
+    table.want(asks(&wide, 2, &["H100:2", "L4"]));
+    table.want(Demand { spare: 2, ..asks(&wide, 0, &["H100:2", "L4"]) });
+    table.want(asks(&f, 1, &["H100:2"]));
+    assert_eq!((table.count(&f), table.count(&wide)), (1, 1), "one of two GPUs is enough");
+}
+
+#[test]
+fn why_it_waits_is_told_anew_when_it_asks_for_something_else() {
+    let mut table = Table::new(0);
+    with_gpus(&mut table, 1, "H100", 1);
+    let (holds, f) = (key("a", "holds"), key("a", "f"));
+    table.want(Demand { min: 1, ..asks(&holds, 1, &["H100"]) });
+    table.want(asks(&f, 1, &["A10G"]));
+    assert!(table.reason(&f).unwrap().detail.contains("A10G"));
+    table.want(asks(&f, 1, &["H100"]));
+    assert!(table.reason(&f).unwrap().detail.contains("every worker is full"));
+}

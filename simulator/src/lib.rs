@@ -33,6 +33,8 @@ pub struct Outcome {
     pub containers: Vec<(Time, u32)>,
     /// When the first input arrived and the last thing happened.
     pub span: (Time, Time),
+    /// Containers that are still there then: those of a minimum.
+    pub alive: u32,
     /// Containers that were stopped with work in them: always none.
     pub cut_off: u64,
 }
@@ -58,7 +60,22 @@ pub struct Summary {
     pub peak_containers: u32,
 }
 
+/// Looks at outcomes of the same traffic until one time, the latest of their ends: a minimum goes on to cost while the containers
+/// of another setting have long left.
+pub fn look_equally_long(outcomes: &mut [&mut Outcome]) {
+    let end = outcomes.iter().map(|outcome| outcome.span.1).max().unwrap_or_default();
+    for outcome in outcomes {
+        outcome.container_us += outcome.cost_until(end);
+        outcome.span.1 = end;
+    }
+}
+
 impl Outcome {
+    /// Microseconds that the containers which are still there take from its end to a later one.
+    fn cost_until(&self, end: Time) -> u64 {
+        end.since_us(self.span.1) * u64::from(self.alive)
+    }
+
     /// The wait that `part` of the inputs did not pass, in milliseconds.
     pub fn wait_ms(&self, part: f64) -> f64 {
         let last = self.waits_us.len().saturating_sub(1);

@@ -399,6 +399,7 @@ impl Player<'_> {
         let rest = self.containers.values().map(|held| last.since_us(held.ordered));
         self.outcome.container_us += rest.sum::<u64>();
         self.outcome.span.1 = last;
+        self.outcome.alive = self.containers.len() as u32;
         self.outcome.unserved = (self.trace.arrivals.len() - self.outcome.waits_us.len()) as u64;
         self.outcome.waits_us.sort_unstable();
         self.outcome

@@ -6,7 +6,9 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::function::ZeroRule;
-use capstan_simulator::{Arrival, Machine, Outcome, Scenario, Trace, replay, trace::Shape};
+use capstan_simulator::{
+    Arrival, Machine, Outcome, Scenario, Trace, advice::advise, look_equally_long, replay, trace::Shape,
+};
 use serde_json::{Value, json};
 
 fn spec(more: Value) -> FunctionSpec {
@@ -136,6 +138,21 @@ fn arrivals_within_the_window_never_start_a_second_container() {
     let seconds: Vec<f64> = (0..100).map(|n| f64::from(n) * 50.0).collect();
     assert_eq!(play(&settings(json!({"scaledown_window": 60})), &at(&seconds, 500)).cold_starts, 1);
     assert_eq!(play(&settings(json!({"scaledown_window": 40})), &at(&seconds, 500)).cold_starts, 100);
+}
+
+#[test]
+fn a_minimum_costs_for_as_long_as_any_setting_is_looked_at() {
+    let two = at(&[0.0, 1.0], 500);
+    let (mut live, mut kept) = (play(&settings(json!({})), &two), play(&settings(json!({"min_containers": 5})), &two));
+    look_equally_long(&mut [&mut live, &mut kept]);
+    assert_eq!(live.span, kept.span);
+    let seconds = |outcome: &Outcome| outcome.summary().container_s;
+    assert!(seconds(&kept) > 4.9 * seconds(&live), "{} and {}", seconds(&kept), seconds(&live));
+    // So nobody is told that a container for ever is cheaper than one for a minute.
+    let scenario = Scenario::of(settings(json!({})));
+    let advice = advise(&scenario, &two, &Machine::default(), 200.0).unwrap();
+    let proposed = advice.proposed.unwrap();
+    assert_eq!((proposed.settings.min_containers, proposed.settings.scaledown_window), (0, 5));
 }
 
 /// One setting in several values, the others fixed, over all shapes: a total for each value.

@@ -7,10 +7,11 @@ use crate::{
 };
 use capstan_common::{
     function::{FunctionSpec, Overrides, OverridesPatch},
+    resource::Amount,
     validate,
 };
 use capstan_scheduler_core::function::ZeroRule;
-use capstan_simulator::{Machine, Outcome, Scenario, Summary, Trace, advice, plot, replay};
+use capstan_simulator::{Machine, Outcome, Scenario, Summary, Trace, advice, look_equally_long, plot, replay};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -78,10 +79,49 @@ fn with(scenario: &Scenario, set: &[String]) -> Result<Scenario, Failed> {
     Ok(Scenario { overrides, ..scenario.clone() })
 }
 
-fn machine(traffic: &TrafficArgs) -> Machine {
+/// Where it is played: with as many places as are said, or as the cluster has for the function.
+async fn machine(client: &Client, traffic: &TrafficArgs, scenario: &Scenario) -> Machine {
     let standard = Machine::default();
     let start_us = traffic.start_ms.map_or(standard.start_us, |ms| (ms * 1000.0) as u64);
-    Machine { places: traffic.places.unwrap_or(standard.places), start_us, ..standard }
+    let places = match (traffic.places, &traffic.from) {
+        (Some(places), _) => Some(places),
+        (None, Some(_)) => places(client, &scenario.spec).await.ok(),
+        (None, None) => None,
+    };
+    Machine { places: places.unwrap_or(standard.places), start_us, ..standard }
+}
+
+/// How many containers of a function all workers hold, within its namespace's quota: what others hold there is not counted, as
+/// nobody knows what they held when the traffic came.
+async fn places(client: &Client, spec: &FunctionSpec) -> anyhow::Result<u32> {
+    let wishes = spec.gpus();
+    let workers = client.get("/v1/workers").await?;
+    let held = workers["workers"].as_array().into_iter().flatten().filter(|worker| worker["state"] == "ready");
+    let each = held.map(|worker| {
+        let has = amount(&worker["capacity"], worker["capacity"]["gpus"].as_array().map_or(0, Vec::len) as u64);
+        let model = worker["capacity"]["gpus"][0]["model"].as_str().unwrap_or("");
+        let fits = wishes.is_empty() || wishes.iter().any(|wish| wish.takes(model));
+        if fits { has.holds(spec.amount()) } else { 0 }
+    });
+    let all = each.fold(0_u32, u32::saturating_add);
+    let space = client.get(&format!("/v1/namespaces/{}", client.namespace)).await?;
+    let quota = &space["quota"];
+    let containers = quota["containers"].as_u64().unwrap_or(u64::MAX);
+    let unbound = json!({"cpu": f64::MAX, "memory_mib": u64::MAX});
+    let bound = |field: &str| if quota[field].is_null() { unbound[field].clone() } else { quota[field].clone() };
+    let most = amount(
+        &json!({"cpu": bound("cpu"), "memory_mib": bound("memory_mib")}),
+        quota["gpus"].as_u64().unwrap_or(u64::MAX),
+    );
+    Ok(all.min(most.holds(spec.amount())).min(u32::try_from(containers).unwrap_or(u32::MAX)))
+}
+
+fn amount(of: &Value, gpus: u64) -> Amount {
+    Amount {
+        cpu_milli: (of["cpu"].as_f64().unwrap_or(0.0) * 1000.0) as u64,
+        memory_mib: of["memory_mib"].as_u64().unwrap_or(0),
+        gpus,
+    }
 }
 
 fn play(scenario: &Scenario, trace: &Trace, machine: &Machine) -> Result<Outcome, Failed> {
@@ -104,20 +144,26 @@ const HEAD: [&str; 5] = ["settings", "cold starts", "waiting p50 / p95 / p99", "
 pub async fn simulate(client: &Client, args: SimulateArgs, as_json: bool) -> anyhow::Result<()> {
     let (scenario, trace) = load(client, &args.traffic).await?;
     let proposed = with(&scenario, &args.set)?;
-    let machine = machine(&args.traffic);
-    let live = play(&scenario, &trace, &machine)?;
-    let other = if args.set.is_empty() { None } else { Some(play(&proposed, &trace, &machine)?) };
+    let machine = machine(client, &args.traffic, &scenario).await;
+    let mut live = play(&scenario, &trace, &machine)?;
+    let mut other = if args.set.is_empty() { None } else { Some(play(&proposed, &trace, &machine)?) };
+    look_equally_long(&mut std::iter::once(&mut live).chain(other.as_mut()).collect::<Vec<_>>());
     let mut both = vec![("live", &live)];
     both.extend(other.as_ref().map(|outcome| ("proposed", outcome)));
     if let Some(file) = &args.svg {
         write(file, &plot::svg(&both))?;
     }
     if as_json {
-        let told: Map<String, Value> =
+        let mut told: Map<String, Value> =
             both.iter().map(|(name, outcome)| ((*name).to_owned(), json!(outcome.summary()))).collect();
+        told.insert("places".into(), machine.places.into());
         return output::print_json(&Value::Object(told));
     }
     output::print(output::table(&HEAD, both.iter().map(|(name, outcome)| row(name, &outcome.summary()))))?;
+    if both.iter().any(|(_, outcome)| outcome.peak >= machine.places) {
+        let what = "containers have room at one time (--places), and that was reached";
+        output::print(format!("{} {what}", machine.places))?;
+    }
     for (name, outcome) in both.iter().filter(|(_, outcome)| outcome.unserved > 0) {
         output::print(format!("{name}: {} inputs never began: no container came for them", outcome.unserved))?;
     }
@@ -137,7 +183,8 @@ pub async fn advise(client: &Client, args: AdviseArgs, as_json: bool) -> anyhow:
     let (scenario, trace) = load(client, &args.traffic).await?;
     let p95_ms = capstan_scheduler_core::scale_to_zero::duration_ms(&args.p95_wait)
         .map_err(|e| Failed::Usage(format!("--p95-wait: {e}")))?;
-    let advice = advice::advise(&scenario, &trace, &machine(&args.traffic), p95_ms as f64).map_err(Failed::Usage)?;
+    let machine = machine(client, &args.traffic, &scenario).await;
+    let advice = advice::advise(&scenario, &trace, &machine, p95_ms as f64).map_err(Failed::Usage)?;
     if as_json {
         return output::print_json(&json!(advice));
     }

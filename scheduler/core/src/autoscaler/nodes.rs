@@ -64,7 +64,7 @@ fn nodes(node: Amount, wanted: impl Iterator<Item = Wanted>) -> u64 {
         // As many fresh ones as could be needed close the list; those that stay untouched are dropped again.
         for (left, alike) in open.into_iter().chain([(node, u64::MAX)]) {
             let each = u64::from(left.holds(amount));
-            let full = if each == 0 { 0 } else { (count / each).min(alike) };
+            let full = count.checked_div(each).unwrap_or(0).min(alike);
             count -= full * each;
             let last = if each > 0 && full < alike { count.min(each) } else { 0 };
             count -= last;

@@ -20,8 +20,11 @@ const LOOKS: usize = 32;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranking {
     plain: BTreeSet<(Reverse<u64>, WorkerId)>,
-    gpus: BTreeMap<Arc<str>, BTreeSet<(u64, Reverse<u64>, WorkerId)>>,
+    gpus: BTreeMap<Arc<str>, BTreeSet<WithGpus>>,
 }
+
+/// Free GPUs, free CPU, and the worker.
+type WithGpus = (u64, Reverse<u64>, WorkerId);
 
 /// A worker's place in it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -208,7 +208,7 @@ Examples:
         #[arg(long)]
         containers: Option<u32>,
         /// The most cores.
-        #[arg(long)]
+        #[arg(long, value_parser = cores)]
         cpu: Option<f64>,
         /// The most memory.
         #[arg(long)]
@@ -280,6 +280,11 @@ pub struct TrafficArgs {
     /// Containers that fit at one time.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub places: Option<u32>,
+}
+
+fn cores(text: &str) -> Result<f64, String> {
+    let cores = text.parse().ok().filter(|cores: &f64| (0.0..=1e6).contains(cores));
+    cores.ok_or_else(|| format!("`{text}` must be a number of cores from 0 to 1000000"))
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {

@@ -91,6 +91,9 @@ impl FromStr for GpuRequest {
         if plain.is_empty() || !plain.chars().all(clean) || model.len() > plain.len() + 1 {
             return Err(format!("`{written}` is not a GPU: write a model and a count, like \"H100\" or \"H100:2\""));
         }
+        if matches!(plain, "NONE" | "AUTO") {
+            return Err(format!("`{written}` is not a GPU: leave `gpu` out for none, or write \"any\""));
+        }
         if plain == "ANY" && model != plain {
             return Err(format!("`{written}`: any GPU is written \"any\", with a count where it is more than one"));
         }
@@ -220,6 +223,7 @@ mod tests {
             ("A10G:5", "from 1 to 4"),
             ("H100+", "B200+"),
             ("any!", "any GPU is written"),
+            ("none", "leave `gpu` out"),
         ] {
             let error = wish.parse::<GpuRequest>().unwrap_err();
             assert!(error.contains(part), "{wish}: {error}");

@@ -143,6 +143,17 @@ impl<'de> Deserialize<'de> for OverridesPatch {
 }
 
 impl OverridesPatch {
+    /// Whether it says something of a field, by its name.
+    pub fn names(&self, field: &str) -> bool {
+        match field {
+            "min_containers" => self.min_containers.is_some(),
+            "max_containers" => self.max_containers.is_some(),
+            "buffer_containers" => self.buffer_containers.is_some(),
+            "scaledown_window" => self.scaledown_window.is_some(),
+            _ => false,
+        }
+    }
+
     /// The overrides after this patch.
     pub fn apply(&self, before: &Overrides) -> Overrides {
         Overrides {

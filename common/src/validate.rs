@@ -56,7 +56,7 @@ pub fn spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     limits(spec, &mut findings);
     inputs(spec, &mut findings);
     retries(spec, &mut findings);
-    settings_into(&spec.autoscaler, "/autoscaler", &|_| "", &mut findings);
+    settings_into(&spec.autoscaler, "/autoscaler", &|_| Source::written(""), &mut findings);
     times(spec, &mut findings);
     activity(spec, &mut findings);
     volumes(spec, &mut findings);
@@ -108,6 +108,7 @@ fn limits(spec: &FunctionSpec, findings: &mut Findings) {
             format!("must be from 1 to {MAX_TIMEOUT_S} seconds, is {seconds}")
         });
     }
+    findings.check(spec.model_id.as_deref() != Some(""), "/model_id", || "must not be empty; leave it out".into());
     findings
         .check((1..=1000).contains(&spec.weight), "/weight", || format!("must be from 1 to 1000, is {}", spec.weight));
     let resources = &spec.resources;
@@ -191,8 +192,18 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
         readable(crate::schedule::cron(&profile.start).map(drop), &at("start"), findings);
         readable(crate::schedule::cron(&profile.end).map(drop), &at("end"), findings);
         readable(crate::schedule::timezone(profile.timezone.as_deref()).map(drop), &at("timezone"), findings);
-        let source = |field: &str| if profile.autoscaler.sets(field) { "" } else { " of the deployed settings" };
+        let source = |field: &str| match profile.autoscaler.sets(field) {
+            true => Source::written(""),
+            false => Source::elsewhere(" of the deployed settings"),
+        };
         settings_into(&profile.autoscaler.over(&spec.autoscaler), &at("autoscaler"), &source, findings);
+    }
+    for (n, profile) in spec.profiles.iter().enumerate() {
+        let same = spec.profiles[..n].iter().any(|earlier| earlier.name == profile.name);
+        findings.check(!same, &format!("/profiles/{n}/name"), || format!("`{}` is there twice", profile.name));
+        findings.check(profile.start != profile.end, &format!("/profiles/{n}/end"), || {
+            format!("is `{}` like start: it would never hold", profile.end)
+        });
     }
     let (most, are) = (profile::MOST, spec.profiles.len());
     findings.check(are <= most, "/profiles", || format!("must be at most {most}, are {are}"));
@@ -202,8 +213,7 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
 /// once, and not for a function's own actor.
 pub fn profiles(spec: &FunctionSpec) -> Result<(), Refusal> {
     profile::clash(spec).map_or(Ok(()), |clash| {
-        let pointer = format!("/profiles/{}/autoscaler/min_containers", clash.min);
-        Err(Refusal::field(&pointer, clash.detail))
+        Err(Refusal::field(&format!("profiles/{}/autoscaler/min_containers", clash.min), clash.detail))
     })
 }
 
@@ -262,8 +272,27 @@ fn readable(read: Result<(), String>, pointer: &str, findings: &mut Findings) {
     }
 }
 
+/// Where the value of a setting comes from.
+pub struct Source {
+    said: String,
+    /// Whether that is what is being checked: only such a field can be pointed to.
+    is_written: bool,
+}
+
+impl Source {
+    /// From what is being checked.
+    pub fn written(said: &str) -> Self {
+        Self { said: said.into(), is_written: true }
+    }
+
+    /// From somewhere else.
+    pub fn elsewhere(said: impl Into<String>) -> Self {
+        Self { said: said.into(), is_written: false }
+    }
+}
+
 /// Checks effective autoscaler settings; `source` tells where a field's value comes from.
-pub fn settings(settings: &AutoscalerSettings, source: &dyn Fn(&str) -> &'static str) -> Result<(), Refusal> {
+pub fn settings(settings: &AutoscalerSettings, source: &dyn Fn(&str) -> Source) -> Result<(), Refusal> {
     let mut findings = Findings(Vec::new());
     settings_into(settings, "", source, &mut findings);
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
@@ -279,7 +308,7 @@ pub fn within_system(settings: &AutoscalerSettings, prefix: &str, most: u32) -> 
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
-fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> &'static str, findings: &mut Findings) {
+fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> Source, findings: &mut Findings) {
     const MOST: u32 = 1_000_000;
     let max = s.max_containers;
     if let Some(max) = max {
@@ -291,10 +320,15 @@ fn settings_into(s: &AutoscalerSettings, prefix: &str, source: &dyn Fn(&str) -> 
         format!("must be from 0 to {MOST}, is {}", s.min_containers)
     });
     if let Some(max) = max.filter(|max| s.min_containers <= MOST && s.min_containers > (*max).max(1)) {
-        findings.check(false, &format!("{prefix}/min_containers"), || {
-            let (of_min, of_max) = (source("min_containers"), source("max_containers"));
-            format!("must not be above max_containers ({}{of_min} > {max}{of_max})", s.min_containers)
-        });
+        let (of_min, of_max) = (source("min_containers"), source("max_containers"));
+        let (min, of) = (s.min_containers, (&of_min.said, &of_max.said));
+        if of_max.is_written && !of_min.is_written {
+            let below = || format!("must not be below min_containers ({max}{} < {min}{})", of.1, of.0);
+            findings.check(false, &format!("{prefix}/max_containers"), below);
+        } else {
+            let above = || format!("must not be above max_containers ({min}{} > {max}{})", of.0, of.1);
+            findings.check(false, &format!("{prefix}/min_containers"), above);
+        }
     }
     findings.check(s.buffer_containers <= MOST, &format!("{prefix}/buffer_containers"), || {
         format!("must be from 0 to {MOST}, is {}", s.buffer_containers)

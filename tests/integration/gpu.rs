@@ -66,7 +66,7 @@ async fn the_gpus_that_the_driver_lists_are_given_to_one_container_each() {
     up.post(&up.function("l4", "/spawn"), "\"\"").await.unwrap();
     let explained = "/v1/namespaces/default/functions/l4/explain";
     let why = up.until_at(explained, SOON, |a| !a["waiting"].is_null()).await.unwrap()["waiting"].clone();
-    assert!(why["detail"].as_str().unwrap().contains("GPUs of H100"), "{why}");
+    assert!(why["detail"].as_str().unwrap().contains("at most 2 × H100"), "{why}");
     std::fs::write(&go, "").unwrap();
     assert_eq!(outputs(&up, &map).await, [json!("GPU-1|GPU-1"), json!("GPU-3|GPU-3")]);
     // The second preference, with its count, once those above are idle: they give way.
@@ -99,6 +99,23 @@ async fn a_namespace_takes_no_more_gpus_than_its_quota() {
     up.until_at("/v1/namespaces/default", SOON, |space| space["used"]["gpus"] == 2).await.unwrap();
     std::fs::write(&go, "").unwrap();
     assert_eq!(outputs(&up, &map).await.len(), 3);
+}
+
+#[tokio::test]
+async fn idle_containers_of_a_namespace_make_room_in_its_quota_at_once() {
+    let (_folder, up) = with_cards(&[]).unwrap();
+    let policy = json!({"quota": {"gpus": 1}});
+    up.http.put(up.at("/v1/namespaces/default")).json(&policy).send().await.unwrap().error_for_status().unwrap();
+    for name in ["first", "second"] {
+        up.deploy(name, shows(json!("H100"))).await.unwrap();
+    }
+    // Its window is a minute: the second function waits for no part of it.
+    for name in ["first", "second", "first"] {
+        assert_eq!(up.invoke(name, json!("")).await.unwrap().0, 200);
+    }
+    let policy = json!({"quota": {"gpus": 0}});
+    up.http.put(up.at("/v1/namespaces/default")).json(&policy).send().await.unwrap().error_for_status().unwrap();
+    up.until_at("/v1/namespaces/default", SOON, |space| space["used"]["gpus"] == 0).await.unwrap();
 }
 
 #[tokio::test]

@@ -143,3 +143,34 @@ async fn what_an_instance_has_accepted_is_done_whatever_becomes_of_its_name() {
     assert_eq!(results.len(), 40);
     assert!(results.iter().all(|line| line["output"]["model_version"] == "3.5"), "{results:?}");
 }
+
+#[tokio::test]
+async fn settings_are_of_an_instance_and_a_patch_that_is_refused_makes_none() {
+    // SPEC D11 D12
+    let (_folder, up) = fresh(&[]);
+    let more = json!({"parameters": {"version": {}}});
+    up.deploy("app.Model", spec(&["cat"], "exec", more)).await.unwrap();
+    let patch = async |name: &str, body: Value| {
+        let response = up.http.patch(up.function(name, "/autoscaler")).json(&body).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    let (status, problem) = patch("app.Model", json!({"min_containers": 2})).await;
+    assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!("/parameters/version")), "{problem}");
+    for (body, pointer) in [
+        (json!({"min_containers": 5000}), "/min_containers"),
+        (json!({"max_containers": 0}), "/max_containers"),
+        (json!({"speed": 1}), "/speed"),
+    ] {
+        let (status, problem) = patch("app.Model;version=1", body).await;
+        assert_eq!((status, &problem["errors"][0]["pointer"]), (422, &json!(pointer)), "{problem}");
+        let looked = up.http.get(up.function("app.Model;version=1", "/autoscaler")).send().await.unwrap();
+        assert_eq!(looked.status().as_u16(), 404, "the refused patch made an instance");
+    }
+    assert_eq!(patch("app.Model;version=1", json!({"min_containers": 1})).await.0, 200);
+    // What is pointed to is what was sent, and the other value's source is named.
+    let (_, problem) = patch("app.Model;version=1", json!({"min_containers": 4, "max_containers": 4})).await;
+    assert_eq!(problem["effective"]["min_containers"], 4);
+    let (_, problem) = patch("app.Model;version=1", json!({"max_containers": 3})).await;
+    assert_eq!(problem["errors"][0]["pointer"], "/max_containers");
+    assert!(problem["detail"].as_str().unwrap().contains("3, overridden < 4, overridden"), "{problem}");
+}

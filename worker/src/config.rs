@@ -109,6 +109,12 @@ impl WorkerConfig {
             ));
         }
         Offer::read(&self.gpus)?;
+        if let Some(cpu) = self.cpu.filter(|cpu| !(0.001..=100_000.0).contains(cpu)) {
+            return Err(format!("worker.cpu must be a number of cores from 0.001 to 100000, is {cpu}"));
+        }
+        if self.memory_mib == Some(0) {
+            return Err("worker.memory_mib must be at least 1, is 0".into());
+        }
         if !self.advertise.is_empty() && self.advertise.parse::<std::net::IpAddr>().is_err() {
             return Err(format!("worker.advertise must be an IP address, is `{}`", self.advertise));
         }

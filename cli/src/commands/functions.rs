@@ -152,6 +152,13 @@ pub async fn autoscaler(
     if as_json {
         return output::print_json(&settings);
     }
+    for warning in settings["warnings"].as_array().into_iter().flatten() {
+        eprintln!("warning: {}", output::text(warning));
+    }
+    let profiles: Vec<String> = settings["profiles"].as_array().into_iter().flatten().map(output::text).collect();
+    if !profiles.is_empty() {
+        output::print(format!("profiles that hold now: {}", profiles.join(", ")))?;
+    }
     let rows = SETTINGS.iter().map(|name| {
         let cell = |of: &str| output::text(&settings[of][*name]);
         vec![(*name).to_owned(), cell("deployed"), cell("overrides"), cell("effective")]

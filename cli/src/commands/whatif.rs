@@ -8,7 +8,7 @@ use crate::{
 use capstan_common::{
     function::{FunctionSpec, Overrides, OverridesPatch},
     resource::Amount,
-    validate,
+    validate::{self, Source},
 };
 use capstan_scheduler_core::function::ZeroRule;
 use capstan_simulator::{Machine, Outcome, Scenario, Summary, Trace, advice, look_equally_long, plot, replay};
@@ -70,7 +70,10 @@ fn with(scenario: &Scenario, set: &[String]) -> Result<Scenario, Failed> {
         let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
         patch.insert(key.trim().into(), value.trim().parse::<u32>().map_err(|_| wrong())?.into());
     }
-    let given = |field: &str| if patch.contains_key(field) { ", by --set" } else { ", as it is live" };
+    let given = |field: &str| match patch.contains_key(field) {
+        true => Source::written(", by --set"),
+        false => Source::elsewhere(", as it is live"),
+    };
     let written: OverridesPatch =
         serde_json::from_value(Value::Object(patch.clone())).map_err(|e| Failed::Usage(format!("--set: {e}")))?;
     let overrides = written.apply(&scenario.overrides);

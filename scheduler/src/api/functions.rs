@@ -198,6 +198,21 @@ impl Api {
         .await
     }
 
+    /// Whether a patch may be, also of an instance that is not there yet.
+    ///
+    /// # Errors
+    /// What is wrong with it, by field; or there is no such function.
+    pub async fn patchable(&self, asked: FunctionKey, patch: &OverridesPatch) -> Result<(), Refusal> {
+        let patch = patch.clone();
+        match self.find(asked.clone()).await {
+            Ok(key) => self.ask(&key, move |core| core.patched(&patch, false).map(drop)).await?,
+            Err(refusal) if refusal.code == Code::NotFound && parameter::is_instance(&asked) => {
+                self.ask(&parameter::base(&asked), move |core| core.patched(&patch, true).map(drop)).await?
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
     /// Changes overrides; answers the complete settings (SPEC §2.2).
     pub async fn patch(&self, key: &FunctionKey, patch: OverridesPatch) -> Result<SettingsView, Refusal> {
         self.ask(key, |_| ()).await?;

@@ -166,11 +166,13 @@ pub async fn settings(api: web::Data<Api>, path: Path) -> Answer {
 }
 
 pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
+    let bytes = body::whole(payload, SPEC_BYTES).await?;
+    let patch = parse(&bytes)?;
+    // A patch that is refused makes no instance.
+    api.patchable(validate::instance_key(&path.0, &path.1)?, &patch).await?;
     let key = used(&api, &path).await?;
     api.function(&key).await?;
     check(&api, &key, &request).await?;
-    let bytes = body::whole(payload, SPEC_BYTES).await?;
-    let patch = parse(&bytes)?;
     let mut settings = api.patch(&key, patch).await?;
     settings.warnings.extend(warnings(&bytes));
     Ok(HttpResponse::Ok().json(settings))

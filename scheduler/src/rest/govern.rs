@@ -134,8 +134,10 @@ struct WrittenQuota {
 pub async fn govern(api: web::Data<Api>, path: web::Path<String>, payload: web::Payload) -> Answer {
     let written: WrittenPolicy = parse(&body::whole(payload, CONFIG_BYTES).await?)?;
     let quota = written.quota;
-    if let Some(cpu) = quota.cpu.filter(|cpu| !(0.0..=1e9).contains(cpu)) {
-        return Err(Refusal::field("quota/cpu", format!("must be a number of cores from 0, is {cpu}")).into());
+    if let Some(cpu) = quota.cpu.filter(|cpu| !(0.0..=1e6).contains(cpu)) {
+        return Err(
+            Refusal::field("quota/cpu", format!("must be a number of cores from 0 to 1000000, is {cpu:e}")).into()
+        );
     }
     let quota = Quota {
         containers: quota.containers,

@@ -3,7 +3,7 @@
 //! The driver is asked in a process of its own that can be killed: a call into it may hang (RELIABILITY F37).
 
 use crate::config::{Runtime, WorkerConfig};
-use capstan_common::gpu::{Gpu, model};
+use capstan_common::gpu::{Gpu, GpuRequest, model};
 use nvml_wrapper::{Nvml, error::NvmlError};
 use std::{collections::BTreeMap, ffi::OsStr, path::Path, process::Stdio, sync::Arc, time::Duration};
 
@@ -41,9 +41,12 @@ impl Offer {
                 "worker.gpus must be `auto`, `none`, a model like `H100` to offer those of it alone, or a model and a number from 1 to {MOST} like `H100:8` to offer them without asking the driver; it is `{written}`"
             )
         };
+        let (word, is_any) = (written.to_ascii_lowercase(), |model: &str| model.eq_ignore_ascii_case("any"));
         match written.split_once(':') {
-            None if written == "auto" => Ok(Self::Found(None)),
-            None if written == "none" => Ok(Self::Nothing),
+            None if word == "auto" => Ok(Self::Found(None)),
+            None if word == "none" => Ok(Self::Nothing),
+            None if is_any(written) => Err(wrong()),
+            Some((model, _)) if is_any(model) => Err(wrong()),
             None if clean(written) => Ok(Self::Found(Some(written.to_ascii_uppercase()))),
             Some((model, count)) if clean(model) => {
                 let count = count.parse().ok().filter(|count| (1..=MOST).contains(count)).ok_or_else(wrong)?;
@@ -89,16 +92,19 @@ pub async fn offered(config: &WorkerConfig) -> Result<Vec<Gpu>, String> {
     of_one_model(found, named.as_deref())
 }
 
-/// Those of the model that is named, or else of the one of which there are most.
+/// Those of the model that is named, as functions name it, or else of the one of which there are most.
 fn of_one_model(found: Vec<Gpu>, named: Option<&str>) -> Result<Vec<Gpu>, String> {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     found.iter().for_each(|gpu| *counts.entry(gpu.model.clone()).or_default() += 1);
     let models = || counts.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let most = || counts.iter().max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0))).map(|(model, _)| model.clone());
-    let Some(chosen) = named.map(str::to_owned).or_else(most) else { return Ok(Vec::new()) };
-    if !counts.contains_key(&chosen) {
-        return Err(format!("worker.gpus is `{chosen}`, and this machine has none of it; it has: {}", models()));
-    }
+    let is_named = |model: &str| named.is_none_or(|named| GpuRequest::of(named).takes(model));
+    let those = counts.iter().filter(|(model, _)| is_named(model));
+    let most = those.max_by(|a, b| a.1.cmp(b.1).then(b.0.cmp(a.0))).map(|(model, _)| model.clone());
+    let Some(chosen) = most else {
+        let has = if counts.is_empty() { "no GPU at all".into() } else { models() };
+        let none = |named| format!("worker.gpus is `{named}`, and this machine has none of it; it has: {has}");
+        return named.map_or(Ok(Vec::new()), |named| Err(none(named)));
+    };
     if counts.len() > 1 && named.is_none() {
         tracing::warn!(
             offered = chosen,
@@ -191,7 +197,8 @@ mod tests {
         assert_eq!(Offer::read("none"), Ok(Offer::Nothing));
         assert_eq!(Offer::read("a100-80gb"), Ok(Offer::Found(Some("A100-80GB".into()))));
         assert_eq!(Offer::read("h100:8"), Ok(Offer::Declared("H100".into(), 8)));
-        for wrong in ["", ":2", "H100:0", "H100:65", "H100:x", "two words"] {
+        assert_eq!(Offer::read("None"), Ok(Offer::Nothing));
+        for wrong in ["any", "any:2", "", ":2", "H100:0", "H100:65", "H100:x", "two words"] {
             assert!(Offer::read(wrong).is_err(), "{wrong}");
         }
     }
@@ -202,6 +209,9 @@ mod tests {
         let ids = |gpus: Vec<Gpu>| gpus.into_iter().map(|gpu| gpu.uuid).collect::<Vec<_>>();
         assert_eq!(ids(of_one_model(found(), None).unwrap()), ["2", "3"]);
         assert_eq!(ids(of_one_model(found(), Some("L4")).unwrap()), ["1"]);
+        let a100 = vec![gpu("1", "A100-40GB"), gpu("2", "L4"), gpu("3", "L4")];
+        assert_eq!(ids(of_one_model(a100, Some("A100")).unwrap()), ["1"]);
+        assert!(of_one_model(Vec::new(), Some("B200")).unwrap_err().contains("no GPU at all"));
         assert!(of_one_model(found(), Some("B200")).unwrap_err().contains("A10G, H100, L4"));
         assert_eq!(of_one_model(Vec::new(), None), Ok(Vec::new()));
     }

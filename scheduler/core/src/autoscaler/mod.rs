@@ -224,9 +224,10 @@ impl Autoscaler {
             }
             Event::Elsewhere { me, now, told } => return self.elsewhere(me, now, told, out),
             Event::Governed { namespace, policy } => {
-                self.spaces.entry(namespace).or_default().policy = policy;
+                self.spaces.entry(namespace.clone()).or_default().policy = policy;
                 // Whoever was told of the old bounds is told anew.
                 self.wants.values_mut().for_each(|want| want.unplaced = None);
+                self.make_room_in_quota(&namespace, None, out);
             }
             Event::Held { container, function, worker, amount } => self.take(container, function, worker, amount),
             Event::Released(container) => self.released(container),
@@ -354,12 +355,9 @@ impl Autoscaler {
             }
             let want = &self.wants[&function];
             let (amount, class) = (want.demand.amount, want.class());
-            if let Some(bound) = self.quota_passed(&function, amount) {
-                let detail = format!(
-                    "namespace `{}` may take at most {bound}; it starts when others of it end, or raise its quota",
-                    function.namespace
-                );
-                self.tell_unplaced(&function, &class, &Waiting::new("tenant_limit", detail), out);
+            if let Some(why) = self.quota_passed(&function, amount) {
+                self.tell_unplaced(&function, &class, &Waiting::new("tenant_limit", why), out);
+                self.make_room_in_quota(&function.namespace, Some(amount), out);
                 blocked.insert((function.namespace.clone(), class));
                 continue;
             }
@@ -416,10 +414,17 @@ impl Autoscaler {
         self.share_with(namespace, Amount::default(), Amount::default())
     }
 
+    /// Why the quota of its namespace keeps a function from one more container, if it does.
     fn quota_passed(&self, function: &FunctionKey, amount: Amount) -> Option<String> {
-        let space = self.spaces.get(&function.namespace)?;
-        let (held, used) = self.everywhere(&function.namespace);
-        space.policy.quota.passed(held, used, amount)
+        let namespace = &function.namespace;
+        let quota = self.spaces.get(namespace)?.policy.quota;
+        let (held, used) = self.everywhere(namespace);
+        let bound = quota.passed(held, used, amount)?;
+        let what = match quota.passed(0, Amount::default(), amount) {
+            Some(_) => "one container of it asks for more; ask for less, or raise its quota",
+            None => "it starts when others of it end, or raise its quota",
+        };
+        Some(format!("namespace `{namespace}` may take at most {bound}; {what}"))
     }
 
     /// Those of a container's preferences that the quota of its namespace leaves open.

@@ -1,7 +1,7 @@
 //! Which worker gets a container: filter, score, take; ties by id.
 
 use capstan_common::{gpu::GpuRequest, id::WorkerId, resource::Amount, worker::WorkerState};
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 /// A worker as placement sees it.
 #[derive(Clone)]
@@ -120,13 +120,14 @@ fn place_by<'a>(
     workers: impl Iterator<Item = Candidate<'a>>,
 ) -> Result<WorkerId, Obstacle> {
     let amount = request.map_or(asked.amount, |request| asked.by(request));
-    let (mut ready, mut models) = (0, BTreeSet::new());
+    let (mut ready, mut models) = (0, BTreeMap::new());
     // Steady ones, and those that flap: which fits, and which is large enough.
     let mut found: [(Best<'a>, Best<'a>); 2] = Default::default();
     for worker in workers.filter(|w| w.state == WorkerState::Ready) {
         ready += 1;
         if let Some(request) = request {
-            models.insert(worker.gpu);
+            let most: &mut u64 = models.entry(worker.gpu).or_default();
+            *most = worker.capacity.gpus.max(*most);
             if !request.takes(worker.gpu) {
                 continue;
             }
@@ -158,12 +159,18 @@ fn place_by<'a>(
     }
 }
 
-fn impossible(asked: Asked, models: &BTreeSet<&str>) -> String {
+/// `models` are those that ready workers have, and how many of each the largest has.
+fn impossible(asked: Asked, models: &BTreeMap<&str, u64>) -> String {
     let what = in_words(asked);
     if asked.gpus.is_empty() {
         return format!("no worker is large enough for {what}; ask for less, or add a larger worker");
     }
-    let there: Vec<&str> = models.iter().copied().filter(|model| !model.is_empty()).collect();
-    let there = if there.is_empty() { "no GPU at all".into() } else { format!("GPUs of {}", there.join(", ")) };
+    let found = models.iter().filter(|(model, _)| !model.is_empty());
+    let there: Vec<String> = found.map(|(model, most)| format!("{most} × {model}")).collect();
+    if asked.gpus.iter().any(|gpu| models.iter().any(|(model, most)| gpu.takes(model) && *most >= u64::from(gpu.count)))
+    {
+        return format!("no worker that has the GPUs is large enough for {what}; ask for less, or add a larger worker");
+    }
+    let there = if there.is_empty() { "no GPU".into() } else { format!("at most {}", there.join(", ")) };
     format!("no worker is large enough for {what}: they have {there}; ask for another, or add a worker with it")
 }

@@ -54,12 +54,24 @@ impl Quota {
         u32::try_from(containers.min(cpu).min(memory).min(gpus)).unwrap_or(u32::MAX)
     }
 
+    /// What must leave of so many containers that take so much, for all bounds to hold.
+    pub fn excess(&self, held: u32, used: Amount) -> (u32, Amount) {
+        let over = |bound: Option<u64>, value: u64| bound.map_or(0, |bound| value.saturating_sub(bound));
+        let containers = self.containers.map_or(0, |bound| held.saturating_sub(bound));
+        let amount = Amount {
+            cpu_milli: over(self.cpu_milli, used.cpu_milli),
+            memory_mib: over(self.memory_mib, used.memory_mib),
+            gpus: over(self.gpus.map(u64::from), used.gpus),
+        };
+        (containers, amount)
+    }
+
     /// Which bound one more container of `amount` would pass, in words.
     pub fn passed(&self, held: u32, used: Amount, amount: Amount) -> Option<String> {
         let after = used.plus(amount);
         let over = |bound: Option<u64>, value: u64| bound.filter(|bound| value > *bound);
         if let Some(bound) = over(self.containers.map(u64::from), u64::from(held) + 1) {
-            return Some(format!("{bound} containers"));
+            return Some(format!("{bound} container{}", if bound == 1 { "" } else { "s" }));
         }
         if let Some(bound) = over(self.cpu_milli, after.cpu_milli) {
             return Some(format!("{} cores", bound as f64 / 1000.0));

@@ -162,6 +162,37 @@ fn a_quota_holds_also_where_there_is_room_and_says_so() {
 }
 
 #[test]
+fn idle_containers_of_a_namespace_make_room_in_its_quota() {
+    let mut table = Table::new(1);
+    let (idle, new, big, kept) = (key("a", "idle"), key("a", "new"), key("a", "big"), key("b", "f"));
+    let bound = |table: &mut Table, containers, cpu_milli| {
+        let quota = Quota { containers, cpu_milli, ..Quota::default() };
+        table.step(Event::Governed { namespace: "a".into(), policy: Policy { quota, ..Policy::default() } });
+    };
+    bound(&mut table, Some(4), Some(4_000));
+    table.want(demand(&idle, 4, 1_000));
+    table.want(demand(&kept, 2, 1_000));
+    table.want(Demand { spare: 2, ..demand(&kept, 0, 1_000) });
+    // Busy ones stay, and nobody leaves for what would still not fit.
+    table.want(demand(&new, 1, 1_000));
+    assert_eq!((table.count(&idle), table.count(&new)), (4, 0));
+    table.want(demand(&new, 0, 1_000));
+    table.want(Demand { spare: 2, ..demand(&idle, 0, 1_000) });
+    table.want(demand(&big, 1, 3_000));
+    assert_eq!((table.count(&idle), table.count(&big)), (4, 0));
+    table.want(demand(&big, 0, 3_000));
+    table.want(demand(&new, 1, 1_000));
+    assert_eq!((table.count(&idle), table.count(&new), table.count(&kept)), (3, 1, 2));
+    // A bound that is lowered takes the idle ones, as many as there are.
+    table.want(Demand { spare: 2, ..demand(&idle, 0, 1_000) });
+    bound(&mut table, Some(1), None);
+    assert_eq!((table.count(&idle), table.count(&new), table.count(&kept)), (1, 1, 2));
+    table.want(demand(&big, 1, 9_000));
+    bound(&mut table, None, Some(4_000));
+    assert!(table.reason(&big).unwrap().detail.contains("one container of it asks for more"));
+}
+
+#[test]
 fn nodes_are_asked_for_what_runs_and_what_lacks_within_quotas_here_and_elsewhere() {
     // SPEC section 3.9
     let mut table = Table::new(1);

@@ -67,6 +67,43 @@ impl Autoscaler {
         (first, false)
     }
 
+    /// Asks idle containers of a namespace that passes its quota, or would with one more container, to leave: for one more only
+    /// if that is enough, and nobody leaves in vain.
+    pub(super) fn make_room_in_quota(&mut self, namespace: &Arc<str>, more: Option<Amount>, out: &mut Vec<Effect>) {
+        let Some(space) = self.spaces.get(namespace) else { return };
+        let (held, used) = self.everywhere(namespace);
+        let (one, amount) = (u32::from(more.is_some()), more.unwrap_or_default());
+        let (mut count, mut lacking) = space.policy.quota.excess(held + one, used.plus(amount));
+        let mut holders = Vec::new();
+        for (function, want) in self.wants.iter().filter(|(function, _)| function.namespace == *namespace) {
+            let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
+            (count, lacking) = (count.saturating_sub(leaving), lacking.minus(want.each().times(leaving)));
+            if want.demand.spare > 0 && !want.asked {
+                holders.push((share(want.used, self.total, want.demand.weight), function.clone()));
+            }
+        }
+        holders.sort_by(|a, b| b.cmp(a));
+        let mut asks: Vec<(WorkerId, Ask)> = Vec::new();
+        for (_, victim) in holders {
+            let want = &self.wants[&victim];
+            let mut spare = want.demand.spare;
+            for (worker, there) in &self.there {
+                let needs = |each: Amount| needed(lacking, each).max(count);
+                let Some(there) = there.get(&victim).filter(|_| !want.declined.contains(worker)) else { continue };
+                let gives = needs(there.each()).min(spare).min(there.count);
+                if gives > 0 {
+                    spare -= gives;
+                    (count, lacking) = (count.saturating_sub(gives), lacking.minus(there.each().times(gives)));
+                    asks.push((worker.clone(), Ask { victim: victim.clone(), count: gives, busy: false }));
+                }
+            }
+        }
+        let is_enough = count == 0 && lacking == Amount::default();
+        if more.is_none() || is_enough {
+            asks.into_iter().for_each(|(worker, ask)| self.ask(vec![ask], &worker, out));
+        }
+    }
+
     /// Puts the questions.
     pub(super) fn ask(&mut self, asks: Vec<Ask>, worker: &WorkerId, out: &mut Vec<Effect>) {
         for Ask { victim, count, busy } in asks {

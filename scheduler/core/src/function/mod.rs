@@ -41,10 +41,11 @@ use capstan_common::{
     call::CallKind,
     function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
     id::{CallId, Epoch, FunctionKey, LeaseId, Minter, Revision},
-    profile::{self, Profiles},
+    parameter,
+    profile::{self, Profile, Profiles},
     refusal::{Code, Refusal},
     time::Time,
-    validate,
+    validate::{self, Source},
 };
 use delayed::Delayed;
 use model::Model;
@@ -348,20 +349,32 @@ impl Function {
         out.urgent = true;
     }
 
-    fn patch(&mut self, patch: &OverridesPatch, out: &mut Output) -> Result<(), Refusal> {
+    /// The dynamic settings as a patch would leave them, if it may be: those of the function, or of an instance of it that is
+    /// still to be made.
+    pub fn patched(&self, patch: &OverridesPatch, of_new_instance: bool) -> Result<Overrides, Refusal> {
         self.must_exist()?;
-        let overrides = patch.apply(&self.overrides);
         let spec = &self.deployed.spec;
-        let active: Vec<&Overrides> = self.profiles.active().map(|n| &spec.profiles[n].autoscaler).collect();
-        let settings = active.iter().fold(spec.autoscaler.clone(), |settings, profile| profile.over(&settings));
-        let source = |field: &str| match () {
-            () if overrides.sets(field) => ", overridden",
-            () if active.iter().any(|profile| profile.sets(field)) => ", by a profile",
-            () => ", as deployed",
+        if !of_new_instance {
+            parameter::missing(spec)?;
+        }
+        let before = if of_new_instance { Overrides::default() } else { self.overrides.clone() };
+        let overrides = patch.apply(&before);
+        let active: Vec<&Profile> = self.profiles.active().map(|n| &spec.profiles[n]).collect();
+        let settings = active.iter().fold(spec.autoscaler.clone(), |settings, p| p.autoscaler.over(&settings));
+        let source = |field: &str| match active.iter().rev().find(|profile| profile.autoscaler.sets(field)) {
+            _ if patch.names(field) => Source::written(", overridden"),
+            _ if overrides.sets(field) => Source::elsewhere(", overridden"),
+            Some(profile) => Source::elsewhere(format!(", by profile `{}`", profile.name)),
+            None => Source::elsewhere(", as deployed"),
         };
         let settings = overrides.over(&settings);
         validate::settings(&settings, &source)?;
         validate::within_system(&settings, "", self.limits.system_max_containers)?;
+        Ok(overrides)
+    }
+
+    fn patch(&mut self, patch: &OverridesPatch, out: &mut Output) -> Result<(), Refusal> {
+        let overrides = self.patched(patch, false)?;
         self.overrides = overrides.clone();
         self.settle_settings();
         out.records.push(Record::Overridden(overrides));

@@ -36,7 +36,7 @@ fn a_gpu_is_placed_on_a_worker_that_has_it_and_each_is_given_once() {
     let full = table.reason(&h).unwrap();
     assert!(full.code == "no_capacity" && full.detail.contains("1 × H100"), "{full:?}");
     let never = table.reason(&a).unwrap().detail;
-    assert!(never.contains("1 × A10G") && never.contains("H100, L40S"), "{never}");
+    assert!(never.contains("1 × A10G") && never.contains("2 × H100, 1 × L40S"), "{never}");
     // A container that ends gives its GPU back.
     let (container, _) = table.held[&h][0];
     table.step(Event::Released(container));

@@ -1,6 +1,6 @@
 //! A function's spec: what may be run, and how it scales.
 
-pub use crate::settings::{AutoscalerSettings, OLDER_NAMES, Overrides, OverridesPatch};
+pub use crate::settings::{AutoscalerSettings, OLDER_NAMES, Overrides, OverridesPatch, ScaleupPolicy};
 
 use crate::{
     gpu::GpuRequest,

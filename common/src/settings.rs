@@ -14,6 +14,26 @@ pub struct AutoscalerSettings {
     pub buffer_containers: u32,
     /// Seconds that a container may idle before it is stopped. Older name: `container_idle_timeout` (SPEC B17).
     pub scaledown_window: u32,
+    /// Whether starts are spared where they take longer than what waits.
+    #[serde(skip_serializing_if = "ScaleupPolicy::is_latency")]
+    pub scaleup_policy: ScaleupPolicy,
+}
+
+/// When a container is started for what waits (SPEC §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleupPolicy {
+    /// At once, one for each slot's worth of inputs.
+    #[default]
+    Latency,
+    /// Only if what waits would wait longer for those that are there than a start takes.
+    Cost,
+}
+
+impl ScaleupPolicy {
+    fn is_latency(&self) -> bool {
+        *self == Self::Latency
+    }
 }
 
 /// Settings as they are written: with their older names, absent where they are left out.
@@ -32,6 +52,8 @@ struct WrittenSettings {
     scaledown_window: Option<Option<u32>>,
     #[serde(default, deserialize_with = "present")]
     container_idle_timeout: Option<Option<u32>>,
+    #[serde(default)]
+    scaleup_policy: Option<ScaleupPolicy>,
 }
 
 /// Names that are still taken, and what they are called now (decisions D2, D3).
@@ -41,6 +63,9 @@ pub const OLDER_NAMES: [(&str, &str); 2] =
 impl WrittenSettings {
     /// The same under the names of now; two names with different values contradict each other.
     fn named(self) -> Result<OverridesPatch, String> {
+        if self.scaleup_policy.is_some() {
+            return Err("scaleup_policy is set by a deployment only".into());
+        }
         let one = |now: &str, older: &str, new: Option<Option<u32>>, old: Option<Option<u32>>| match (new, old) {
             (Some(new), Some(old)) if new != old => {
                 let shown = |value: Option<u32>| value.map_or("null".into(), |v| v.to_string());
@@ -68,7 +93,9 @@ impl WrittenSettings {
 
 impl<'de> Deserialize<'de> for AutoscalerSettings {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let written = WrittenSettings::deserialize(d)?.named().map_err(serde::de::Error::custom)?;
+        let mut written = WrittenSettings::deserialize(d)?;
+        let scaleup_policy = written.scaleup_policy.take().unwrap_or_default();
+        let written = written.named().map_err(serde::de::Error::custom)?;
         let defaults = Self::default();
         let or = |value: Option<Option<u32>>, default: u32| value.flatten().unwrap_or(default);
         Ok(Self {
@@ -76,13 +103,20 @@ impl<'de> Deserialize<'de> for AutoscalerSettings {
             max_containers: written.max_containers.flatten(),
             buffer_containers: or(written.buffer_containers, defaults.buffer_containers),
             scaledown_window: or(written.scaledown_window, defaults.scaledown_window),
+            scaleup_policy,
         })
     }
 }
 
 impl Default for AutoscalerSettings {
     fn default() -> Self {
-        Self { min_containers: 0, max_containers: None, buffer_containers: 0, scaledown_window: 60 }
+        Self {
+            min_containers: 0,
+            max_containers: None,
+            buffer_containers: 0,
+            scaledown_window: 60,
+            scaleup_policy: ScaleupPolicy::Latency,
+        }
     }
 }
 
@@ -123,6 +157,7 @@ impl Overrides {
             max_containers: self.max_containers.or(deployed.max_containers),
             buffer_containers: self.buffer_containers.unwrap_or(deployed.buffer_containers),
             scaledown_window: self.scaledown_window.unwrap_or(deployed.scaledown_window),
+            scaleup_policy: deployed.scaleup_policy,
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Scaling rules that operators set, against the real binary: schedules, profiles, models, namespaces, older names.
 
 use crate::fresh;
-use capstan_tests::real::{Up, echo, spec};
+use capstan_tests::{
+    cluster::eventually,
+    real::{Up, echo, spec},
+};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, time::Duration};
 
@@ -257,6 +260,13 @@ async fn a_model_leaves_after_its_retention_and_only_where_it_may() {
     up.until("critical", SOON, |s| live(s) == 0).await.unwrap();
     // When requests resume, it is there again.
     assert_eq!(up.invoke("critical", json!(7)).await.unwrap(), (200, json!(7)));
+    // Whoever watches one model hears of it, and of no model that is gone.
+    let zeros =
+        |name: &str| format!("capstan_model_scaled_to_zero_total{{namespace=\"default\",function=\"{name}\"}} 1\n");
+    let metrics = async || up.http.get(up.at("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics().await.contains(&zeros("cheap")));
+    up.http.delete(up.function("cheap", "")).send().await.unwrap().error_for_status().unwrap();
+    eventually("its counter goes", async || (!metrics().await.contains(&zeros("cheap"))).then_some(())).await;
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ async fn metrics_tell_of_queue_containers_starts_decisions_and_latencies() {
     for line in [
         "capstan_queue_depth{namespace=\"default\",function=\"f\"} 0",
         "capstan_containers{namespace=\"default\",function=\"f\",state=\"idle\"} 1",
-        "capstan_cold_starts_total 1",
+        "capstan_cold_starts_total{namespace=\"default\",function=\"f\"} 1",
         "capstan_cold_start_seconds_count 1",
         "capstan_cold_start_phase_seconds_count{kind=\"place\"} 1",
         "capstan_cold_start_phase_seconds_count{kind=\"spawn\"} 1",

@@ -235,7 +235,7 @@ impl Api {
         metrics.count_workers(self.env.registry.workers().into_iter().map(|(_, worker)| worker.state));
         for (key, _) in self.env.registry.functions() {
             let Ok(stats) = self.stats(&key).await else { continue };
-            let label = FunctionLabel { namespace: key.namespace.to_string(), function: key.name.to_string() };
+            let label = FunctionLabel::of(&key);
             metrics.queue_depth.get_or_create(&label).set(stats.backlog as i64);
             metrics.running.get_or_create(&label).set(stats.running as i64);
             metrics.desired.get_or_create(&label).set(i64::from(stats.desired));

@@ -1,7 +1,7 @@
 //! Metrics in Prometheus form.
 
 use crate::clock;
-use capstan_common::{container::Phase, input::Outcome, time::Time, worker::WorkerState};
+use capstan_common::{container::Phase, id::FunctionKey, input::Outcome, time::Time, worker::WorkerState};
 use capstan_scheduler_core::record::Entry;
 use prometheus_client::{
     encoding::{
@@ -25,6 +25,13 @@ pub struct FunctionLabel {
     pub namespace: String,
     /// Its name.
     pub function: String,
+}
+
+impl FunctionLabel {
+    /// A function's.
+    pub fn of(function: &FunctionKey) -> Self {
+        Self { namespace: function.namespace.to_string(), function: function.name.to_string() }
+    }
 }
 
 /// Labels of containers by state.
@@ -83,7 +90,8 @@ pub struct Metrics {
     /// API latency by route and status.
     pub api: Family<ApiLabel, Histogram>,
     outcomes: Family<KindLabel, Counter>,
-    cold_starts: Counter,
+    cold_starts: Family<FunctionLabel, Counter>,
+    models_to_zero: Family<FunctionLabel, Counter>,
     cold_start: Histogram,
     cold_start_phase: Family<KindLabel, Histogram>,
     decisions: Family<KindLabel, Counter>,
@@ -106,7 +114,8 @@ impl Default for Metrics {
             start_failures: Counter::default(),
             api: Family::new_with_constructor(seconds),
             outcomes: Family::default(),
-            cold_starts: Counter::default(),
+            cold_starts: Family::default(),
+            models_to_zero: Family::default(),
             cold_start: seconds(),
             cold_start_phase: Family::new_with_constructor(seconds),
             decisions: Family::default(),
@@ -132,6 +141,7 @@ impl Metrics {
         r.register("start_failures", "Containers that died before they were ready", self.start_failures.clone());
         r.register("outcomes", "Inputs ended, by kind of end", self.outcomes.clone());
         r.register("cold_starts", "Containers that became ready", self.cold_starts.clone());
+        r.register("model_scaled_to_zero", "Decisions to let a model's last container go", self.models_to_zero.clone());
         r.register("scale_decisions", "Scale decisions by reason", self.decisions.clone());
         r.register("committed_changes", "Changes made durable", self.commit_changes.clone());
         let timed = [
@@ -162,13 +172,25 @@ impl Metrics {
     }
 
     /// A container became ready.
-    pub fn cold_start(&self, decided: Time, phases: &[Phase]) {
-        self.cold_starts.inc();
+    pub fn cold_start(&self, function: &FunctionKey, decided: Time, phases: &[Phase]) {
+        self.cold_starts.get_or_create(&FunctionLabel::of(function)).inc();
         self.cold_start.observe(clock::now().since_us(decided) as f64 / 1e6);
         for phase in phases {
             let label = KindLabel { kind: phase.name.clone() };
             self.cold_start_phase.get_or_create(&label).observe(phase.us as f64 / 1e6);
         }
+    }
+
+    /// A model's last container is to go.
+    pub fn model_to_zero(&self, function: &FunctionKey) {
+        self.models_to_zero.get_or_create(&FunctionLabel::of(function)).inc();
+    }
+
+    /// A function is gone, and its own counters with it.
+    pub fn forget(&self, function: &FunctionKey) {
+        let label = FunctionLabel::of(function);
+        self.cold_starts.remove(&label);
+        self.models_to_zero.remove(&label);
     }
 
     /// Scaling was decided.

@@ -39,7 +39,7 @@ pub struct Telemetry {
 impl Telemetry {
     /// A container became ready.
     pub fn started(&self, function: &FunctionKey, container: ContainerId, decided: Time, phases: &[Phase]) {
-        self.metrics.cold_start(decided, phases);
+        self.metrics.cold_start(function, decided, phases);
         if let Some(tracer) = &self.tracer {
             tracer.started(container, decided, phases);
         }

@@ -103,6 +103,8 @@ pub struct Function {
     parked: Parked,
     pool: Pool,
     starts: Starts,
+    /// Exponential average of how long an input runs, in microseconds.
+    run_us: Option<u64>,
     interactive: Side,
     background: Side,
     /// Inputs that maps may send without asking.
@@ -175,6 +177,7 @@ impl Function {
             parked: Parked::default(),
             pool: Pool::default(),
             starts: Starts::default(),
+            run_us: None,
             interactive: Side::default(),
             background: Side::default(),
             credit: 0,

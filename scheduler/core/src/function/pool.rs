@@ -153,6 +153,12 @@ impl Starts {
         self.not_before = now.plus_ms(doubled.min(limits.start_backoff_max_ms));
     }
 
+    /// How long starts have taken lately, in microseconds, if there were any.
+    pub fn usual_us(&self) -> Option<u64> {
+        let sum: u64 = self.took.iter().map(|(_, us)| us).sum();
+        sum.checked_div(self.took.len() as u64)
+    }
+
     /// A container became ready.
     pub fn succeeded(&mut self, now: Time, placed: Time) {
         let mut took = std::mem::take(&mut self.took);

@@ -6,7 +6,7 @@ use crate::{
     effect::{Demand, Effect, Notice, Output},
     record::Record,
 };
-use capstan_common::{parameter, time::Time};
+use capstan_common::{function::ScaleupPolicy, parameter, time::Time};
 
 /// Decisions kept for `explain`.
 const KEPT_DECISIONS: usize = 128;
@@ -42,7 +42,7 @@ impl Function {
         let mut facts = self.facts();
         self.watch_activity(now, facts.pending + facts.running > 0);
         facts = self.facts();
-        let (wanted, mut reason) = size(&facts);
+        let (wanted, mut reason) = self.sized(&facts);
         if wanted == 1 && facts.pending + facts.running == 0 && self.effective.min_containers == 0 {
             reason = self.model_floor().unwrap_or(reason);
         }
@@ -57,6 +57,22 @@ impl Function {
             self.decisions_due = None;
             out.records.push(Record::Decisions(self.decisions.iter().cloned().collect()));
         }
+    }
+
+    /// What the formula says, and what of it is worth a start.
+    fn sized(&self, facts: &Facts) -> (u32, &'static str) {
+        let (wanted, reason) = size(facts);
+        let floor = facts.min.min(facts.max);
+        if self.effective.scaleup_policy == ScaleupPolicy::Latency || wanted <= floor {
+            return (wanted, reason);
+        }
+        let most = worth(facts, self.starts.usual_us().zip(self.run_us)).saturating_add(facts.buffer).max(floor);
+        if wanted > most { (most, "worth_starting") } else { (wanted, reason) }
+    }
+
+    /// An input has run for so long.
+    pub(super) fn ran(&mut self, run_us: u64) {
+        self.run_us = Some(self.run_us.map_or(run_us, |usual| (usual * 7 + run_us) / 8));
     }
 
     fn decide(&mut self, now: Time, wanted: u32, reason: &'static str, facts: Facts, out: &mut Output) {
@@ -220,4 +236,23 @@ pub fn size(facts: &Facts) -> (u32, &'static str) {
     } else {
         (wish, "inputs")
     }
+}
+
+/// How many containers are worth having for what waits and runs: with so many, what waits has begun by the time that one more
+/// could be there (SPEC §2.2, `scaleup_policy: cost`). `usual` is how long a start and an input take, in microseconds; as long as
+/// that is not known, one container finds out.
+fn worth(facts: &Facts, usual: Option<(u64, u64)>) -> u32 {
+    if facts.pending + facts.running == 0 {
+        return 0;
+    }
+    let busy = facts.running.div_ceil(facts.slots);
+    let (least, waits) = match usual {
+        None => (u64::from(facts.live.max(1)), 0),
+        Some((start_us, run_us)) => {
+            let work_us = u128::from(facts.pending) * u128::from(run_us);
+            let each_us = u128::from(facts.slots) * u128::from(start_us.max(1));
+            (1, u64::try_from(work_us.div_ceil(each_us)).unwrap_or(u64::MAX))
+        }
+    };
+    u32::try_from(busy.max(least).max(waits)).unwrap_or(u32::MAX)
 }

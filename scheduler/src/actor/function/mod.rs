@@ -178,6 +178,7 @@ impl FunctionActor {
                 let model = self.core.as_ref().is_some_and(|core| core.deployment().spec.model_id.is_some());
                 if model && to == 0 {
                     tracing::info!(function = %self.key, from, "scale to zero: the model's retention has passed without a request");
+                    telemetry.metrics.model_to_zero(&self.key);
                 }
                 telemetry.scaled(&self.key, from, to, reason);
             }
@@ -365,6 +366,7 @@ impl FunctionActor {
         let gone = self.core.as_ref().is_some_and(Function::is_gone);
         if gone && self.records.is_empty() && self.under_way.is_none() {
             self.env.registry.drop_function(&self.key);
+            self.env.telemetry.metrics.forget(&self.key);
             let key = self.key.clone();
             self.tell_autoscaler(autoscaler::Event::Forgotten(key), ctx);
             ctx.stop();

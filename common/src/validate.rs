@@ -92,13 +92,6 @@ fn runtime(spec: &FunctionSpec, findings: &mut Findings) {
     findings.check(spec.secrets.is_empty(), "/secrets", || {
         "secrets are not supported by this version; leave the list empty".into()
     });
-    let (wishes, most) = (spec.resources.gpu.len(), gpu::PREFERENCES);
-    findings.check(wishes <= most, "/resources/gpu", || format!("must be at most {most} preferences, are {wishes}"));
-    for (index, gpu) in spec.resources.gpu.iter().enumerate().take(most) {
-        if let Err(why) = gpu.parse::<GpuRequest>() {
-            findings.check(false, &format!("/resources/gpu/{index}"), || why);
-        }
-    }
 }
 
 fn limits(spec: &FunctionSpec, findings: &mut Findings) {
@@ -108,7 +101,6 @@ fn limits(spec: &FunctionSpec, findings: &mut Findings) {
             format!("must be from 1 to {MAX_TIMEOUT_S} seconds, is {seconds}")
         });
     }
-    findings.check(spec.model_id.as_deref() != Some(""), "/model_id", || "must not be empty; leave it out".into());
     findings
         .check((1..=1000).contains(&spec.weight), "/weight", || format!("must be from 1 to 1000, is {}", spec.weight));
     let resources = &spec.resources;
@@ -198,6 +190,19 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
         };
         settings_into(&profile.autoscaler.over(&spec.autoscaler), &at("autoscaler"), &source, findings);
     }
+}
+
+/// What is asked of a spec that is deployed now, and was not always: those that are stored may be otherwise.
+pub fn new_spec(spec: &FunctionSpec) -> Result<(), Refusal> {
+    let mut findings = Findings(Vec::new());
+    findings.check(spec.model_id.as_deref() != Some(""), "/model_id", || "must not be empty; leave it out".into());
+    let (wishes, most) = (spec.resources.gpu.len(), gpu::PREFERENCES);
+    findings.check(wishes <= most, "/resources/gpu", || format!("must be at most {most} preferences, are {wishes}"));
+    for (index, gpu) in spec.resources.gpu.iter().enumerate().take(most) {
+        if let Err(why) = gpu.parse::<GpuRequest>() {
+            findings.check(false, &format!("/resources/gpu/{index}"), || why);
+        }
+    }
     for (n, profile) in spec.profiles.iter().enumerate() {
         let same = spec.profiles[..n].iter().any(|earlier| earlier.name == profile.name);
         findings.check(!same, &format!("/profiles/{n}/name"), || format!("`{}` is there twice", profile.name));
@@ -207,6 +212,7 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
     }
     let (most, are) = (profile::MOST, spec.profiles.len());
     findings.check(are <= most, "/profiles", || format!("must be at most {most}, are {are}"));
+    if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
 /// Checks that profiles that hold at the same time do not contradict each other. This looks at a year: it is for whoever deploys,
@@ -359,7 +365,10 @@ mod tests {
             json[key] = value.clone();
         }
         let parsed: FunctionSpec = serde_json::from_value(json).unwrap();
-        spec(&parsed).err().map_or(Vec::new(), |refusal| refusal.errors.into_iter().map(|e| e.pointer).collect())
+        spec(&parsed)
+            .and_then(|()| new_spec(&parsed))
+            .err()
+            .map_or(Vec::new(), |refusal| refusal.errors.into_iter().map(|e| e.pointer).collect())
     }
 
     #[test]
@@ -381,6 +390,9 @@ mod tests {
             (r#"{"retries":{"initial_delay_ms":60001}}"#, "/retries/initial_delay_ms"),
             (r#"{"retries":{"max_delay_ms":999}}"#, "/retries/max_delay_ms"),
             (r#"{"resources":{"gpu":["H100:x"]}}"#, "/resources/gpu/0"),
+            (r#"{"resources":{"gpu":["any","any","any","any","any","any","any","any","any"]}}"#, "/resources/gpu"),
+            (r#"{"model_id":""}"#, "/model_id"),
+            (r#"{"profiles":[{"name":"a","start":"0 6 * * *","end":"0 6 * * *","autoscaler":{}}]}"#, "/profiles/0/end"),
             (r#"{"resources":{"cpu":2,"cpu_limit":1}}"#, "/resources/cpu_limit"),
             (r#"{"runtime":{"process":{"command":[]}}}"#, "/runtime/process/command"),
             (r#"{"activity":{}}"#, "/activity"),

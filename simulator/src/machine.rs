@@ -66,6 +66,13 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// How long idle containers may stay, in milliseconds, and then some.
+    fn keeps_ms(&self) -> u64 {
+        let window = self.overrides.over(&self.spec.autoscaler).scaledown_window;
+        let retention = self.rule.as_ref().map_or(0, |rule| rule.retention_ms);
+        (u64::from(window) * 1000).max(retention) + 60_000
+    }
+
     /// A function on which nothing else has a say.
     pub fn of(spec: FunctionSpec) -> Self {
         Self { spec, overrides: Overrides::default(), rule: None, most: MOST }
@@ -106,6 +113,8 @@ struct Player<'a> {
     containers: BTreeMap<ContainerId, Held>,
     /// When the last input had ended.
     drained: Time,
+    /// How long containers may stay after it.
+    keeps_ms: u64,
     outcome: Outcome,
 }
 
@@ -154,6 +163,7 @@ pub fn replay(scenario: &Scenario, trace: &Trace, machine: &Machine) -> Result<O
         worker: WorkerId("w".into()),
         containers: BTreeMap::new(),
         drained: begin,
+        keeps_ms: scenario.keeps_ms(),
         outcome: Outcome { span: (begin, begin), ..Outcome::default() },
     };
     player.perform();
@@ -200,7 +210,7 @@ impl Player<'_> {
             self.happen_next();
         }
         self.drained = self.now;
-        self.happen_until(self.now.plus_ms(self.machine.after_ms));
+        self.happen_until(self.now.plus_ms(self.machine.after_ms.max(self.keeps_ms)));
         Ok(())
     }
 

@@ -88,7 +88,19 @@ async fn machine(client: &Client, traffic: &TrafficArgs, scenario: &Scenario) ->
     let start_us = traffic.start_ms.map_or(standard.start_us, |ms| (ms * 1000.0) as u64);
     let places = match (traffic.places, &traffic.from) {
         (Some(places), _) => Some(places),
-        (None, Some(_)) => places(client, &scenario.spec).await.ok(),
+        (None, Some(_)) => match places(client, &scenario.spec).await {
+            Ok(places) if places > 0 => Some(places),
+            Ok(_) => {
+                eprintln!("note: no worker has room for such a container now; it is played as if there were enough");
+                None
+            }
+            Err(error) => {
+                eprintln!(
+                    "note: how many containers have room is not known ({error:#}); it is played as if there were enough"
+                );
+                None
+            }
+        },
         (None, None) => None,
     };
     Machine { places: places.unwrap_or(standard.places), start_us, ..standard }
@@ -121,7 +133,7 @@ async fn places(client: &Client, spec: &FunctionSpec) -> anyhow::Result<u32> {
 
 fn amount(of: &Value, gpus: u64) -> Amount {
     Amount {
-        cpu_milli: (of["cpu"].as_f64().unwrap_or(0.0) * 1000.0) as u64,
+        cpu_milli: (of["cpu"].as_f64().unwrap_or(0.0) * 1000.0).round() as u64,
         memory_mib: of["memory_mib"].as_u64().unwrap_or(0),
         gpus,
     }

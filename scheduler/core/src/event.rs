@@ -116,8 +116,8 @@ pub enum Event {
     Unplaced(Waiting),
     /// Others wait: give up containers.
     GiveWay {
-        /// On which worker.
-        worker: WorkerId,
+        /// On which worker; `None` wherever they are.
+        worker: Option<WorkerId>,
         /// How many.
         count: u32,
         /// Whether containers with work are meant too: they finish it and take nothing new.

@@ -85,6 +85,7 @@ impl Api {
     /// What is wrong with it, by field; or the store takes nothing new.
     pub async fn deployable(&self, key: &FunctionKey, spec: &FunctionSpec) -> Result<(), Refusal> {
         validate::spec(spec)?;
+        validate::new_spec(spec)?;
         if spec.profiles.len() > 1 {
             // Half a second, where profiles change every minute: not on a thread that serves others.
             let spec = spec.clone();

@@ -115,6 +115,11 @@ impl Elsewhere {
         self.told.values().flat_map(BTreeMap::values).any(|told| told.spare > 0)
     }
 
+    /// Idle containers that a namespace could spare at other schedulers.
+    pub fn spare(&self, namespace: &str) -> u64 {
+        self.told.values().filter_map(|summary| summary.get(namespace)).map(|told| u64::from(told.spare)).sum()
+    }
+
     /// Whether what is told is news, or asks for something.
     fn see(&mut self, me: Member, now: Time, told: BTreeMap<Member, Summary>) -> bool {
         self.now = now;
@@ -311,7 +316,7 @@ impl Autoscaler {
             }
         }
         if let Some((asks, after)) = planned {
-            self.ask(asks, worker, out);
+            self.ask(asks, Some(worker), out);
             *given = after;
         }
         low
@@ -343,7 +348,9 @@ impl Autoscaler {
     pub(super) fn lacks(&mut self, function: &FunctionKey, (class, asked): (&Class, Asked), coming: u32) {
         let lacking = self.hungry.of(&function.namespace, class);
         let count: u32 = lacking.iter().filter_map(|key| self.wants.get(key)).map(Want::outstanding).sum();
-        let (amount, gpus) = (asked.amount, asked.gpus.to_vec());
+        // What a spec of an earlier version asks for may be nothing that others can read.
+        let readable = |gpu: &&GpuRequest| gpu.to_string().parse::<GpuRequest>().is_ok();
+        let (amount, gpus) = (asked.amount, asked.gpus.iter().filter(readable).cloned().collect());
         let (held, used) = self.everywhere(&function.namespace);
         let quota = self.spaces.get(&function.namespace).map(|space| space.policy.quota.room(held, used, amount));
         let count = count.min(quota.unwrap_or(u32::MAX)).saturating_sub(coming);

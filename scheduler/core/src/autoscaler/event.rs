@@ -117,8 +117,8 @@ pub enum Effect {
     GiveWay {
         /// Whose.
         function: FunctionKey,
-        /// On which worker.
-        worker: WorkerId,
+        /// On which worker; `None` wherever they are.
+        worker: Option<WorkerId>,
         /// How many.
         count: u32,
         /// Whether containers with work are meant too: they finish it and take nothing new.

@@ -1,7 +1,7 @@
 //! What must always hold of the autoscaler's sums.
 
-use super::Autoscaler;
-use capstan_common::{resource::Amount, worker::WorkerState};
+use super::{Autoscaler, Want};
+use capstan_common::{id::FunctionKey, resource::Amount, worker::WorkerState};
 
 impl Autoscaler {
     /// Checks what must always hold: no worker is promised more than it has, and all sums are true.
@@ -19,6 +19,10 @@ impl Autoscaler {
             }
         }
         self.check_ranking()?;
+        let gives = |(_, want): &(&FunctionKey, &Want)| want.demand.spare > 0 || want.demand.leaving > 0;
+        if !self.wants.iter().filter(gives).map(|(function, _)| function).eq(self.giving.iter()) {
+            return Err("those that give are remembered wrongly".into());
+        }
         for (name, space) in &self.spaces {
             let of = self.containers.values().filter(|(function, _, _)| function.namespace == *name);
             let (held, used) = of.fold((0, Amount::default()), |(n, sum), (_, _, a)| (n + 1, sum.plus(*a)));

@@ -54,8 +54,8 @@ struct Want {
     used: Amount,
     /// What its shell was last told, so that it is told once.
     unplaced: Option<Arc<Waiting>>,
-    /// It was asked to give way and has not answered.
-    asked: bool,
+    /// So many it was asked to give up, and has not answered.
+    asked: u32,
     /// Workers where it had nothing to give when it was last asked.
     declined: BTreeSet<WorkerId>,
 }
@@ -68,7 +68,7 @@ impl Want {
             held: 0,
             used: Amount::default(),
             unplaced: None,
-            asked: false,
+            asked: 0,
             declined: BTreeSet::new(),
         }
     }
@@ -142,6 +142,8 @@ pub struct Autoscaler {
     spaces: BTreeMap<Arc<str>, Space>,
     /// Functions with something outstanding.
     hungry: Hungry,
+    /// Functions with idle containers to spare, or with some that leave.
+    giving: BTreeSet<FunctionKey>,
     containers: BTreeMap<ContainerId, (FunctionKey, WorkerId, Amount)>,
     /// How many containers of which function are on which worker, and what they take.
     there: BTreeMap<WorkerId, BTreeMap<FunctionKey, There>>,
@@ -173,6 +175,7 @@ impl Autoscaler {
             wants: BTreeMap::new(),
             spaces: BTreeMap::new(),
             hungry: Hungry::default(),
+            giving: BTreeSet::new(),
             containers: BTreeMap::new(),
             there: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
@@ -208,12 +211,10 @@ impl Autoscaler {
             }
             Event::Wanted(demand) => return self.wanted(demand),
             Event::Forgotten(function) => {
-                self.wants.remove(&function);
-                self.hungry.remove(&function);
+                self.forget(&function);
             }
             Event::Left(function) => {
-                self.wants.remove(&function);
-                self.hungry.remove(&function);
+                self.forget(&function);
                 let of = self.containers.iter().filter(|(_, (owner, _, _))| *owner == function);
                 let ids: Vec<ContainerId> = of.map(|(id, _)| *id).collect();
                 ids.into_iter().for_each(|id| self.released(id));
@@ -262,7 +263,7 @@ impl Autoscaler {
         match self.wants.get_mut(&key) {
             Some(want) => {
                 let changed = (want.demand.spare, want.demand.leaving) != (demand.spare, demand.leaving);
-                matters = std::mem::take(&mut want.asked) || changed;
+                matters = std::mem::take(&mut want.asked) > 0 || changed;
                 if changed {
                     want.declined.clear();
                 }
@@ -273,8 +274,19 @@ impl Autoscaler {
             }
             None => drop(self.wants.insert(key.clone(), Want::new(demand))),
         }
+        if self.wants.get(&key).is_some_and(|want| want.demand.spare > 0 || want.demand.leaving > 0) {
+            self.giving.insert(key.clone());
+        } else {
+            self.giving.remove(&key);
+        }
         self.rank(&key);
         matters || lacked || self.hungry.has(&key)
+    }
+
+    fn forget(&mut self, function: &FunctionKey) {
+        self.wants.remove(function);
+        self.hungry.remove(function);
+        self.giving.remove(function);
     }
 
     /// Puts a function where its share belongs among the hungry, or takes it out.

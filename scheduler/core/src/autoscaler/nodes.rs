@@ -55,11 +55,15 @@ impl Autoscaler {
 /// How many nodes hold these containers, the largest placed first, each where there is room already (first fit, decreasing).
 /// Nodes that are equally full are counted together.
 fn nodes(node: Amount, wanted: impl Iterator<Item = Wanted>) -> u64 {
-    let mut wanted: Vec<Wanted> = wanted.filter(|wanted| node.holds(wanted.amount) > 0).collect();
-    wanted.sort_by_key(|wanted| node.holds(wanted.amount));
+    let mut amounts: BTreeMap<Amount, u64> = BTreeMap::new();
+    for Wanted { amount, count } in wanted.filter(|wanted| node.holds(wanted.amount) > 0) {
+        *amounts.entry(amount).or_default() += count;
+    }
+    let mut wanted: Vec<_> = amounts.into_iter().collect();
+    wanted.sort_by_key(|(amount, _)| node.holds(*amount));
     // What is left of nodes, and how many of them are left so.
     let mut open: Vec<(Amount, u64)> = Vec::new();
-    for Wanted { amount, mut count } in wanted {
+    for (amount, mut count) in wanted {
         let mut after = Vec::with_capacity(open.len() + 2);
         // As many fresh ones as could be needed close the list; those that stay untouched are dropped again.
         for (left, alike) in open.into_iter().chain([(node, u64::MAX)]) {
@@ -121,7 +125,7 @@ mod tests {
             let wanted: Vec<(Amount, u64)> = wanted.into_iter().map(|(cpu, gpus, n)| (amount(cpu, gpus), n)).collect();
             // The same rule, container by container and node by node.
             let mut sorted = wanted.clone();
-            sorted.sort_by_key(|(amount, _)| NODE.holds(*amount));
+            sorted.sort_by_key(|(amount, _)| (NODE.holds(*amount), *amount));
             let mut left: Vec<Amount> = Vec::new();
             for (amount, count) in sorted {
                 for _ in 0..count {

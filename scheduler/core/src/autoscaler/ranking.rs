@@ -82,24 +82,36 @@ impl Autoscaler {
             let free = self.workers.get(*id).map(|worker| worker.free().minus(left.on(id)));
             Some(*id) != reserved && free.is_some_and(|free| free.covers(amount))
         };
+        let placed = |id: &WorkerId, amount, gpu| Placed { worker: id.clone(), amount, gpu };
         if asked.gpus.is_empty() {
-            let plain = self.ranking.plain.iter().map(|(_, id)| id).take(LOOKS);
-            let beside = self.ranking.gpus.values().flat_map(|of| of.iter().map(|(_, _, id)| id).take(LOOKS));
-            let found = plain.chain(beside).find(|id| fits(id, asked.amount))?;
-            return Some(Placed { worker: found.clone(), amount: asked.amount, gpu: None });
+            let plain = self.ranking.plain.iter().map(|(_, id)| id);
+            if let Some(found) = plain.take(LOOKS).find(|id| fits(id, asked.amount)) {
+                return Some(placed(found, asked.amount, None));
+            }
+            // Only if that were all: the next one without GPUs may have room.
+            let all = self.ranking.plain.len() <= LOOKS;
+            let mut beside = self.ranking.gpus.values().flat_map(|of| of.iter().map(|(_, _, id)| id).take(LOOKS));
+            let found = beside.find(|id| all && fits(id, asked.amount))?;
+            return Some(placed(found, asked.amount, None));
         }
-        asked.gpus.iter().find_map(|request| {
+        for request in asked.gpus {
             let amount = asked.by(request);
             // The card that is named comes before a better one.
             let models = || self.ranking.gpus.iter().filter(|(model, _)| request.takes(model));
             let named = models().filter(|(model, _)| request.is_named(model));
-            let others = models().filter(|(model, _)| !request.is_named(model));
             let least = (amount.gpus, Reverse(u64::MAX), WorkerId("".into()));
-            let mut ids =
-                named.chain(others).flat_map(|(_, of)| of.range(least.clone()..).map(|(_, _, id)| id).take(LOOKS));
-            let worker = ids.find(|id| fits(id, amount))?.clone();
-            Some(Placed { worker, amount, gpu: Some(request.clone()) })
-        })
+            for (_, of) in named.chain(models().filter(|(model, _)| !request.is_named(model))) {
+                let mut ids = of.range(least.clone()..).map(|(_, _, id)| id);
+                if let Some(found) = ids.by_ref().take(LOOKS).find(|id| fits(id, amount)) {
+                    return Some(placed(found, amount, Some(request.clone())));
+                }
+                // One that was not looked at comes before whatever is next.
+                if ids.next().is_some() {
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     /// Whether the ranking is true.

@@ -83,7 +83,8 @@ impl Table {
                         let demand = self.demands.get_mut(function).unwrap();
                         let mut leaving = Vec::new();
                         for _ in 0..*count {
-                            let Some(at) = held.iter().position(|(_, w)| w == worker) else { break };
+                            let there = |w: &WorkerId| worker.as_ref().is_none_or(|worker| w == worker);
+                            let Some(at) = held.iter().position(|(_, w)| there(w)) else { break };
                             leaving.push(held.remove(at).0);
                             // What was busy still has work for a container, and asks for one again.
                             demand.missing += u32::from(demand.spare == 0);

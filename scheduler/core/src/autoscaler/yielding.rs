@@ -61,58 +61,69 @@ impl Autoscaler {
         for (worker, amount) in hosts {
             let need = Need { namespace: function.namespace.clone(), function: Some(function.clone()), amount };
             let Some(asks) = self.plan(&need, &worker, &mut Given::default(), busy) else { continue };
-            self.ask(asks, &worker, out);
+            self.ask(asks, Some(&worker), out);
             return (worker, true);
         }
         (first, false)
     }
 
-    /// Asks idle containers of a namespace that passes its quota, or would with one more container, to leave: for one more only
-    /// if that is enough, and nobody leaves in vain.
+    /// Asks idle containers of a namespace that passes its quota, or would with one more container, to leave, wherever they are: for
+    /// one more only if that is enough, and nobody leaves in vain. Of other schedulers' idle containers none is asked.
     pub(super) fn make_room_in_quota(&mut self, namespace: &Arc<str>, more: Option<Amount>, out: &mut Vec<Effect>) {
-        let Some(space) = self.spaces.get(namespace) else { return };
+        let first = FunctionKey::new(namespace, "");
+        let ours = || self.giving.range(first.clone()..).take_while(|function| function.namespace == *namespace);
+        let (Some(space), Some(_)) = (self.spaces.get(namespace), ours().next()) else { return };
         let (held, used) = self.everywhere(namespace);
         let (one, amount) = (u32::from(more.is_some()), more.unwrap_or_default());
         let (mut count, mut lacking) = space.policy.quota.excess(held + one, used.plus(amount));
-        let mut holders = Vec::new();
-        for (function, want) in self.wants.iter().filter(|(function, _)| function.namespace == *namespace) {
-            let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
+        if more.is_some() && amount.gpus == 0 {
+            // Who asks for none is not held back by GPUs.
+            lacking.gpus = 0;
+        }
+        let (mut holders, mut spare) = (Vec::new(), 0);
+        for (function, want) in ours().filter_map(|function| Some((function, self.wants.get(function)?))) {
+            let leaving = want.demand.leaving.max(want.asked);
             (count, lacking) = (count.saturating_sub(leaving), lacking.minus(want.each().times(leaving)));
-            if want.demand.spare > 0 && !want.asked {
+            spare += want.demand.spare;
+            if want.demand.spare > 0 && want.asked == 0 {
                 holders.push((share(want.used, self.total, want.demand.weight), function.clone()));
             }
         }
+        if more.is_none() {
+            // Each scheduler takes its part of a bound that was lowered.
+            let all = u64::from(spare) + self.elsewhere.spare(namespace);
+            let part = |of: u64| (of * u64::from(spare)).div_ceil(all.max(1));
+            count = part(u64::from(count)) as u32;
+            lacking = Amount {
+                cpu_milli: part(lacking.cpu_milli),
+                memory_mib: part(lacking.memory_mib),
+                gpus: part(lacking.gpus),
+            };
+        }
         holders.sort_by(|a, b| b.cmp(a));
-        let mut asks: Vec<(WorkerId, Ask)> = Vec::new();
+        let mut asks = Vec::new();
         for (_, victim) in holders {
             let want = &self.wants[&victim];
-            let mut spare = want.demand.spare;
-            for (worker, there) in &self.there {
-                let needs = |each: Amount| needed(lacking, each).max(count);
-                let Some(there) = there.get(&victim).filter(|_| !want.declined.contains(worker)) else { continue };
-                let gives = needs(there.each()).min(spare).min(there.count);
-                if gives > 0 {
-                    spare -= gives;
-                    (count, lacking) = (count.saturating_sub(gives), lacking.minus(there.each().times(gives)));
-                    asks.push((worker.clone(), Ask { victim: victim.clone(), count: gives, busy: false }));
-                }
+            let gives = needed(lacking, want.each()).max(count).min(want.demand.spare);
+            if gives > 0 {
+                (count, lacking) = (count.saturating_sub(gives), lacking.minus(want.each().times(gives)));
+                asks.push(Ask { victim, count: gives, busy: false });
             }
         }
-        let is_enough = count == 0 && lacking == Amount::default();
-        if more.is_none() || is_enough {
-            asks.into_iter().for_each(|(worker, ask)| self.ask(vec![ask], &worker, out));
+        if more.is_none() || (count == 0 && lacking == Amount::default()) {
+            self.ask(asks, None, out);
         }
     }
 
     /// Puts the questions.
-    pub(super) fn ask(&mut self, asks: Vec<Ask>, worker: &WorkerId, out: &mut Vec<Effect>) {
+    pub(super) fn ask(&mut self, asks: Vec<Ask>, worker: Option<&WorkerId>, out: &mut Vec<Effect>) {
         for Ask { victim, count, busy } in asks {
             if let Some(want) = self.wants.get_mut(&victim) {
-                want.asked = true;
+                want.asked = count;
                 // What it cannot give it is not asked for again until something of it has changed.
-                want.declined.insert(worker.clone());
+                want.declined.extend(worker.cloned());
             }
-            out.push(Effect::GiveWay { function: victim, worker: worker.clone(), count, busy });
+            out.push(Effect::GiveWay { function: victim, worker: worker.cloned(), count, busy });
         }
     }
 
@@ -127,7 +138,7 @@ impl Autoscaler {
         let mut free = host.capacity.minus(host.used).minus(host.others);
         for other in &others {
             let Some(want) = self.wants.get(other) else { continue };
-            let leaving = if want.asked { want.demand.leaving.max(1) } else { want.demand.leaving };
+            let leaving = want.demand.leaving.max(want.asked);
             free = free.plus(there[other].each().times(leaving.min(there[other].count)));
         }
         let (victims, mut asks) = (self.ranked(&others), Vec::new());
@@ -153,7 +164,7 @@ impl Autoscaler {
     /// What namespaces give up already.
     pub(super) fn leaving(&self) -> Given {
         let mut given = Given::default();
-        for (function, want) in self.wants.iter().filter(|(_, want)| want.demand.leaving > 0) {
+        for (function, want) in self.giving.iter().filter_map(|function| Some((function, self.wants.get(function)?))) {
             add(&mut given.lost, &function.namespace, want.each().times(want.demand.leaving));
         }
         given
@@ -182,7 +193,9 @@ impl Autoscaler {
         given: &Given,
         busy: bool,
     ) -> u32 {
-        let Some(want) = self.wants.get(victim).filter(|w| !w.asked && !w.declined.contains(worker)) else { return 0 };
+        let Some(want) = self.wants.get(victim).filter(|w| w.asked == 0 && !w.declined.contains(worker)) else {
+            return 0;
+        };
         let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or_default();
         let most = if busy { want.above().min(self.above_fair(need, victim, given)) } else { want.demand.spare };
         needed(lacking, here.each()).min(most).min(here.count)

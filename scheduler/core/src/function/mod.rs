@@ -258,7 +258,7 @@ impl Function {
                 self.granted(now, container, (worker, amount, gpu), out);
             }
             Event::Unplaced(why) => self.unplaced = Some(why),
-            Event::GiveWay { worker, count, busy } => self.give_way(&worker, count, busy, out),
+            Event::GiveWay { worker, count, busy } => self.give_way(worker.as_ref(), count, busy, out),
             Event::Refused { container, reason } => self.refused(now, container, reason, out),
             Event::Spawned { .. } | Event::Alarm => {}
             Event::Ready { container, phases, port } => self.ready(now, container, (phases, port), out),
@@ -364,11 +364,13 @@ impl Function {
         let overrides = patch.apply(&before);
         let active: Vec<&Profile> = self.profiles.active().map(|n| &spec.profiles[n]).collect();
         let settings = active.iter().fold(spec.autoscaler.clone(), |settings, p| p.autoscaler.over(&settings));
-        let source = |field: &str| match active.iter().rev().find(|profile| profile.autoscaler.sets(field)) {
-            _ if patch.names(field) => Source::written(", overridden"),
-            _ if overrides.sets(field) => Source::elsewhere(", overridden"),
-            Some(profile) => Source::elsewhere(format!(", by profile `{}`", profile.name)),
-            None => Source::elsewhere(", as deployed"),
+        let source = |field: &str| {
+            let said = match active.iter().rev().find(|profile| profile.autoscaler.sets(field)) {
+                _ if overrides.sets(field) => ", overridden".into(),
+                Some(profile) => format!(", by profile `{}`", profile.name),
+                None => ", as deployed".into(),
+            };
+            if patch.names(field) { Source::written(&said) } else { Source::elsewhere(said) }
         };
         let settings = overrides.over(&settings);
         validate::settings(&settings, &source)?;

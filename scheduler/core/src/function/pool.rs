@@ -159,13 +159,13 @@ impl Starts {
         sum.checked_div(self.took.len() as u64)
     }
 
-    /// A container became ready.
-    pub fn succeeded(&mut self, now: Time, placed: Time) {
+    /// A container became ready that was placed then, if that is known.
+    pub fn succeeded(&mut self, now: Time, placed: Option<Time>) {
         let mut took = std::mem::take(&mut self.took);
         if took.len() == KEPT_STARTS {
             took.pop_front();
         }
-        took.push_back((now, now.since_us(placed)));
+        took.extend(placed.map(|placed| (now, now.since_us(placed))));
         *self = Self { took, ..Self::default() };
     }
 }
@@ -377,7 +377,7 @@ mod tests {
             pauses.push(starts.not_before.since_ms(now));
         }
         assert_eq!(pauses, [2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]);
-        starts.succeeded(now.plus_ms(30), now);
+        starts.succeeded(now.plus_ms(30), Some(now));
         assert_eq!((starts.not_before, &starts.took), (Time(0), &VecDeque::from([(now.plus_ms(30), 30_000)])));
     }
 }

@@ -240,14 +240,14 @@ pub fn size(facts: &Facts) -> (u32, &'static str) {
 
 /// How many containers are worth having for what waits and runs: with so many, what waits has begun by the time that one more
 /// could be there (SPEC §2.2, `scaleup_policy: cost`). `usual` is how long a start and an input take, in microseconds; as long as
-/// that is not known, one container finds out.
+/// that is not known, one container after the other finds out.
 fn worth(facts: &Facts, usual: Option<(u64, u64)>) -> u32 {
     if facts.pending + facts.running == 0 {
         return 0;
     }
     let busy = facts.running.div_ceil(facts.slots);
     let (least, waits) = match usual {
-        None => (u64::from(facts.live.max(1)), 0),
+        None => (u64::from(facts.live) + u64::from(facts.starting == 0), 0),
         Some((start_us, run_us)) => {
             let work_us = u128::from(facts.pending) * u128::from(run_us);
             let each_us = u128::from(facts.slots) * u128::from(start_us.max(1));
@@ -255,4 +255,33 @@ fn worth(facts: &Facts, usual: Option<(u64, u64)>) -> u32 {
         }
     };
     u32::try_from(busy.max(least).max(waits)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_worth_a_start_follows_from_what_is_usual_and_is_found_out_one_by_one() {
+        let facts = |pending, running, starting, live| Facts {
+            pending,
+            running,
+            slots: 1,
+            min: 0,
+            max: 1_000,
+            buffer: 0,
+            starting,
+            live,
+        };
+        // A start of a minute and runs of half a second: ten containers begin 1,200 inputs within that minute.
+        let usual = Some((60_000_000, 500_000));
+        assert_eq!(worth(&facts(1_200, 0, 0, 0), usual), 10);
+        assert_eq!(worth(&facts(1, 0, 0, 0), usual), 1);
+        assert_eq!(worth(&facts(0, 7, 0, 7), usual), 7);
+        assert_eq!(worth(&facts(0, 0, 0, 3), usual), 0);
+        // Nothing is known: one more, unless one is on its way; so neither a new function nor an adopted container stays alone.
+        assert_eq!(worth(&facts(10_000, 0, 0, 0), None), 1);
+        assert_eq!(worth(&facts(10_000, 0, 1, 1), None), 1);
+        assert_eq!(worth(&facts(10_000, 1, 0, 1), None), 2);
+    }
 }

@@ -96,16 +96,17 @@ impl Function {
             }
             container.since = now;
             container.port = port;
-            (container.decided, container.placed)
+            (container.decided, container.placed, container.adopted)
         });
-        let Some((decided, placed)) = times else { return };
+        let Some((decided, placed, adopted)) = times else { return };
         let place = Phase { name: "place".into(), us: placed.since_us(decided) };
         // What of the start is not the worker's: the order's way down and the report's way up.
         let there: u64 = phases.iter().map(|p| p.us).sum();
         let order = Phase { name: "order".into(), us: now.since_us(placed).saturating_sub(there) };
         let phases = [place, order].into_iter().chain(phases).collect();
         if self.pool.get(id).is_some_and(|c| c.revision == self.deployed.revision) {
-            self.starts.succeeded(now, placed);
+            // How long the start of one took that was there before its owner, nobody knows.
+            self.starts.succeeded(now, Some(placed).filter(|_| !adopted));
         }
         out.effects.push(Effect::Started { container: id, decided, phases });
         self.after_work(id, out);
@@ -143,10 +144,10 @@ impl Function {
 
     /// Others wait: the longest idle containers above what is wanted stop, whatever their window; if busy ones are meant too,
     /// those with the least work take nothing new, down to the minimum.
-    pub(super) fn give_way(&mut self, worker: &WorkerId, count: u32, busy: bool, out: &mut Output) {
+    pub(super) fn give_way(&mut self, worker: Option<&WorkerId>, count: u32, busy: bool, out: &mut Output) {
         let keep = if busy { self.facts().min } else { self.wanted.max(self.facts().min) };
         let above = self.pool.live().saturating_sub(keep);
-        for id in self.pool.lightest(Some(worker), busy, count.min(above) as usize) {
+        for id in self.pool.lightest(worker, busy, count.min(above) as usize) {
             self.retire(id, "gives way to waiting work", out);
         }
         // The question is answered, also when nothing could be given.

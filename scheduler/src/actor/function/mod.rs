@@ -175,7 +175,8 @@ impl FunctionActor {
             Notice::StartFailed { container, detail } => telemetry.start_failed(&self.key, container, &detail),
             Notice::ContainerEnded { container, detail } => telemetry.ended(&self.key, container, &detail),
             Notice::Scaled { from, to, reason } => {
-                let model = self.core.as_ref().is_some_and(|core| core.deployment().spec.model_id.is_some());
+                let is_model = |core: &Function| core.deployment().spec.model_id.is_some() && !core.is_removed();
+                let model = self.core.as_ref().is_some_and(is_model);
                 if model && to == 0 {
                     tracing::info!(function = %self.key, from, "scale to zero: the model's retention has passed without a request");
                     telemetry.metrics.model_to_zero(&self.key);

@@ -1,8 +1,12 @@
 //! Limits at their documented values: what reaches one is taken, one more is refused, and leaves nothing behind.
 
 use crate::stage::{Stage, http};
-use capstan_common::{call::CallKind, refusal::Code};
-use capstan_scheduler_core::{event::Inputs, record::Segment};
+use capstan_common::{call::CallKind, id::CallId, input::Payload, refusal::Code};
+use capstan_scheduler_core::{
+    event::{Event, Inputs},
+    limits::Limits,
+    record::Segment,
+};
 use serde_json::json;
 
 /// A function whose one container is never ready.
@@ -29,6 +33,27 @@ fn two_thousand_invokes_wait_and_one_more_is_refused_until_there_is_room() {
 }
 
 #[test]
+fn a_thousand_inputs_of_one_map_run_at_once_and_another_calls_run_beside_them() {
+    // SPEC M06 F18
+    let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 10}})));
+    let payloads = |count: usize| vec![Payload::Inline("1".into()); count];
+    let limit = Limits::default().map_running as usize;
+    assert_eq!(limit, 1_000);
+    for (call, inputs, given) in [(1, 1_500, limit), (2, 10, limit + 10)] {
+        stage.open(call, CallKind::Map, Inputs::Later).unwrap();
+        stage.step(Event::Arrive { call: CallId(call), payloads: payloads(inputs) }).unwrap();
+        stage.step(Event::Close { call: CallId(call) }).unwrap();
+        assert_eq!(stage.given.len(), given);
+    }
+    let of_first = |stage: &Stage| stage.given.iter().filter(|(_, a)| a.call == CallId(1)).count();
+    for _ in 0..1_510 {
+        stage.finish();
+        assert!(of_first(&stage) <= limit);
+    }
+    assert!(stage.given.is_empty() && stage.ended.len() == 2);
+}
+
+#[test]
 fn a_million_inputs_wait_in_the_background_and_one_more_is_refused() {
     // SPEC M03 M11 M12
     let mut stage = stuck();
@@ -41,7 +66,7 @@ fn a_million_inputs_wait_in_the_background_and_one_more_is_refused() {
     assert_eq!(refused.code, Code::ResourceExhausted);
     assert!(stage.open(3, CallKind::SpawnMap, Inputs::Stored(segments(1, 1))).is_err());
     assert_eq!(stage.core.stats().backlog, 1_000_000);
-    assert!(stage.core.call(capstan_common::id::CallId(3)).is_none());
+    assert!(stage.core.call(CallId(3)).is_none());
     // Interactive calls have limits of their own.
     stage.one(4, CallKind::Invoke).unwrap();
     let mut stage = stuck();

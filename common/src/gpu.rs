@@ -15,7 +15,7 @@ pub struct Gpu {
 }
 
 /// Names of a GPU that say who made it, how it is plugged in, or what its memory is made of, and not which model it is.
-const NOISE: [&str; 16] = [
+const NOISE: [&str; 18] = [
     "NVIDIA",
     "TESLA",
     "GEFORCE",
@@ -32,6 +32,8 @@ const NOISE: [&str; 16] = [
     "BLACKWELL",
     "GENERATION",
     "EDITION",
+    "SERVER",
+    "WORKSTATION",
 ];
 
 /// The model that a driver's name of a GPU stands for: `NVIDIA A100-SXM4-80GB` is an `A100-80GB`.
@@ -39,9 +41,7 @@ pub fn model(name: &str, memory_mib: u64) -> String {
     let upper = name.to_ascii_uppercase();
     let words = upper.split(|c: char| c.is_whitespace() || c == '-').filter(|word| !word.is_empty());
     let is_memory = |word: &str| word.strip_suffix("GB").is_some_and(|n| n.parse::<u32>().is_ok());
-    let is_noise = |word: &str| {
-        NOISE.contains(&word) || word.starts_with("SXM") || ["SERVER", "WORKSTATION"].contains(&word) || is_memory(word)
-    };
+    let is_noise = |word: &str| NOISE.contains(&word) || word.starts_with("SXM") || is_memory(word);
     let model = words.filter(|word| !is_noise(word)).collect::<Vec<_>>().join("-");
     match model.as_str() {
         // Of these alone both sizes are common, and asked for by their names.
@@ -110,13 +110,6 @@ impl FromStr for GpuRequest {
     }
 }
 
-impl GpuRequest {
-    /// What a spec of an earlier version asks for, which may be written as no spec of today is: then no card serves it.
-    pub fn of(written: &str) -> Self {
-        written.parse().unwrap_or_else(|_| Self { model: format!("`{written}`").into(), count: 1 })
-    }
-}
-
 impl TryFrom<String> for GpuRequest {
     type Error = String;
     fn try_from(written: String) -> Result<Self, String> {
@@ -140,6 +133,11 @@ impl fmt::Display for GpuRequest {
 }
 
 impl GpuRequest {
+    /// What a spec of an earlier version asks for, which may be written as no spec of today is: then no card serves it.
+    pub fn of(written: &str) -> Self {
+        written.parse().unwrap_or_else(|_| Self { model: format!("`{written}`").into(), count: 1 })
+    }
+
     /// Whether a card of that model is what is asked for.
     pub fn is_named(&self, model: &str) -> bool {
         self.model.trim_end_matches('!').eq_ignore_ascii_case(model)

@@ -31,43 +31,63 @@ fn under_older_names<'de, D: Deserializer<'de>>(d: D) -> Result<Overrides, D::Er
     OverridesPatch::deserialize(d).map(|patch| patch.apply(&Overrides::default()))
 }
 
-/// Profiles of a revision, and which of them hold.
+/// Some profiles, and which of them hold.
 #[derive(Debug, Clone, Default)]
-pub struct Profiles {
-    times: Vec<(Times, Times)>,
-    active: Vec<bool>,
-    next: Option<Time>,
+pub struct Profiles(Vec<Course>);
+
+/// One of them through time.
+#[derive(Debug, Clone)]
+struct Course {
+    start: Times,
+    end: Times,
+    holds: bool,
+    /// When it is to be looked at again; never, if that does not come.
+    next: Time,
+}
+
+const NEVER: Time = Time(u64::MAX);
+
+impl Course {
+    fn of(profile: &Profile) -> Option<Self> {
+        let read = |of: &str| Times::read(of, profile.timezone.as_deref()).ok();
+        Some(Self { start: read(&profile.start)?, end: read(&profile.end)?, holds: false, next: Time(0) })
+    }
+
+    /// Whether it holds from now on and did not, or the other way round. It holds if its last start is later than its last end.
+    fn turn(&mut self, now: Time) -> bool {
+        if self.next > now {
+            return false;
+        }
+        let held = self.holds;
+        self.holds = match (self.start.until(now), self.end.until(now)) {
+            (Some(start), Some(end)) => start > end,
+            (started, _) => started.is_some(),
+        };
+        self.next = [self.start.after(now), self.end.after(now)].into_iter().flatten().min().unwrap_or(NEVER);
+        self.holds != held
+    }
 }
 
 impl Profiles {
-    /// Reads a spec's profiles.
-    pub fn of(spec: &FunctionSpec) -> Self {
-        let read = |of: &str, zone: &Option<String>| Times::read(of, zone.as_deref()).ok();
-        let times =
-            spec.profiles.iter().filter_map(|p| Some((read(&p.start, &p.timezone)?, read(&p.end, &p.timezone)?)));
-        Self { times: times.collect(), active: Vec::new(), next: None }
+    /// Reads profiles; what cannot be read was refused.
+    pub fn of<'a>(profiles: impl IntoIterator<Item = &'a Profile>) -> Self {
+        Self(profiles.into_iter().filter_map(Course::of).collect())
     }
 
-    /// Whether the set of profiles that hold changes by `now`. One holds if its last start is later than its last end.
+    /// Whether the set of those that hold changes by `now`.
     pub fn turn(&mut self, now: Time) -> bool {
-        if self.times.is_empty() || (self.next.is_some_and(|next| next > now) && !self.active.is_empty()) {
-            return false;
-        }
-        let active: Vec<bool> = self.times.iter().map(|times| holds(times, now)).collect();
-        self.next = self.times.iter().flat_map(|(start, end)| [start.after(now), end.after(now)]).flatten().min();
-        let changed = active != self.active && (active.contains(&true) || self.active.contains(&true));
-        self.active = active;
-        changed
+        let turned = self.0.iter_mut().filter_map(|course| course.turn(now).then_some(()));
+        turned.count() > 0
     }
 
     /// When that is to be looked at again.
     pub fn next(&self) -> Option<Time> {
-        self.next
+        self.0.iter().map(|course| course.next).min().filter(|next| *next < NEVER)
     }
 
-    /// Which of a spec's profiles hold, in their order.
+    /// Which of them hold, in their order.
     pub fn active(&self) -> impl Iterator<Item = usize> {
-        self.active.iter().enumerate().filter(|(_, holds)| **holds).map(|(n, _)| n)
+        self.0.iter().enumerate().filter(|(_, course)| course.holds).map(|(n, _)| n)
     }
 }
 
@@ -79,41 +99,6 @@ const FROM: Time = Time(1_830_297_600_000_000);
 const DAYS: u64 = 366;
 /// Changes that are looked at: those of a year for two profiles that begin and end every hour.
 const CHANGES: usize = 40_000;
-
-/// One profile on its way through that year.
-struct Course {
-    times: (Times, Times),
-    holds: bool,
-    start: Option<Time>,
-    end: Option<Time>,
-}
-
-impl Course {
-    fn of(profile: &Profile) -> Option<Self> {
-        let zone = profile.timezone.as_deref();
-        let times = (Times::read(&profile.start, zone).ok()?, Times::read(&profile.end, zone).ok()?);
-        let (start, end) = (times.0.after(FROM), times.1.after(FROM));
-        Some(Self { holds: holds(&times, FROM), start, end, times })
-    }
-
-    fn turn(&mut self, now: Time) {
-        if self.start == Some(now) {
-            (self.holds, self.start) = (true, self.times.0.after(now));
-        }
-        // Begun and ended at once, it does not hold.
-        if self.end == Some(now) {
-            (self.holds, self.end) = (false, self.times.1.after(now));
-        }
-    }
-}
-
-/// Whether its last start is later than its last end.
-fn holds((start, end): &(Times, Times), now: Time) -> bool {
-    match (start.until(now), end.until(now)) {
-        (Some(start), Some(end)) => start > end,
-        (started, _) => started.is_some(),
-    }
-}
 
 /// Two profiles that contradict each other while both hold: one's minimum is above the other's maximum.
 #[derive(Debug, PartialEq, Eq)]
@@ -133,12 +118,12 @@ pub fn clash(spec: &FunctionSpec) -> Option<Clash> {
     if !may_clash {
         return None;
     }
-    let says = |n: &usize| min_of(*n).or(max_of(*n)).is_some();
-    let courses = all.filter(says).map(|n| Some((n, Course::of(&spec.profiles[n])?)));
-    let mut courses: Vec<(usize, Course)> = courses.collect::<Option<_>>()?;
+    let says: Vec<usize> = all.filter(|n| min_of(*n).or(max_of(*n)).is_some()).collect();
+    let mut profiles = Profiles::of(says.iter().map(|n| &spec.profiles[*n]));
     let mut now = FROM;
     for _ in 0..CHANGES {
-        let holding = || courses.iter().filter(|(_, course)| course.holds).map(|(n, _)| *n);
+        profiles.turn(now);
+        let holding = || profiles.active().map(|n| says[n]);
         let settings = holding().fold(spec.autoscaler.clone(), |s, n| spec.profiles[n].autoscaler.over(&s));
         let by = |sets: &dyn Fn(usize) -> Option<u32>| holding().filter(|n| sets(*n).is_some()).last();
         if let (true, Some(min), Some(max)) = (contradicts(&settings), by(&min_of), by(&max_of)) {
@@ -153,9 +138,7 @@ pub fn clash(spec: &FunctionSpec) -> Option<Clash> {
             );
             return Some(Clash { min, detail });
         }
-        let changes = courses.iter().flat_map(|(_, course)| [course.start, course.end]).flatten();
-        now = changes.min().filter(|next| next.since_ms(FROM) < DAYS * 86_400_000)?;
-        courses.iter_mut().for_each(|(_, course)| course.turn(now));
+        now = profiles.next().filter(|next| next.since_ms(FROM) < DAYS * 86_400_000)?;
     }
     None
 }

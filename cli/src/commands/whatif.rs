@@ -10,7 +10,7 @@ use capstan_common::{
     resource::Amount,
     validate::{self, Source},
 };
-use capstan_scheduler_core::function::ZeroRule;
+use capstan_scheduler_core::{autoscaler::Quota, function::ZeroRule};
 use capstan_simulator::{Machine, Outcome, Scenario, Summary, Trace, advice, look_equally_long, plot, replay};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -113,30 +113,26 @@ async fn places(client: &Client, spec: &FunctionSpec) -> anyhow::Result<u32> {
     let workers = client.get("/v1/workers").await?;
     let held = workers["workers"].as_array().into_iter().flatten().filter(|worker| worker["state"] == "ready");
     let each = held.map(|worker| {
-        let has = amount(&worker["capacity"], worker["capacity"]["gpus"].as_array().map_or(0, Vec::len) as u64);
-        let model = worker["capacity"]["gpus"][0]["model"].as_str().unwrap_or("");
+        let capacity = &worker["capacity"];
+        let has = Amount {
+            cpu_milli: (capacity["cpu"].as_f64().unwrap_or(0.0) * 1000.0).round() as u64,
+            memory_mib: capacity["memory_mib"].as_u64().unwrap_or(0),
+            gpus: capacity["gpus"].as_array().map_or(0, Vec::len) as u64,
+        };
+        let model = capacity["gpus"][0]["model"].as_str().unwrap_or("");
         let fits = wishes.is_empty() || wishes.iter().any(|wish| wish.takes(model));
         if fits { has.holds(spec.amount()) } else { 0 }
     });
     let all = each.fold(0_u32, u32::saturating_add);
     let space = client.get(&format!("/v1/namespaces/{}", client.namespace)).await?;
-    let quota = &space["quota"];
-    let containers = quota["containers"].as_u64().unwrap_or(u64::MAX);
-    let unbound = json!({"cpu": f64::MAX, "memory_mib": u64::MAX});
-    let bound = |field: &str| if quota[field].is_null() { unbound[field].clone() } else { quota[field].clone() };
-    let most = amount(
-        &json!({"cpu": bound("cpu"), "memory_mib": bound("memory_mib")}),
-        quota["gpus"].as_u64().unwrap_or(u64::MAX),
-    );
-    Ok(all.min(most.holds(spec.amount())).min(u32::try_from(containers).unwrap_or(u32::MAX)))
-}
-
-fn amount(of: &Value, gpus: u64) -> Amount {
-    Amount {
-        cpu_milli: (of["cpu"].as_f64().unwrap_or(0.0) * 1000.0).round() as u64,
-        memory_mib: of["memory_mib"].as_u64().unwrap_or(0),
-        gpus,
-    }
+    let of = |field: &str| space["quota"][field].as_f64();
+    let quota = Quota {
+        containers: of("containers").map(|n| n as u32),
+        cpu_milli: of("cpu").map(|cores| (cores * 1000.0).round() as u64),
+        memory_mib: of("memory_mib").map(|mib| mib as u64),
+        gpus: of("gpus").map(|n| n as u32),
+    };
+    Ok(all.min(quota.room(0, Amount::default(), spec.amount())))
 }
 
 fn play(scenario: &Scenario, trace: &Trace, machine: &Machine) -> Result<Outcome, Failed> {

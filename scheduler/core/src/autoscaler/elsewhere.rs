@@ -89,7 +89,7 @@ impl Foreign {
 pub(super) struct Elsewhere {
     me: Option<Member>,
     now: Time,
-    pub(super) told: BTreeMap<Member, Summary>,
+    told: BTreeMap<Member, Summary>,
     sums: BTreeMap<Arc<str>, (u32, Amount)>,
     lacks: Vec<Foreign>,
 }
@@ -118,6 +118,11 @@ impl Elsewhere {
     /// Idle containers that a namespace could spare at other schedulers.
     pub fn spare(&self, namespace: &str) -> u64 {
         self.told.values().filter_map(|summary| summary.get(namespace)).map(|told| u64::from(told.spare)).sum()
+    }
+
+    /// Containers that other schedulers have and want.
+    pub fn wanted(&self) -> impl Iterator<Item = Wanted> {
+        self.told.values().flat_map(BTreeMap::values).flat_map(|told| told.wanted.iter().copied())
     }
 
     /// Whether what is told is news, or asks for something.

@@ -46,9 +46,7 @@ impl Autoscaler {
     /// Nodes of that size that hold what all functions of the cluster have and want. What none could hold is left out: no number
     /// of them would help.
     pub fn nodes(&self, node: Amount) -> u64 {
-        let elsewhere =
-            self.elsewhere.told.values().flat_map(BTreeMap::values).flat_map(|told| told.wanted.iter().copied());
-        nodes(node, self.wanted_by_each().into_values().flatten().chain(elsewhere))
+        nodes(node, self.wanted_by_each().into_values().flatten().chain(self.elsewhere.wanted()))
     }
 }
 

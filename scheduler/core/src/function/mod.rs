@@ -17,6 +17,7 @@ mod pool;
 mod queue;
 mod recover;
 mod scale;
+mod settings;
 mod settle;
 mod start;
 mod timer;
@@ -39,13 +40,12 @@ use crate::{
 use call::Call;
 use capstan_common::{
     call::CallKind,
-    function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
+    function::{AutoscalerSettings, FunctionSpec, Overrides},
     id::{CallId, Epoch, FunctionKey, LeaseId, Minter, Revision},
-    parameter,
-    profile::{self, Profile, Profiles},
+    profile::Profiles,
     refusal::{Code, Refusal},
     time::Time,
-    validate::{self, Source},
+    validate,
 };
 use delayed::Delayed;
 use model::Model;
@@ -292,35 +292,11 @@ impl Function {
 
     /// What a revision brings besides its settings.
     fn begin_revision(&mut self, now: Time, out: &mut Output) {
-        self.profiles = Profiles::of(&self.deployed.spec);
+        self.profiles = Profiles::of(&self.deployed.spec.profiles);
         self.profiles.turn(now);
         self.settle_settings();
         self.set_timer(now, out);
         self.was_active(now);
-    }
-
-    /// The settings that hold: as deployed, then the profiles of this time, then what an operator has set.
-    fn settle_settings(&mut self) {
-        let spec = &self.deployed.spec;
-        let profiles = self.profiles.active().map(|n| &spec.profiles[n].autoscaler);
-        let settings = profiles.fold(spec.autoscaler.clone(), |settings, profile| profile.over(&settings));
-        self.effective = self.overrides.over(&settings);
-        // An override was checked against what held when it was made; a profile never lifts the minimum over the maximum.
-        // The system's cap holds for everybody, and is shown (SPEC D1).
-        let system = self.limits.system_max_containers;
-        let max = self.effective.max_containers.unwrap_or(system).min(system);
-        self.effective.max_containers = Some(max);
-        self.effective.min_containers = self.effective.min_containers.min(max);
-    }
-
-    /// Names of the profiles that hold.
-    pub fn active_profiles(&self) -> Vec<&str> {
-        self.profiles.active().map(|n| self.deployed.spec.profiles[n].name.as_str()).collect()
-    }
-
-    /// What of the operator's settings will not hold in full while a profile does.
-    pub fn overruled(&self) -> Vec<String> {
-        profile::overruled(&self.deployed.spec, &self.overrides)
     }
 
     /// Every container takes nothing new; idle ones stop now, busy ones when they are done.
@@ -350,41 +326,6 @@ impl Function {
         }
         out.records.push(Record::Removed(self.deployed.revision));
         out.urgent = true;
-    }
-
-    /// The dynamic settings as a patch would leave them, if it may be: those of the function, or of an instance of it that is
-    /// still to be made.
-    pub fn patched(&self, patch: &OverridesPatch, of_new_instance: bool) -> Result<Overrides, Refusal> {
-        self.must_exist()?;
-        let spec = &self.deployed.spec;
-        if !of_new_instance {
-            parameter::missing(spec)?;
-        }
-        let before = if of_new_instance { Overrides::default() } else { self.overrides.clone() };
-        let overrides = patch.apply(&before);
-        let active: Vec<&Profile> = self.profiles.active().map(|n| &spec.profiles[n]).collect();
-        let settings = active.iter().fold(spec.autoscaler.clone(), |settings, p| p.autoscaler.over(&settings));
-        let source = |field: &str| {
-            let said = match active.iter().rev().find(|profile| profile.autoscaler.sets(field)) {
-                _ if overrides.sets(field) => ", overridden".into(),
-                Some(profile) => format!(", by profile `{}`", profile.name),
-                None => ", as deployed".into(),
-            };
-            if patch.names(field) { Source::written(&said) } else { Source::elsewhere(said) }
-        };
-        let settings = overrides.over(&settings);
-        validate::settings(&settings, &source)?;
-        validate::within_system(&settings, "", self.limits.system_max_containers)?;
-        Ok(overrides)
-    }
-
-    fn patch(&mut self, patch: &OverridesPatch, out: &mut Output) -> Result<(), Refusal> {
-        let overrides = self.patched(patch, false)?;
-        self.overrides = overrides.clone();
-        self.settle_settings();
-        out.records.push(Record::Overridden(overrides));
-        out.urgent = true;
-        Ok(())
     }
 
     fn must_exist(&self) -> Result<(), Refusal> {

@@ -93,6 +93,25 @@ impl Container {
         self.leases.is_empty() && self.requests.is_empty()
     }
 
+    /// One input fewer of a group is open.
+    pub fn leave_group(&mut self, group: LeaseId) {
+        if let Some(open) = self.groups.get_mut(&group) {
+            *open -= 1;
+            if *open == 0 {
+                self.groups.remove(&group);
+            }
+        }
+    }
+
+    /// The same, of one that has run for so long.
+    pub fn close_group(&mut self, group: LeaseId, run_us: u64) {
+        self.leave_group(group);
+        if !self.groups.contains_key(&group) {
+            self.served += 1;
+            self.run_us = Some(average(self.run_us, run_us));
+        }
+    }
+
     /// A map that has become empty keeps its memory: ten thousand idle containers would keep much.
     fn forget_empty(&mut self) {
         if self.leases.is_empty() {
@@ -168,6 +187,11 @@ impl Starts {
         took.extend(placed.map(|placed| (now, now.since_us(placed))));
         *self = Self { took, ..Self::default() };
     }
+}
+
+/// A moving average of times with one more; the first is its own.
+pub fn average(usual: Option<u64>, us: u64) -> u64 {
+    usual.map_or(us, |usual| (usual * 7 + us) / 8)
 }
 
 /// All containers of a function.

@@ -82,7 +82,7 @@ impl Function {
             function.recover_call(now, call, out);
         }
         recovery.parked.into_iter().for_each(|call| function.park(call));
-        function.profiles = Profiles::of(&function.deployed.spec);
+        function.profiles = Profiles::of(&function.deployed.spec.profiles);
         function.profiles.turn(now);
         function.settle_settings();
         function.recover_timer(now, recovery.schedule);

@@ -1,6 +1,9 @@
 //! Sizing: how many containers the function wants, why, and which idle ones leave.
 
-use super::{Function, pool::Life};
+use super::{
+    Function,
+    pool::{Life, average},
+};
 use crate::{
     decision::{Decision, Facts},
     effect::{Demand, Effect, Notice, Output},
@@ -72,7 +75,7 @@ impl Function {
 
     /// An input has run for so long.
     pub(super) fn ran(&mut self, run_us: u64) {
-        self.run_us = Some(self.run_us.map_or(run_us, |usual| (usual * 7 + run_us) / 8));
+        self.run_us = Some(average(self.run_us, run_us));
     }
 
     fn decide(&mut self, now: Time, wanted: u32, reason: &'static str, facts: Facts, out: &mut Output) {

@@ -58,7 +58,7 @@ impl Function {
                     }
                     continue;
                 };
-                close_group(container, lease.group, done.run_us);
+                container.close_group(lease.group, done.run_us);
                 settled.push((done, lease));
             }
             container.since = now;
@@ -255,7 +255,7 @@ impl Function {
             let mut back = Vec::new();
             for lease in leases {
                 if let Some(held) = container.leases.remove(lease) {
-                    drop_from_group(container, held.group);
+                    container.leave_group(held.group);
                     back.push(held);
                 }
             }
@@ -335,7 +335,7 @@ impl Function {
             let mut held = Vec::with_capacity(leases.len());
             for lease in &leases {
                 if let Some(lease) = container.leases.remove(lease) {
-                    drop_from_group(container, lease.group);
+                    container.leave_group(lease.group);
                     held.push(lease);
                 }
             }
@@ -484,21 +484,4 @@ fn end_call(call: &mut super::call::Call, now: Time, out: &mut Output) {
     }
     out.records.push(Record::CallEnded(call.record(Some(now))));
     out.urgent = true;
-}
-
-fn drop_from_group(container: &mut super::pool::Container, group: LeaseId) {
-    if let Some(open) = container.groups.get_mut(&group) {
-        *open -= 1;
-        if *open == 0 {
-            container.groups.remove(&group);
-        }
-    }
-}
-
-fn close_group(container: &mut super::pool::Container, group: LeaseId, run_us: u64) {
-    drop_from_group(container, group);
-    if !container.groups.contains_key(&group) {
-        container.served += 1;
-        container.run_us = Some(container.run_us.map_or(run_us, |old| (old * 7 + run_us) / 8));
-    }
 }

@@ -4,16 +4,17 @@
 
 mod container;
 mod event;
+mod invariant;
 
 pub use event::{Effect, Event};
 
 use capstan_common::{
     container::{Ending, Phase},
     function::FunctionSpec,
-    id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, LinkId, Shard},
+    id::{ContainerId, Epoch, FunctionKey, LeaseId, LinkId, Shard},
     input::{Failure, FailureKind, Payload},
     order::{Group, Order, Start},
-    report::{Done, Held, HeldAttempt, Report},
+    report::{Done, Held, Report},
     resource::Amount,
     time::Time,
 };
@@ -474,44 +475,6 @@ impl Node {
     /// A container's spec, while it exists.
     pub fn spec(&self, id: ContainerId) -> Option<&Arc<FunctionSpec>> {
         self.containers.get(&id).map(|c| &c.start.spec)
-    }
-
-    /// Where an input is worked on: for which function, in which container, under which lease. For checks.
-    pub fn work_on(&self, call: CallId, index: u64) -> Option<(&FunctionKey, ContainerId, LeaseId)> {
-        self.containers.iter().find_map(|(id, container)| {
-            let mut held = container.running.values().flat_map(|running| &running.held);
-            let lease = held.find(|held| (held.call, held.index) == (call, index))?.lease;
-            Some((&container.start.function, *id, lease))
-        })
-    }
-
-    /// Attempts that a container holds, for checks.
-    pub fn attempts(&self, id: ContainerId) -> Vec<HeldAttempt> {
-        self.containers.get(&id).map_or(Vec::new(), Container::attempts)
-    }
-
-    /// Checks what must always hold: nothing is promised twice, no container works on more than it may.
-    pub fn check(&self) -> Result<(), String> {
-        let mut used = Amount::default();
-        let mut given = BTreeSet::new();
-        for (id, container) in &self.containers {
-            if !matches!(container.life, Life::Gone(..)) {
-                used = used.plus(container.start.amount());
-                if container.gpus.len() != container.start.gpus as usize {
-                    return Err(format!("{id} has {} GPUs of {}", container.gpus.len(), container.start.gpus));
-                }
-                if let Some(gpu) = container.gpus.iter().find(|gpu| !given.insert(**gpu)) {
-                    return Err(format!("GPU {gpu} is given to {id} and to another"));
-                }
-            }
-            if container.running.len() > container.at_once as usize {
-                return Err(format!("{id} works on {} groups, may on {}", container.running.len(), container.at_once));
-            }
-        }
-        if used != self.used || !self.capacity.covers(used) {
-            return Err(format!("{used:?} used, counted {:?}, of {:?}", self.used, self.capacity));
-        }
-        Ok(())
     }
 }
 

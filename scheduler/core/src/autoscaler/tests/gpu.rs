@@ -1,4 +1,5 @@
 use super::*;
+use capstan_common::gpu::GpuRequest;
 
 /// A worker that has GPUs beside eight cores.
 fn with_gpus(table: &mut Table, id: u32, gpu: &str, gpus: u64) {

@@ -1,6 +1,7 @@
 //! The blob store: payloads too large to travel with their records. Scheduler and worker both read and write it.
 //!
-//! A blob is durable before its reference is handed out, and its checksum is part of the reference.
+//! A blob is durable before its reference is handed out, and the SHA-256 of its bytes is part of its name: whoever else can
+//! write into the folder cannot put other bytes in their place.
 
 use bytes::Bytes;
 use capstan_common::{
@@ -9,7 +10,12 @@ use capstan_common::{
 };
 use futures_util::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
-use std::{io::Write, path::PathBuf, sync::Arc};
+use sha2::{Digest, Sha256};
+use std::{
+    io::Write,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// What can go wrong with a blob.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +43,20 @@ pub struct Blobs {
     store: Arc<LocalFileSystem>,
     folder: Arc<PathBuf>,
     threshold: usize,
+    /// The call whose folder is known to be durable: the others of a call need not make it so again.
+    synced: Arc<Mutex<Option<CallId>>>,
 }
 
 impl Blobs {
     /// Opens (and makes) a folder. Payloads of more than `threshold` bytes go there.
     pub fn open(folder: PathBuf, threshold: usize) -> Result<Self, BlobError> {
+        let new = !folder.is_dir();
         std::fs::create_dir_all(&folder).map_err(disk)?;
+        if new && let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(disk)?;
+        }
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(store)?;
-        Ok(Self { store: Arc::new(store), folder: Arc::new(folder), threshold })
+        Ok(Self { store: Arc::new(store), folder: Arc::new(folder), threshold, synced: Arc::default() })
     }
 
     /// What the folder is known by: `made`, if it has no name yet. Whoever reads the same shares it.
@@ -89,20 +101,26 @@ impl Blobs {
         if !self.wants(&bytes) {
             return Ok(Payload::Inline(bytes));
         }
-        let path = format!("{call}/{name}");
+        let path = format!("{call}/{name}-{}", hash(&bytes));
         let blob = Blob { name: path.as_str().into(), len: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
         let location = Path::from(path.as_str());
         self.store.put(&location, PutPayload::from(bytes)).await.map_err(store)?;
-        self.sync(&path).await?;
+        self.sync(call, &path).await?;
         Ok(Payload::Blob(blob))
     }
 
     /// The store's own put leaves the page cache to the kernel; a reference must not outlive a power cut.
-    async fn sync(&self, path: &str) -> Result<(), BlobError> {
-        let (file, folder) = (self.folder.join(path), self.folder.clone());
+    async fn sync(&self, call: CallId, path: &str) -> Result<(), BlobError> {
+        let (file, folder, synced) = (self.folder.join(path), self.folder.clone(), self.synced.clone());
         let syncing = tokio::task::spawn_blocking(move || {
             std::fs::File::open(&file)?.sync_data()?;
-            std::fs::File::open(file.parent().unwrap_or(&folder))?.sync_all()
+            std::fs::File::open(file.parent().unwrap_or(&folder))?.sync_all()?;
+            let known = || synced.lock().unwrap_or_else(PoisonError::into_inner);
+            if *known() != Some(call) {
+                std::fs::File::open(&*folder)?.sync_all()?;
+                *known() = Some(call);
+            }
+            Ok(())
         });
         syncing.await.map_err(|error| disk(std::io::Error::other(error)))?.map_err(disk)
     }
@@ -114,8 +132,15 @@ impl Blobs {
             Payload::Blob(blob) => blob,
         };
         let got = self.store.get(&Path::from(&*blob.name)).await.map_err(store)?;
+        // Another file may lie there by now: no more than was written is read.
+        if got.meta.size != blob.len {
+            return Err(BlobError::Damaged(blob.name.clone()));
+        }
         let bytes = got.bytes().await.map_err(store)?;
-        if bytes.len() as u64 != blob.len || crc32c::crc32c(&bytes) != blob.crc32c {
+        let whole = bytes.len() as u64 == blob.len && crc32c::crc32c(&bytes) == blob.crc32c;
+        // Names of earlier versions have no hash.
+        let named = blob.name.rsplit_once('-').map(|(_, hash)| hash).filter(|hash| hash.len() == HASH_CHARS);
+        if !whole || named.is_some_and(|named| named != hash(&bytes)) {
             return Err(BlobError::Damaged(blob.name.clone()));
         }
         Ok(bytes)
@@ -142,6 +167,20 @@ impl Blobs {
         let entries = std::fs::read_dir(&*self.folder).map_err(disk)?;
         Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
+}
+
+/// Letters of a SHA-256.
+const HASH_CHARS: usize = 64;
+
+/// SHA-256 of bytes, in hexadecimal.
+fn hash(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let digest = Sha256::digest(bytes);
+    digest.iter().fold(String::with_capacity(HASH_CHARS), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn disk(error: std::io::Error) -> BlobError {
@@ -175,8 +214,14 @@ mod tests {
         assert_eq!(small, Payload::Inline(Bytes::from_static(b"12345678")));
         let large = blobs.keep(call, "in-1", Bytes::from_static(b"123456789")).await.unwrap();
         assert_eq!(blobs.fetch(&large).await.unwrap(), Bytes::from_static(b"123456789"));
-        std::fs::write(folder.path().join(call.to_string()).join("in-1"), b"12345678x").unwrap();
+        let Payload::Blob(blob) = &large else { panic!("it is large") };
+        let file = folder.path().join(&*blob.name);
+        std::fs::write(&file, b"12345678x").unwrap();
         assert!(matches!(blobs.fetch(&large).await, Err(BlobError::Damaged(_))));
+        // Bytes with the same checksum are not the same bytes.
+        std::fs::write(&file, b"987654321").unwrap();
+        let forged = Blob { crc32c: crc32c::crc32c(b"987654321"), ..blob.clone() };
+        assert!(matches!(blobs.fetch(&Payload::Blob(forged)).await, Err(BlobError::Damaged(_))));
         assert_eq!(blobs.calls().unwrap(), [call]);
         blobs.forget(call).await.unwrap();
         assert!(blobs.calls().unwrap().is_empty());

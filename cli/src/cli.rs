@@ -429,7 +429,9 @@ impl SizeArgs {
         let Self { etcd, schedulers, workers, tls, loopback } = *self;
         let allowed = if loopback { Ok(()) } else { local::is_allowed() };
         if let Err(why) = &allowed {
-            eprintln!("capstan: the nodes share loopback ports, for they cannot have network namespaces: {why:#}");
+            crate::output::say(format!(
+                "capstan: the nodes share loopback ports, for they cannot have network namespaces: {why:#}"
+            ));
         }
         let namespaces = !loopback && allowed.is_ok();
         Size { etcd, schedulers, workers, tls, namespaces, ..Size::default() }

@@ -11,6 +11,7 @@ mod manifest;
 mod output;
 mod top;
 mod up;
+mod waiting;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ fn run(cli: cli::Cli) -> ExitCode {
                 // As everywhere with `--json`: what the API answered. Nothing more can be done if that cannot be written.
                 let _ = output::print_json(answer);
             }
-            eprintln!("capstan: {error:#}");
+            crate::output::say(format!("capstan: {error:#}"));
             ExitCode::from(failed.map_or(1, client::Failed::exit_code))
         }
     }

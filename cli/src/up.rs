@@ -105,7 +105,8 @@ fn worker_settings(settings: &Settings) -> WorkerConfig {
 fn abort_on_panic() {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        told(panic);
+        // Whatever becomes of the words, the process ends.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| told(panic)));
         std::process::abort();
     }));
 }
@@ -122,9 +123,12 @@ pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>)
     let _ = output::print(format!("ready {}{link}", running.url()));
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // The terminal was closed: that is no reason to end otherwise.
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
     }
     tracing::info!("stopping; once more to stop at once");
     tokio::select! {

@@ -61,6 +61,18 @@ impl FromStr for CallId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerId(pub u64);
 
+impl ContainerId {
+    /// The epoch of the scheduler's life that minted it.
+    pub fn epoch(self) -> Epoch {
+        Epoch(self.0 >> COUNTER_BITS)
+    }
+
+    /// Before the first of an epoch.
+    pub fn first(epoch: Epoch) -> Self {
+        Self(epoch.0 << COUNTER_BITS)
+    }
+}
+
 impl fmt::Display for ContainerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ct-{:016x}", self.0)

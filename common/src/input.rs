@@ -125,7 +125,35 @@ pub struct Failure {
     pub traceback: String,
 }
 
+/// Bytes of a failure's message, and of its traceback, that are kept.
+pub const FAILURE_BYTES: usize = 16 << 10;
+/// Bytes of an error's type that are kept.
+const TYPE_BYTES: usize = 256;
+
+/// The end of a text, at most so many bytes: there errors say what matters.
+pub fn end_of(text: &str, most: usize) -> &str {
+    let start = text.len().saturating_sub(most);
+    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[start..]
+}
+
 impl Failure {
+    /// The same with at most so many bytes of message and of traceback, and a type that is none longer than a name. A
+    /// function, or a worker, may write anything here, and it is kept, sent and shown many times.
+    #[must_use]
+    pub fn bounded(mut self, most: usize) -> Self {
+        if self.error_type.len() > TYPE_BYTES {
+            let end = (0..=TYPE_BYTES).rev().find(|at| self.error_type.is_char_boundary(*at)).unwrap_or(0);
+            self.error_type.truncate(end);
+        }
+        for text in [&mut self.message, &mut self.traceback] {
+            if text.len() > most {
+                *text = end_of(text, most).to_owned();
+            }
+        }
+        self
+    }
+
     /// A failure named by Capstan itself.
     pub fn new(kind: FailureKind, error_type: &str, message: impl Into<String>) -> Self {
         Self { kind, error_type: error_type.into(), message: message.into(), traceback: String::new() }

@@ -42,6 +42,8 @@ codes! {
     PreconditionFailed = "precondition_failed", 412, "Precondition failed";
     /// One input or body is too large.
     PayloadTooLarge = "payload_too_large", 413, "Payload too large";
+    /// The body is written in a way that is not read here.
+    UnsupportedMedia = "unsupported_media_type", 415, "Unsupported media type";
     /// A field is unknown, of a wrong type, or out of range.
     Invalid = "invalid", 422, "Invalid request";
     /// Well formed, but nothing here can do it.
@@ -105,6 +107,11 @@ impl Refusal {
     /// A limit was reached; trying again after `retry_after_s` may help.
     pub fn exhausted(detail: impl Into<String>, retry_after_s: u32) -> Self {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(Code::ResourceExhausted, detail) }
+    }
+
+    /// Not now; trying again after `retry_after_s` may help.
+    pub fn unavailable(detail: impl Into<String>, retry_after_s: u32) -> Self {
+        Self { retry_after_s: Some(retry_after_s), ..Self::new(Code::Unavailable, detail) }
     }
 }
 

@@ -19,8 +19,10 @@ pub enum Report {
     Inventory {
         /// Which shard.
         shard: Shard,
-        /// All its containers of the shard's functions.
+        /// Its containers of the shard's functions: all, or a page of them.
         held: Vec<Held>,
+        /// Whether further pages follow.
+        more: bool,
     },
     /// Somebody with a higher number owns the shard: whoever said so last is not obeyed.
     Outranked {
@@ -53,6 +55,13 @@ pub enum Report {
         phases: Vec<Phase>,
         /// Where its server listens on the worker; 0 if it is none.
         port: u16,
+    },
+    /// A container's server that is not ready was looked at.
+    Looked {
+        /// Which container.
+        container: ContainerId,
+        /// Where, and what was found.
+        detail: String,
     },
     /// The container's own counter of requests was read.
     Counted {

@@ -1,14 +1,14 @@
 //! Set times: cron expressions in a time zone, and periods. Here is only arithmetic: given a point in time, which comes next.
 
 use crate::time::{Seconds, Time};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::{
     Cron,
     parser::{CronParser, Seconds as CronSeconds, Year},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// When a function runs by itself (SPEC E).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,13 +25,42 @@ pub struct Schedule {
     pub period_s: Option<Seconds>,
     /// What each run gets as its input.
     #[serde(default)]
-    pub input: Value,
+    pub input: Json,
     /// What happens when a run is due while an earlier one has not ended.
     #[serde(default)]
     pub overlap: Overlap,
     /// What happens to runs that were due while no scheduler ran.
     #[serde(default)]
     pub missed: Missed,
+}
+
+/// A JSON value as it was written: numbers keep all their digits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    /// Its text on one line.
+    pub fn line(&self) -> String {
+        self.0.get().replace(['\n', '\r'], " ")
+    }
+
+    /// Whether everything that shows it can: not so numbers past what a double holds, and halves of characters.
+    pub fn is_plain(&self) -> bool {
+        serde_json::from_str::<serde_json::Value>(self.0.get()).is_ok()
+    }
+}
+
+impl Default for Json {
+    fn default() -> Self {
+        Self(RawValue::NULL.to_owned())
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
 }
 
 /// A run is due while an earlier one has not ended.
@@ -58,12 +87,25 @@ pub enum Missed {
     Skip,
 }
 
+/// The longest cron expression.
+const EXPRESSION_BYTES: usize = 256;
+/// The year 4955. Searches end in the year 5000: from here one that never comes has been looked for through 45 years, in which
+/// every day of the calendar comes on every day of the week, and not through three thousand.
+const LATE: i64 = 94_197_513_600;
+
 /// Reads a cron expression; the error says what is wrong with it.
 pub fn cron(expression: &str) -> Result<Cron, String> {
     let parser = CronParser::builder().seconds(CronSeconds::Disallowed).year(Year::Disallowed).build();
     let wrong = |error| format!("`{expression}` is not a cron expression of five fields: {error}");
+    if expression.len() > EXPRESSION_BYTES {
+        return Err(format!(
+            "a cron expression has at most {EXPRESSION_BYTES} characters, this has {}",
+            expression.len()
+        ));
+    }
     let cron = parser.parse(expression).map_err(wrong)?;
-    if cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, true).is_err() {
+    let from = DateTime::<Utc>::from_timestamp(LATE, 0).unwrap_or(DateTime::<Utc>::UNIX_EPOCH);
+    if cron.find_next_occurrence(&from, true).is_err() {
         return Err(format!("`{expression}` never comes; no month has that day"));
     }
     Ok(cron)
@@ -80,25 +122,42 @@ pub fn timezone(name: Option<&str>) -> Result<Tz, String> {
 pub struct Times {
     cron: Cron,
     zone: Tz,
+    /// Whether it names minutes and hours, and does not go by intervals.
+    is_fixed: bool,
 }
 
 impl Times {
     /// Reads both.
     pub fn read(expression: &str, zone: Option<&str>) -> Result<Self, String> {
-        Ok(Self { cron: cron(expression)?, zone: timezone(zone)? })
+        let is_fixed = expression.split_whitespace().take(2).all(|field| !field.contains('*'));
+        Ok(Self { cron: cron(expression)?, zone: timezone(zone)?, is_fixed })
     }
 
     /// The first set time after `at`. Across a change of the clock a time that does not exist is taken at the change, and
-    /// one that comes twice runs once.
+    /// one that comes twice runs once; what goes by intervals goes on.
     pub fn after(&self, at: Time) -> Option<Time> {
-        let found = self.cron.find_next_occurrence(&local(at, self.zone)?, false).ok()?;
-        micros(found).filter(|found| *found > at)
+        let mut from = local(at, self.zone)?;
+        loop {
+            from = self.cron.find_next_occurrence(&from, false).ok()?;
+            if !self.comes_again(&from) {
+                return micros(from).filter(|found| *found > at);
+            }
+        }
     }
 
     /// The last set time at or before `at`.
     pub fn until(&self, at: Time) -> Option<Time> {
-        let found = self.cron.find_previous_occurrence(&local(at, self.zone)?, true).ok()?;
-        micros(found).filter(|found| *found <= at)
+        let mut from = self.cron.find_previous_occurrence(&local(at, self.zone)?, true).ok()?;
+        while self.comes_again(&from) {
+            from = self.cron.find_previous_occurrence(&from, false).ok()?;
+        }
+        micros(from).filter(|found| *found <= at)
+    }
+
+    /// Whether it is a set time that the clock has shown an hour ago already.
+    fn comes_again(&self, at: &DateTime<Tz>) -> bool {
+        let earlier = self.zone.from_local_datetime(&at.naive_local()).earliest();
+        self.is_fixed && earlier.is_some_and(|earlier| earlier < *at)
     }
 }
 
@@ -163,10 +222,31 @@ mod tests {
         assert!(missing[0].starts_with("03-08") && missing[1].starts_with("03-09"), "{missing:?}");
         let twice = runs("30 1 * * *", "America/New_York", "2026-10-31T12:00:00Z", 2);
         assert!(twice[0].starts_with("11-01") && twice[1].starts_with("11-02"), "{twice:?}");
+        let listed = runs("0,30 1 * * *", "America/New_York", "2026-11-01T00:00:00Z", 4);
+        assert_eq!(listed, ["11-01T05:00", "11-01T05:30", "11-02T06:00", "11-02T06:30"]);
+        // What goes by intervals goes on.
+        let every = runs("*/30 1 * * *", "America/New_York", "2026-11-01T00:00:00Z", 4);
+        assert_eq!(every, ["11-01T05:00", "11-01T05:30", "11-01T06:00", "11-01T06:30"]);
+        let hours = runs("15 * * * *", "America/New_York", "2026-11-01T05:00:00Z", 3);
+        assert_eq!(hours, ["11-01T05:15", "11-01T06:15", "11-01T07:15"]);
+        let times = Times::read("0,30 1 * * *", Some("America/New_York")).unwrap();
+        assert_eq!(times.until(at("2026-11-01T06:45:00Z")), Some(at("2026-11-01T05:30:00Z")));
+    }
+
+    #[test]
+    fn an_input_keeps_its_digits() {
+        let schedule: Schedule = serde_json::from_str(
+            "{\"period_s\":1,\"input\":{\"id\":12345678901234567890123,\n\"f\":18446744073709551616}}",
+        )
+        .unwrap();
+        assert_eq!(schedule.input.line(), "{\"id\":12345678901234567890123, \"f\":18446744073709551616}");
+        assert!(serde_json::to_string(&schedule).unwrap().contains("12345678901234567890123"));
+        assert_eq!(serde_json::from_str::<Schedule>("{\"period_s\":1}").unwrap().input.line(), "null");
     }
 
     #[test]
     fn what_was_last_is_found_too_and_nonsense_is_named() {
+        // SPEC E05: without a zone it is UTC.
         let times = Times::read("0 6 * * 1-5", None).unwrap();
         assert_eq!(times.until(at("2026-03-08T12:00:00Z")), Some(at("2026-03-06T06:00:00Z")));
         assert_eq!(times.until(at("2026-03-06T06:00:00Z")), Some(at("2026-03-06T06:00:00Z")));

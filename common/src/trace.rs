@@ -16,6 +16,44 @@ pub fn span_of(call: CallId, index: u64, attempt: u32) -> u64 {
     mix(folded ^ mix(index) ^ mix(u64::from(attempt).wrapping_mul(0x9e37_79b9_7f4a_7c15))).max(1)
 }
 
+/// Characters of a `traceparent`.
+const PARENT_CHARS: usize = 55;
+/// Characters of a `tracestate` that are passed on (W3C Trace Context, §3.3.1.5).
+const STATE_CHARS: usize = 512;
+
+/// A client's trace context as it travels with its call: the `traceparent`, and behind a space the `tracestate`. Nothing, if
+/// the `traceparent` is none by the letter of W3C's Trace Context (§3.2): version, 32 and 16 small hexadecimal digits that are
+/// not all zero, flags. Version 00 has no more than that; later ones may, and are taken for 00.
+pub fn context(parent: &str, state: Option<&str>) -> Option<String> {
+    let (known, more) = (parent.get(..PARENT_CHARS)?, parent.get(PARENT_CHARS..)?);
+    let mut parts = known.split('-');
+    let mut part = |len: usize| {
+        let small = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        parts.next().filter(|part| part.len() == len && part.bytes().all(small))
+    };
+    let (version, trace, span, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let goes_on = if version == "00" { more.is_empty() } else { more.is_empty() || more.starts_with('-') };
+    if version == "ff" || is_zero(trace) || is_zero(span) || !goes_on {
+        return None;
+    }
+    let fits = |state: &&str| {
+        !state.is_empty() && state.len() <= STATE_CHARS && state.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+    };
+    let state = state.map(str::trim).filter(fits).map_or_else(String::new, |state| format!(" {state}"));
+    Some(format!("00-{trace}-{span}-{flags}{state}"))
+}
+
+/// The `traceparent` of a context.
+pub fn parent_of(context: &str) -> &str {
+    context.split(' ').next().unwrap_or_default()
+}
+
+/// The `tracestate` of a context, if it has one.
+pub fn state_of(context: &str) -> Option<&str> {
+    context.get(PARENT_CHARS + 1..).filter(|state| !state.is_empty())
+}
+
 /// The `traceparent` that an attempt's program gets: in the trace of `client`, if that is a trace context, and inside the
 /// attempt's own span.
 pub fn traceparent(client: &str, call: CallId, index: u64, attempt: u32) -> String {
@@ -40,6 +78,41 @@ fn mix(n: u64) -> u64 {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn only_contexts_by_the_letter_are_continued() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(context(good, None).as_deref(), Some(good));
+        let later = format!("cc{}", &good[2..]);
+        assert_eq!(context(&format!("{later}-more"), None).as_deref(), Some(good));
+        let with = context(good, Some("a=1,b=2")).unwrap();
+        assert_eq!((parent_of(&with), state_of(&with)), (good, Some("a=1,b=2")));
+        assert!(traceparent(&with, CallId(7), 0, 1).starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"));
+        for odd in ["\u{1}", "", &"x".repeat(513)] {
+            assert_eq!(context(good, Some(odd)).as_deref(), Some(good));
+        }
+        let upper = good.to_uppercase();
+        let (zero_trace, zero_span) = (
+            good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+        );
+        for bad in [
+            "",
+            "garbage",
+            &upper,
+            &zero_trace,
+            &zero_span,
+            &format!("{good}-extra"),
+            &format!("{good}0"),
+            &format!("ff{}", &good[2..]),
+            &format!("{later}x"),
+            &good[..54],
+            &good.replace('-', "_"),
+            &format!("{good} "),
+        ] {
+            assert_eq!(context(bad, None), None, "{bad}");
+        }
+    }
 
     #[test]
     fn an_attempt_stays_in_its_clients_trace_and_has_a_span_of_its_own() {

@@ -171,6 +171,9 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
             readable(crate::schedule::cron(cron).map(drop), "/schedule/cron", findings);
         }
         readable(crate::schedule::timezone(schedule.timezone.as_deref()).map(drop), "/schedule/timezone", findings);
+        findings.check(schedule.input.is_plain(), "/schedule/input", || {
+            "has a number past 1e308, or half of a character (a lone surrogate)".into()
+        });
         findings.check(schedule.period_s.is_none_or(|p| p.ms >= 1000), "/schedule/period_s", || {
             format!("must be at least 1 second, is {}", schedule.period_s.map_or(0.0, |p| p.ms as f64 / 1000.0))
         });
@@ -195,6 +198,12 @@ fn times(spec: &FunctionSpec, findings: &mut Findings) {
 /// What is asked of a spec that is deployed now, and was not always: those that are stored may be otherwise.
 pub fn new_spec(spec: &FunctionSpec) -> Result<(), Refusal> {
     let mut findings = Findings(Vec::new());
+    // How many there are comes first: what each of them says is looked at only if they are few.
+    let (most, are) = (profile::MOST, spec.profiles.len());
+    findings.check(are <= most, "/profiles", || format!("must be at most {most}, are {are}"));
+    if !findings.0.is_empty() {
+        return Err(Refusal::fields(findings.0));
+    }
     findings.check(spec.model_id.as_deref() != Some(""), "/model_id", || "must not be empty; leave it out".into());
     let (wishes, most) = (spec.resources.gpu.len(), gpu::PREFERENCES);
     findings.check(wishes <= most, "/resources/gpu", || format!("must be at most {most} preferences, are {wishes}"));
@@ -210,8 +219,6 @@ pub fn new_spec(spec: &FunctionSpec) -> Result<(), Refusal> {
             format!("is `{}` like start: it would never hold", profile.end)
         });
     }
-    let (most, are) = (profile::MOST, spec.profiles.len());
-    findings.check(are <= most, "/profiles", || format!("must be at most {most}, are {are}"));
     if findings.0.is_empty() { Ok(()) } else { Err(Refusal::fields(findings.0)) }
 }
 
@@ -434,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_minimum_above_what_anybody_gets_is_refused() {
-        // SPEC D1
+        // SPEC decision D1
         let settings = |min| AutoscalerSettings { min_containers: min, ..AutoscalerSettings::default() };
         assert!(within_system(&settings(10), "/autoscaler", 10).is_ok());
         let refused = within_system(&settings(11), "/autoscaler", 10).unwrap_err();

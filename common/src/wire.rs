@@ -13,7 +13,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// The version of the link's protocol; both sides must speak the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Generated from `proto/link.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -323,10 +323,12 @@ impl From<Report> for link::Report {
         use link::report::Kind;
         let kind = match report {
             Report::Hello(hello) => Kind::Hello(hello_out(hello)),
-            Report::Inventory { shard, held } => Kind::Inventory(link::Inventory {
+            Report::Inventory { shard, held, more } => Kind::Inventory(link::Inventory {
                 shard: u32::from(shard.0),
                 held: held.into_iter().map(held_out).collect(),
+                more,
             }),
+            Report::Looked { container, detail } => Kind::Looked(link::Looked { container: container.0, detail }),
             Report::Outranked { shard, epoch } => {
                 Kind::Outranked(link::Outranked { shard: u32::from(shard.0), epoch: epoch.0 })
             }
@@ -380,7 +382,9 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
         Kind::Inventory(inventory) => Report::Inventory {
             shard: shard_in(inventory.shard)?,
             held: inventory.held.into_iter().map(held_in).collect::<Result<_, _>>()?,
+            more: inventory.more,
         },
+        Kind::Looked(looked) => Report::Looked { container: ContainerId(looked.container), detail: looked.detail },
         Kind::Outranked(outranked) => {
             Report::Outranked { shard: shard_in(outranked.shard)?, epoch: Epoch(outranked.epoch) }
         }
@@ -432,6 +436,65 @@ pub fn report_in(report: link::Report) -> Result<Report, WireError> {
             free_gpus: beat.free_gpus,
         },
     })
+}
+
+/// Bytes of one message of reports, about: a page of an inventory, or as many reports as have room.
+pub const REPORTS_BYTES: usize = 1 << 20;
+/// Bytes of a message of reports that a scheduler takes. What is larger than a page is a single outcome.
+pub const REPORTS_MAX: usize = 16 << 20;
+
+/// A report as it travels: in pages of bounded size where it may be long.
+pub fn pages(report: Report) -> Vec<link::Report> {
+    use link::report::Kind;
+    let report = link::Report::from(report);
+    let of = |kind| link::Report { kind: Some(kind) };
+    match report.kind {
+        Some(Kind::Finished(finished)) => {
+            let container = finished.container;
+            let page = |done| of(Kind::Finished(link::Finished { container, done }));
+            split(finished.done).into_iter().map(page).collect()
+        }
+        Some(Kind::Inventory(inventory)) => {
+            let mut pages = split(inventory.held.into_iter().flat_map(parts).collect());
+            let last = pages.pop().unwrap_or_default();
+            let page = |held, more| of(Kind::Inventory(link::Inventory { shard: inventory.shard, held, more }));
+            let mut out: Vec<_> = pages.into_iter().map(|held| page(held, true)).collect();
+            out.push(page(last, false));
+            out
+        }
+        kind => vec![link::Report { kind }],
+    }
+}
+
+/// A container of an inventory in parts, none of which has more outcomes than a page has room for.
+fn parts(mut held: link::Held) -> Vec<link::Held> {
+    let outcomes = split(std::mem::take(&mut held.finished));
+    let bare = link::Held { running: Vec::new(), ..held.clone() };
+    let mut parts = vec![held];
+    for (position, finished) in outcomes.into_iter().enumerate() {
+        match parts.get_mut(position) {
+            Some(part) => part.finished = finished,
+            None => parts.push(link::Held { finished, ..bare.clone() }),
+        }
+    }
+    parts
+}
+
+/// Splits a list of messages into lists that have room in a page; a message that has none is a list of its own.
+fn split<T: prost::Message>(all: Vec<T>) -> Vec<Vec<T>> {
+    let (mut lists, mut bytes) = (Vec::<Vec<T>>::new(), 0);
+    for one in all {
+        let size = one.encoded_len();
+        bytes += size;
+        match lists.last_mut().filter(|_| bytes <= REPORTS_BYTES) {
+            Some(list) => list.push(one),
+            None => {
+                bytes = size;
+                lists.push(vec![one]);
+            }
+        }
+    }
+    lists
 }
 
 #[cfg(test)]

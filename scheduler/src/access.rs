@@ -35,7 +35,15 @@ fn hash(token: &str) -> [u8; 32] {
 
 /// All tokens, by their hashes.
 #[derive(Debug, Default)]
-pub struct Tokens(RwLock<BTreeMap<[u8; 32], Token>>);
+pub struct Tokens(RwLock<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    readable: BTreeMap<[u8; 32], Token>,
+    /// Stored ones that this version cannot read. They open nothing, and are tokens all the same: a door is not open to
+    /// everybody because of them.
+    unreadable: usize,
+}
 
 impl Tokens {
     /// Makes one: what it is, what is kept of it, and how that is stored.
@@ -49,39 +57,51 @@ impl Tokens {
 
     /// Whose token this is. Looked up by its hash: how long that takes tells nothing of other tokens.
     pub fn find(&self, text: &str) -> Option<Token> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&hash(text)).cloned()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).readable.get(&hash(text)).cloned()
     }
 
     /// Whether there is none: then only the configuration's tokens open anything.
     pub fn is_empty(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        let tokens = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        tokens.readable.is_empty() && tokens.unreadable == 0
     }
 
     /// All, by name.
     pub fn all(&self) -> Vec<Token> {
-        let mut all: Vec<Token> = self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let tokens = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<Token> = tokens.readable.values().cloned().collect();
         all.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         all
     }
 
     /// Opens doors from now on.
     pub fn add(&self, token: Token) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(token.hash, token);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).readable.insert(token.hash, token);
     }
 
     /// Opens none any more. Whether there was one.
     pub fn revoke(&self, id: &str) -> bool {
         let mut tokens = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let before = tokens.len();
-        tokens.retain(|_, token| &*token.id != id);
-        tokens.len() < before
+        let before = tokens.readable.len();
+        tokens.readable.retain(|_, token| &*token.id != id);
+        tokens.readable.len() < before
     }
 
-    /// Exactly these are stored. One that cannot be read, of a newer version perhaps, opens nothing.
-    pub fn hold(&self, stored: impl IntoIterator<Item = Vec<u8>>) {
-        let readable = stored.into_iter().filter_map(|value| layout::decode::<Token>(&value).ok());
-        let tokens = readable.map(|token| (token.hash, token)).collect();
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = tokens;
+    /// Exactly these are stored. Answers how many cannot be read, of a newer version perhaps: those open nothing.
+    pub fn hold(&self, stored: impl IntoIterator<Item = Vec<u8>>) -> usize {
+        let mut table = Table::default();
+        for value in stored {
+            match layout::decode::<Token>(&value) {
+                Ok(token) => drop(table.readable.insert(token.hash, token)),
+                Err(error) => {
+                    tracing::error!(%error, "a stored token cannot be read: it opens nothing");
+                    table.unreadable += 1;
+                }
+            }
+        }
+        let unreadable = table.unreadable;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = table;
+        unreadable
     }
 }
 
@@ -110,10 +130,12 @@ mod tests {
         assert!(text.len() > 60);
         let Change::Put(_, value) = change else { panic!("it is stored") };
         assert!(!value.windows(16).any(|bytes| text.as_bytes().windows(16).any(|part| part == bytes)));
-        tokens.hold([value.to_vec(), b"not a token".to_vec()]);
+        assert_eq!(tokens.hold([value.to_vec(), b"not a token".to_vec()]), 1);
         assert_eq!(tokens.find(&text).as_ref(), Some(&token));
         assert_eq!(tokens.find(&text[..text.len() - 1]), None);
         assert!(tokens.revoke(&token.id) && !tokens.revoke(&token.id));
         assert_eq!(tokens.find(&text), None);
+        assert!(!tokens.is_empty(), "one that cannot be read is one all the same");
+        assert!(tokens.hold([]) == 0 && tokens.is_empty());
     }
 }

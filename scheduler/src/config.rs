@@ -2,9 +2,10 @@
 
 use crate::store::etcd::EtcdConfig;
 use capstan_scheduler_core::limits::Limits;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -46,6 +47,8 @@ pub struct SchedulerConfig {
     pub tokens: Vec<String>,
     /// The largest input or output over REST.
     pub payload_max_bytes: usize,
+    /// Memory for requests' bodies that have not come whole, all together; a token has half of it at most.
+    pub bodies_max_bytes: usize,
     /// Payloads above this travel through the blob store.
     pub blob_threshold_bytes: usize,
     /// Requests a second that a token may send, sustained.
@@ -56,6 +59,11 @@ pub struct SchedulerConfig {
     pub rate_burst_s: u32,
     /// Requests a second that each function's server may get through `/web`, sustained, with bursts as a token's; 0: no limit.
     pub web_rate_per_s: u32,
+    /// Networks, like `10.0.0.0/8`, in which `worker.advertise` may lie. Where a worker says that it is elsewhere than its link
+    /// comes from, its containers' servers are not reached.
+    pub worker_networks: Vec<IpNet>,
+    /// Reverse proxies whose `X-Forwarded-Host` and `X-Forwarded-Proto` are believed; others' are left out.
+    pub trusted_proxies: Vec<IpAddr>,
     /// Further names by which clients reach this scheduler, for the certificate that the cluster's authority signs for it.
     pub tls_names: Vec<String>,
     /// Where KEDA's external scaler is served; empty: nowhere. On other than loopback addresses it needs `keda_client_ca_file`,
@@ -87,6 +95,9 @@ pub struct SchedulerConfig {
     pub limits: Limits,
 }
 
+/// The largest payload that may travel with its record.
+const BLOB_THRESHOLD_MAX: usize = 512 << 10;
+
 impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
@@ -106,11 +117,14 @@ impl Default for SchedulerConfig {
             data_dir: PathBuf::from("capstan-data"),
             tokens: Vec::new(),
             payload_max_bytes: 16 << 20,
+            bodies_max_bytes: 96 << 20,
             blob_threshold_bytes: 32 << 10,
             rate_per_s: 200,
             rate_burst: 1000,
             rate_burst_s: 5,
             web_rate_per_s: 0,
+            worker_networks: Vec::new(),
+            trusted_proxies: Vec::new(),
             tls_names: Vec::new(),
             keda_listen: String::new(),
             keda_advertise: String::new(),
@@ -253,6 +267,12 @@ impl SchedulerConfig {
         }
         if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {
             return Err(format!("a token of {} characters is too short: use at least 16", weak.len()));
+        }
+        if self.blob_threshold_bytes > BLOB_THRESHOLD_MAX {
+            return Err(format!(
+                "blob_threshold_bytes is {}, and may be at most {BLOB_THRESHOLD_MAX}: what is larger does not travel with its record",
+                self.blob_threshold_bytes
+            ));
         }
         if self.rate_per_s == 0 || self.rate_burst == 0 || self.rest_threads == 0 {
             return Err("rate_per_s, rate_burst and rest_threads must be at least 1".into());

@@ -3,23 +3,27 @@
 
 use crate::{
     actor::committer::Committer,
+    api::govern::zero_of,
     store::{Change, Store, StoreError, blocking, etcd::Etcd, layout},
 };
 use bytes::Bytes;
 use capstan_blob::Blobs;
-use capstan_common::id::WorkerId;
+use capstan_common::{id::WorkerId, time::Time};
 use capstan_scheduler_core::autoscaler::Policy;
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use serde_json::{Map, Value};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Where it lies.
 pub enum Globals {
-    /// In the one store of the process; written once that is open.
-    Beside(Arc<dyn Store>, OnceLock<Committer>),
+    /// In the one store of the process; by its committer as soon as there is one.
+    Beside(Arc<dyn Store>, RwLock<Option<Committer>>),
     /// In etcd.
     Etcd(Arc<Etcd>),
 }
+
+/// Held while a key is taken out of the embedded store, which nobody else writes.
+static TAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// A key and its value.
 type Pair = (Box<[u8]>, Bytes);
@@ -28,11 +32,14 @@ impl Globals {
     /// Makes changes durable.
     pub async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         match self {
-            Self::Beside(store, committer) => match committer.get() {
-                Some(committer) => committer.write(changes).await,
-                // While the scheduler starts nobody else writes.
-                None => store.commit(&changes),
-            },
+            Self::Beside(store, committer) => {
+                let committer = committer.read().unwrap_or_else(PoisonError::into_inner).clone();
+                match committer {
+                    Some(committer) => committer.write(changes).await,
+                    // While the scheduler starts nobody else writes.
+                    None => store.commit(&changes),
+                }
+            }
             Self::Etcd(etcd) => {
                 let etcd = etcd.clone();
                 blocking(move || {
@@ -82,8 +89,12 @@ impl Globals {
     pub async fn take(&self, key: &[u8], value: Bytes) -> Result<bool, StoreError> {
         match self {
             Self::Beside(store, _) => {
+                // One after the other: the second finds nothing any more.
+                let _taking = TAKING.lock().await;
                 let there = store.get(key)?.is_some_and(|found| found == value);
-                self.write(vec![Change::Delete(key.into())]).await?;
+                if there {
+                    self.write(vec![Change::Delete(key.into())]).await?;
+                }
                 Ok(there)
             }
             Self::Etcd(etcd) => {
@@ -178,13 +189,29 @@ impl Globals {
         Ok(drains)
     }
 
+    /// A scheduler runs now.
+    pub async fn remember_time(&self, now: Time) -> Result<(), StoreError> {
+        self.write(vec![Change::Put(layout::LAST.into(), layout::encode(&now))]).await
+    }
+
+    /// When a scheduler was last known to run, if that can be told.
+    pub async fn last_time(&self) -> Result<Option<Time>, StoreError> {
+        Ok(self.get(layout::LAST).await?.and_then(|value| layout::decode(&value).ok()))
+    }
+
     /// Namespaces with their weights and quotas.
     pub async fn namespaces(&self) -> Result<Vec<(String, Policy)>, StoreError> {
         let read = |(key, value): Pair| {
             let name = String::from_utf8_lossy(&key[layout::NAMESPACES.len()..]).into_owned();
-            Ok((name, layout::decode(&value)?))
+            match layout::decode(&value) {
+                Ok(policy) => Some((name, policy)),
+                Err(error) => {
+                    tracing::error!(namespace = name, %error, "a namespace's stored policy cannot be read: set it once more");
+                    None
+                }
+            }
         };
-        self.pairs(layout::NAMESPACES).await?.into_iter().map(read).collect()
+        Ok(self.pairs(layout::NAMESPACES).await?.into_iter().filter_map(read).collect())
     }
 
     /// API tokens, as they are stored.
@@ -195,8 +222,7 @@ impl Globals {
     /// The scale-to-zero configuration, as it was put.
     pub async fn zero(&self) -> Result<Map<String, Value>, StoreError> {
         let pairs = self.pairs(layout::ZERO).await?;
-        let text: Option<String> = pairs.first().map(|(_, value)| layout::decode(value)).transpose()?;
-        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+        Ok(pairs.first().and_then(|(_, value)| zero_of(value)).unwrap_or_default())
     }
 }
 

@@ -9,8 +9,10 @@ use crate::{
         registry::Registry,
     },
     api::{Api, govern::ZeroConfig},
+    clock,
     cluster::{Cluster, Peer, Ready, Sessions, View},
     config::SchedulerConfig,
+    folder,
     global::Globals,
     link::LinkServer,
     rest,
@@ -20,6 +22,7 @@ use crate::{
         embedded::Embedded,
         etcd::{Etcd, Format, Session},
     },
+    strangers,
     telemetry::{Telemetry, trace::Tracer},
     tls::{self, Authority},
 };
@@ -28,11 +31,11 @@ use anyhow::Context;
 use capstan_blob::Blobs;
 use capstan_common::{
     id::{Epoch, Shard},
-    wire::link::link_server,
+    wire::{REPORTS_MAX, link::link_server},
 };
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 use tokio::{
     io::DuplexStream,
@@ -43,7 +46,12 @@ use tokio_stream::{
     wrappers::{ReceiverStream, UnixListenerStream},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
+
+/// A start that comes so long after the last life, in milliseconds, may come from a clock that was set.
+const GAP_MS: u64 = 2 * 3600 * 1000;
+/// How long what seems to have expired meanwhile is kept, in milliseconds.
+const KEPT_MS: u64 = 24 * 3600 * 1000;
 
 /// Where workers dial in.
 pub enum LinkListener {
@@ -78,21 +86,63 @@ pub async fn start(config: SchedulerConfig, links: LinkListener) -> anyhow::Resu
     if config.is_clustered() {
         return start_clustered(config, links).await;
     }
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("the data folder {} cannot be made", config.data_dir.display()))?;
+    private(&config.data_dir)?;
     let (store, opened) = Embedded::open(&config.data_dir.join("log"))?;
     if opened.cut > 0 {
         tracing::warn!(bytes = opened.cut, "the log's last record was torn and was cut off; it was never acknowledged");
     }
-    let store: Arc<dyn Store> = Arc::new(store);
-    let globals = Globals::Beside(store.clone(), OnceLock::new());
-    let parts = Parts::start(&config, store.epoch(), globals, 1, None).await?;
-    let env = Env::open(&parts.shared, Shard(0), store).await?;
-    if let Globals::Beside(_, committer) = &parts.shared.globals {
-        // Set here and nowhere else.
-        let _ = committer.set(env.committer.clone());
+    if opened.rewritten > 0 {
+        tracing::debug!(
+            bytes = opened.rewritten,
+            "the last life did not end in order: the log's last file was written again"
+        );
     }
+    let store = Arc::new(store);
+    let globals = Globals::Beside(store.clone(), RwLock::default());
+    let parts = Parts::start(&config, store.epoch(), globals, 1, None).await?;
+    let env = open_embedded(&parts.shared, store.clone()).await?;
+    parts.timers.spawn(reopen_when_lost(parts.shared.clone(), store, env));
     parts.serve(config, links).await
+}
+
+async fn open_embedded(shared: &Arc<Shared>, store: Arc<Embedded>) -> anyhow::Result<Arc<Env>> {
+    let env = Env::open(shared, Shard(0), store).await?;
+    if let Globals::Beside(_, committer) = &shared.globals {
+        *committer.write().unwrap_or_else(PoisonError::into_inner) = Some(env.committer.clone());
+    }
+    Ok(env)
+}
+
+/// Reads the store again where memory ran ahead of what it could take: under a new epoch, so that nothing of the life before is
+/// taken for one of this.
+async fn reopen_when_lost(shared: Arc<Shared>, store: Arc<Embedded>, mut env: Arc<Env>) {
+    loop {
+        tokio::select! {
+            () = env.committer.lost().cancelled() => {}
+            () = shared.stopping.cancelled() => return,
+        }
+        env.close(true).await;
+        let renewed = store.clone();
+        let opened = match blocking(move || renewed.renew()).await {
+            Ok(()) => open_embedded(&shared, store.clone()).await,
+            Err(error) => Err(error.into()),
+        };
+        match opened {
+            Ok(opened) => env = opened,
+            Err(error) => {
+                tracing::error!(
+                    error = &*error as &dyn std::error::Error,
+                    "the store cannot be read again: stopping, start again"
+                );
+                std::process::abort();
+            }
+        }
+    }
+}
+
+/// The data folder, closed to others.
+fn private(data_dir: &std::path::Path) -> anyhow::Result<()> {
+    folder::make_private(data_dir).with_context(|| format!("the data folder {} cannot be used", data_dir.display()))
 }
 
 /// Starts a scheduler of a cluster: it enters, and takes its share of the shards.
@@ -171,22 +221,39 @@ impl Parts {
             tracer: Tracer::from_env(),
         });
         let registry = Arc::new(Registry::default());
+        registry.begin(epoch);
         let alarm = AlarmActor::start_in_arbiter(&timers.handle(), |_| AlarmActor::default());
         let routes = registry.clone();
         let autoscaler =
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
+        let (now, last) = (clock::now(), globals.last_time().await?);
+        let forgets_from = match last.filter(|last| now.since_ms(*last) > GAP_MS) {
+            Some(last) => {
+                tracing::info!(
+                    last = clock::rfc3339(last),
+                    "no scheduler has run for long, or a clock was set: results whose retention has passed are kept for another day"
+                );
+                now.plus_ms(KEPT_MS)
+            }
+            None => now,
+        };
         let mut authority = None;
         if config.link_tls || config.rest_tls || config.keda_tls || config.is_clustered() {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
         let tokens = Tokens::default();
-        tokens.hold(globals.tokens().await?);
+        let unreadable = tokens.hold(globals.tokens().await?);
+        anyhow::ensure!(
+            unreadable == 0 || !config.tokens.is_empty(),
+            "{unreadable} of the stored API tokens cannot be read by this version, and nobody could say who may ask what: use the version that made them, or set scheduler.tokens and make new ones"
+        );
         for governed in globals.namespaces().await?.into_iter().map(Governed::event) {
             let _ = autoscaler.send(Told(governed)).await;
         }
         let shared = Arc::new(Shared {
             limits: Arc::new(config.limits.clone()),
+            forgets_from,
             registry,
             autoscaler,
             alarm,
@@ -211,9 +278,8 @@ impl Parts {
         let Self { shared, functions, timers } = self;
         if let Some(authority) = shared.authority.as_ref().filter(|_| config.rest_tls || config.keda_tls) {
             let file = config.data_dir.join("authority.pem");
-            let written =
-                std::fs::create_dir_all(&config.data_dir).and_then(|()| std::fs::write(&file, authority.pem()));
-            written.with_context(|| format!("{} cannot be written", file.display()))?;
+            private(&config.data_dir)?;
+            std::fs::write(&file, authority.pem()).with_context(|| format!("{} cannot be written", file.display()))?;
         }
         let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
         let payloads = shared.globals.payloads(&blobs).await?;
@@ -275,13 +341,10 @@ fn serve_links(
         Bound::InProcess(_) | Bound::Unix(_) => None,
     };
     let service = link_server::LinkServer::new(LinkServer::new(shared, config, payloads))
-        .max_decoding_message_size(256 << 20)
+        .max_decoding_message_size(REPORTS_MAX)
         .max_encoding_message_size(256 << 20);
     arbiter.spawn(async move {
-        let router = tonic::transport::Server::builder()
-            .initial_stream_window_size(16 << 20)
-            .initial_connection_window_size(32 << 20)
-            .add_service(service);
+        let router = strangers::bounded(tonic::transport::Server::builder()).add_service(service);
         if let Err(error) = serve_bound(router, bound).await {
             tracing::error!(error = &*error as &dyn std::error::Error, "the link ended");
         }
@@ -300,11 +363,11 @@ async fn serve_bound(router: Router, bound: Bound) -> anyhow::Result<()> {
         }
         Bound::Tcp(listener, None) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await?;
+            router.serve_with_incoming(strangers::incoming(listener)).await?;
         }
         Bound::Tcp(listener, Some(tls)) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            router.serve_with_incoming(tls::incoming(listener, tls)).await?;
+            router.serve_with_incoming(tls::incoming(strangers::incoming(listener), tls)).await?;
         }
     }
     Ok(())

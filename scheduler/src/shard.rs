@@ -23,6 +23,7 @@ use actix::{Actor, Addr, ArbiterHandle};
 use capstan_common::{
     id::{Epoch, FunctionKey, Shard, WorkerId},
     order::Order,
+    parameter,
     time::Time,
 };
 use capstan_scheduler_core::{
@@ -50,6 +51,9 @@ const FLUSH: Duration = Duration::from_secs(5);
 pub struct Shared {
     /// The limits in force.
     pub limits: Arc<Limits>,
+    /// From when on results are forgotten whose retention has passed. A start that comes long after the last life may come from
+    /// a clock that was wrong, then or now: what seems to be old is then kept for another day.
+    pub forgets_from: Time,
     /// Routes.
     pub registry: Arc<Registry>,
     /// Where demand goes.
@@ -218,6 +222,10 @@ impl Env {
         });
         for recovery in loaded {
             let (key, env) = (recovery.key.clone(), env.clone());
+            if !parameter::is_instance(&key) {
+                let size = serde_json::to_string(&*recovery.deployed.spec).map_or(0, |text| text.len());
+                shared.registry.resize(&key, size);
+            }
             shared.registry.function_or(&key.clone(), || {
                 FunctionActor::start_in_arbiter(&shared.functions, move |_| {
                     FunctionActor::new(key, env, Some(recovery))

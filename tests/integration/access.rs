@@ -33,18 +33,20 @@ async fn make(up: &Up, role: &str, namespaces: Value) -> String {
 fn refused(role: usize, needed: usize, scope: &str, place: &str) -> Option<u16> {
     let here = place != "everywhere";
     match scope {
-        "namespace" | "call" if place == "theirs" => Some(404),
-        // The container asked for is absent: for those who see some namespaces it is as hidden as others'.
-        "container" if here => Some(404),
+        "namespace" if place == "theirs" => Some(404),
         "cluster" if here => Some(403),
+        // The role needs no look at what is asked for, and comes first.
         _ if role < needed => Some(403),
+        // The container asked for is absent: for those who see some namespaces it is as hidden as others'.
+        "call" if place == "theirs" => Some(404),
+        "container" if here => Some(404),
         _ => None,
     }
 }
 
 #[tokio::test]
 async fn every_role_meets_every_operation_in_its_own_and_in_others_namespaces() {
-    // RELIABILITY §4.3 API1 API2 API5
+    // SPEC X01, RELIABILITY §4.3 API1 API2 API5
     let (_folder, up) = fresh(&[
         "--set",
         &format!("scheduler.tokens={ROOT}"),

@@ -9,7 +9,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_map_gives_every_output_in_order_or_as_they_end() {
-    // SPEC F01 F03 F05 F06 F08 F20
+    // SPEC F03 F05 F06 F20
     let (_folder, up) = fresh(&[]);
     up.deploy("f", echo("", json!({"concurrency": {"max_inputs": 8}})).unwrap()).await.unwrap();
     let lines = up.map("f", "", (0..3000).map(|n| json!(n))).await.unwrap();
@@ -19,6 +19,45 @@ async fn a_map_gives_every_output_in_order_or_as_they_end() {
     lines.sort_by_key(|line| line["index"].as_u64());
     assert_eq!(lines, expected[..100]);
     assert!(up.map("f", "", []).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn outputs_come_as_they_end_where_their_order_does_not_matter() {
+    // SPEC F08
+    let (_folder, up) = fresh(&[]);
+    let script = "read n; [ $n != 0 ] || sleep 1; echo $n";
+    let more = json!({"autoscaler": {"min_containers": 2, "max_containers": 2}, "resources": {"cpu": 0.1}});
+    up.deploy("f", spec(&["sh", "-c", script], "exec", more)).await.unwrap();
+    let indexes = |lines: &[Value]| lines.iter().map(|line| line["index"].as_u64().unwrap()).collect::<Vec<_>>();
+    let lines = up.map("f", "ordered=false", (0..4).map(|n| json!(n))).await.unwrap();
+    assert_eq!(indexes(&lines).last(), Some(&0), "the slowest is the last: {lines:?}");
+    let lines = up.map("f", "ordered=true", (0..4).map(|n| json!(n))).await.unwrap();
+    assert_eq!(indexes(&lines), [0, 1, 2, 3]);
+}
+
+#[tokio::test]
+async fn results_are_waited_for_as_long_as_asked_and_no_longer() {
+    // SPEC G02 G03 G04: `wait_s` waits, ends, and with 0 asks for what there is.
+    let (folder, up) = fresh(&[]);
+    let go = folder.path().join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.02; done; echo 1", go.display());
+    up.deploy("f", spec(&["sh", "-c", &script], "exec", json!({}))).await.unwrap();
+    let (_, call) = up.post(&up.function("f", "/spawn"), "1").await.unwrap();
+    let id = call["call_id"].as_str().unwrap().to_owned();
+    let results = |wait: f64| {
+        let request = up.http.get(up.at(&format!("/v1/calls/{id}/results?wait_s={wait}")));
+        async move {
+            let begun = std::time::Instant::now();
+            (request.send().await.unwrap().text().await.unwrap(), begun.elapsed())
+        }
+    };
+    assert_eq!(results(0.0).await.0, "", "nothing is there, and nothing is waited for");
+    let (nothing, waited) = results(0.4).await;
+    assert!(nothing.is_empty() && waited >= Duration::from_millis(400), "{waited:?}");
+    let waiting = results(30.0);
+    let finish = async { std::fs::write(&go, "").unwrap() };
+    let ((line, waited), ()) = tokio::join!(waiting, finish);
+    assert!(line.contains("\"output\":1") && waited < Duration::from_secs(20), "{line} after {waited:?}");
 }
 
 #[tokio::test]
@@ -36,6 +75,9 @@ async fn the_first_error_ends_a_map_unless_errors_are_collected() {
     assert_eq!(lines.len(), 4);
     assert_eq!((&lines[1]["output"], &lines[2]["error"]["type"]), (&json!(1), &json!("ExitCode1")));
     assert!(lines[2]["error"]["message"].as_str().unwrap().contains("ohno"));
+    // To raise is the default.
+    let lines = up.map("f", "", inputs()).await.unwrap();
+    assert!(!lines.last().unwrap()["error"].is_null() && lines.len() < 4, "{lines:?}");
     let lines = up.map("f", "on_error=raise", inputs()).await.unwrap();
     assert!(lines.last().unwrap()["error"]["message"].as_str().unwrap().contains("ohno"));
     assert_eq!(lines.iter().filter(|l| !l["error"].is_null()).count(), 1);
@@ -217,7 +259,7 @@ async fn a_viral_burst_is_answered_with_back_pressure_and_it_recovers_by_itself(
 
 #[tokio::test]
 async fn exactly_the_limit_is_accepted_and_one_more_leaves_no_trace() {
-    // SPEC M01 M03 M04 M05 M10 M11 M12
+    // SPEC F24 G01 M01 M03 M04 M05 M10 M11 M12: a spawn is answered although nothing can run.
     let (_folder, up) =
         fresh(&["--set", "scheduler.limits.pending_background=10", "--set", "scheduler.limits.pending_interactive=3"]);
     up.deploy("f", spec(&["cat"], "exec", json!({"resources": {"cpu": 1000}}))).await.unwrap();

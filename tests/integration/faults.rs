@@ -28,7 +28,7 @@ async fn misbehaving_containers_fail_their_own_attempts_only() {
     up.deploy("good", echo("", json!({})).unwrap()).await.unwrap();
     for (fault, code, kind) in [
         ("garbage", 502, "bad_output"),
-        ("close", 502, "bad_output"),
+        ("close", 502, "function_failed"),
         ("die", 502, "container_crashed"),
         ("hang", 504, "function_timeout"),
     ] {

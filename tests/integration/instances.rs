@@ -23,7 +23,7 @@ async fn names(up: &Up) -> Vec<String> {
 
 #[tokio::test]
 async fn each_set_of_values_has_its_own_pool_settings_and_numbers() {
-    // SPEC D11 D12 D13 D14 D15: what a typed object has as a method is asked of the name here, at run time.
+    // SPEC D11 D12 D13 D14 D15 N19: what a typed object has as a method is asked of the name here, at run time.
     let (_folder, up) = fresh(&[]);
     up.deploy("my-app.Model", model(json!({}))).await.unwrap();
     assert_eq!(names(&up).await, Vec::<String>::new());

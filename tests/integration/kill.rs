@@ -62,7 +62,7 @@ fn echo_servers() -> usize {
 
 #[tokio::test]
 async fn killed_at_random_moments_every_accepted_input_ends_exactly_once() {
-    // RELIABILITY F1 F17 I1 I2 I3 L2
+    // SPEC G09 G13, RELIABILITY F1 F17 I1 I2 I3 L2
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data");
     let mut seed = Seed(std::env::var("CAPSTAN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1));

@@ -92,7 +92,7 @@ async fn enable(up: &Up, retention: &str) {
 
 #[tokio::test]
 async fn a_real_prometheus_answers_the_guides_queries_from_what_it_scraped() {
-    // SPEC P05 T07 U03 V04 V05 W09 D12 D13
+    // SPEC P05 T07 U03 V04 V05 W09, decisions D12 D13
     let (folder, up) = fresh(&[]);
     enable(&up, "3s").await;
     let model = json!({"model_id": "meta/llama-3.1-8b", "autoscaler": {"scaledown_window": 1}});
@@ -134,7 +134,7 @@ fn replicas(metric: f64) -> u64 {
 
 #[tokio::test]
 async fn capstan_asks_a_real_prometheus_before_a_models_last_container_leaves() {
-    // SPEC D9 P02 P03 V02 V03 V04 V06
+    // SPEC P02 P03 V02 V03 V04 V06, decision D9
     let folder = tempfile::tempdir().unwrap();
     let prometheus = Prometheus::start(folder.path(), &[]);
     let set = format!("scheduler.prometheus_url={}", prometheus.url);

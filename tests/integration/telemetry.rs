@@ -162,11 +162,13 @@ async fn a_token_that_sends_too_fast_is_told_when_to_come_back() {
     ]);
     let mut statuses = Vec::new();
     for _ in 0..2 {
-        let response = up.http.get(up.at("/v1/workers")).bearer_auth(token).send().await.unwrap();
+        let response = up.http.post(up.function("absent", "/spawn")).bearer_auth(token).body("1").send().await.unwrap();
         let told = response.headers().contains_key("Retry-After");
         statuses.push((response.status().as_u16(), told));
     }
-    assert_eq!(statuses, [(200, false), (429, true)]);
+    assert_eq!(statuses, [(404, false), (429, true)]);
+    let looked = up.http.get(up.at("/v1/workers")).bearer_auth(token).send().await.unwrap();
+    assert_eq!(looked.status(), 200, "looking is free");
 }
 
 #[tokio::test]

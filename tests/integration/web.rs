@@ -257,7 +257,7 @@ async fn one_event_loop_serves_many_requests_at_once() {
 
 #[tokio::test]
 async fn a_token_may_send_so_many_web_requests_a_second() {
-    // SPEC M08 D4
+    // SPEC M08, decision D4
     let limits = ["scheduler.tokens=0123456789abcdef", "scheduler.rate_per_s=3", "scheduler.rate_burst=3"];
     let (_folder, up) = fresh(&["--set", limits[0], "--set", limits[1], "--set", limits[2]]);
     let key = "Bearer 0123456789abcdef";

@@ -3,6 +3,7 @@
 use crate::{
     client::{Client, Failed, body_of, lines, segment},
     output,
+    waiting::{self, Progress},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -23,7 +24,8 @@ fn input_of(text: String) -> Result<Bytes, Failed> {
     } else {
         text
     };
-    serde_json::from_str::<Value>(&text)
+    // Looked at and not read: numbers of any size, and halves of characters, are JSON.
+    serde_json::from_str::<&serde_json::value::RawValue>(text.trim())
         .map_err(|e| Failed::Usage(format!("the input is not JSON: {e}; write a text as '\"text\"'")))?;
     Ok(text.into())
 }
@@ -31,7 +33,10 @@ fn input_of(text: String) -> Result<Bytes, Failed> {
 /// One input, and its output.
 pub async fn invoke(client: &Client, function: &str, input: String) -> anyhow::Result<()> {
     // As it came: numbers keep their digits, and fields their order.
-    output::print(client.post_text(&client.function(function, "invoke"), input_of(input)?).await?)
+    let path = client.function(function, "invoke");
+    let asked = client.post_text(&path, input_of(input)?);
+    let output = waiting::told(client, function, &Progress::default(), asked).await?;
+    output::print(output)
 }
 
 /// One input, or a file of them, without waiting.
@@ -113,7 +118,7 @@ pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> an
             let line = line?;
             let value: Value = serde_json::from_slice(&line)?;
             last = value["cursor"].as_str().map(str::to_owned);
-            std::io::stdout().lock().write_all(&line)?;
+            std::io::stdout().lock().write_all(&output::for_stdout(&line))?;
         }
         match last {
             Some(cursor) => after = format!("&after={cursor}"),

@@ -36,7 +36,7 @@ pub async fn deploy(client: &Client, files: &[PathBuf], dry_run: bool, as_json: 
     }
     for (entry, answer) in entries.iter().zip(&answers) {
         for warning in answer["warnings"].as_array().into_iter().flatten() {
-            eprintln!("warning: {}: {}", entry.name, output::text(warning));
+            crate::output::say(format!("warning: {}: {}", entry.name, output::text(warning)));
         }
         if dry_run && !as_json {
             output::print(format!("{} can be deployed", entry.name))?;
@@ -153,7 +153,7 @@ pub async fn autoscaler(
         return output::print_json(&settings);
     }
     for warning in settings["warnings"].as_array().into_iter().flatten() {
-        eprintln!("warning: {}", output::text(warning));
+        crate::output::say(format!("warning: {}", output::text(warning)));
     }
     let profiles: Vec<String> = settings["profiles"].as_array().into_iter().flatten().map(output::text).collect();
     if !profiles.is_empty() {

@@ -88,7 +88,7 @@ fn read(file: &Path) -> Result<ZeroConfig, Failed> {
 
 fn warn(config: &ZeroConfig) {
     for warning in &config.warnings {
-        eprintln!("warning: {}: {}", warning.entry, warning.detail);
+        crate::output::say(format!("warning: {}: {}", warning.entry, warning.detail));
     }
 }
 

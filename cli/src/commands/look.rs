@@ -14,8 +14,11 @@ use std::{collections::BTreeSet, io::Write, time::Duration};
 pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
     let loaded = super::usage(config::load(args))?;
     let shown = |key: &str, value: &toml::Value| {
+        let secret = ["password", "join", "token", "secret"].iter().any(|name| key.rsplit('.').next() == Some(name));
         if key.ends_with("tokens") {
             format!("{} hidden", value.as_array().map_or(0, Vec::len))
+        } else if secret && value.as_str() != Some("") {
+            "hidden".to_owned()
         } else {
             value.as_str().map_or_else(|| value.to_string(), str::to_owned)
         }
@@ -121,7 +124,7 @@ pub async fn logs(client: &Client, function: &str, follow: bool) -> anyhow::Resu
         }
     });
     while let Some(line) = printed.recv().await {
-        std::io::stdout().lock().write_all(&line)?;
+        std::io::stdout().lock().write_all(&output::for_stdout(&line))?;
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Map from the command line: inputs in, outputs out, progress on the terminal.
 
-use crate::client::{Client, Failed, body_of, lines};
+use crate::{
+    client::{Client, Failed, body_of, lines},
+    waiting::{self, Progress},
+};
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -67,10 +70,12 @@ pub async fn map(client: &Client, function: &str, file: Option<&Path>, terms: Te
         counted.fetch_add(bytes.iter().filter(|b| **b == b'\n').count() as u64, Ordering::Relaxed);
     })
     .await?;
-    let bar = bar(None).with_prefix(function.to_owned());
-    let mut answer = lines(client.stream(&terms.path(client, function), body, None).await?);
+    let (progress, bar) = (Progress::default(), bar(None).with_prefix(function.to_owned()));
+    let path = terms.path(client, function);
+    let mut answer = lines(waiting::told(client, function, &progress, client.stream(&path, body, None)).await?);
     let (mut failed, mut refused) = (false, None::<Value>);
-    while let Some(line) = answer.next().await {
+    while let Some(line) = waiting::told(client, function, &progress, answer.next()).await {
+        progress.made();
         let line = line?;
         let told: Told = serde_json::from_slice(&line)?;
         failed |= told.error.is_some() || told.failed.unwrap_or(0) > 0;
@@ -80,7 +85,7 @@ pub async fn map(client: &Client, function: &str, file: Option<&Path>, terms: Te
         }
         bar.inc(1);
         bar.set_message(format!("{} sent", sent.load(Ordering::Relaxed)));
-        std::io::stdout().lock().write_all(&line)?;
+        std::io::stdout().lock().write_all(&crate::output::for_stdout(&line))?;
     }
     bar.finish_and_clear();
     if let Some(answer) = refused {

@@ -14,14 +14,36 @@ use crate::{
     config, demo, output, top, up,
 };
 use clap::CommandFactory;
-use std::{io::IsTerminal, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 use tracing_subscriber::EnvFilter;
+
+/// Standard error, or nothing where that is gone: its reader has left, or its disk is full.
+struct Unread(std::io::Stderr);
+
+impl Write for Unread {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
+}
 
 /// Structured logs on standard error; `RUST_LOG` says how much.
 fn log(default: &str) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(format!("{default},h2=off,tonic=off,tower=off,hyper=off")));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that nobody reads any more is no reason to stop: neither is that told of, for that would be written there too.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Unread(std::io::stderr()))
+        .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         lines.init();
     } else {
@@ -51,7 +73,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Config(args) => look::config(&args, json)?,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut script);
+            std::io::stdout().lock().write_all(&script)?;
         }
         Command::Top => top::top(&client()?).await?,
         Command::Deploy { files, dry_run } => functions::deploy(&client()?, &files, dry_run, json).await?,

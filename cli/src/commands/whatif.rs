@@ -91,13 +91,15 @@ async fn machine(client: &Client, traffic: &TrafficArgs, scenario: &Scenario) ->
         (None, Some(_)) => match places(client, &scenario.spec).await {
             Ok(places) if places > 0 => Some(places),
             Ok(_) => {
-                eprintln!("note: no worker has room for such a container now; it is played as if there were enough");
+                crate::output::say(
+                    "note: no worker has room for such a container now; it is played as if there were enough",
+                );
                 None
             }
             Err(error) => {
-                eprintln!(
+                crate::output::say(format!(
                     "note: how many containers have room is not known ({error:#}); it is played as if there were enough"
-                );
+                ));
                 None
             }
         },

@@ -35,7 +35,9 @@ fn reports_survive_the_wire() {
                 running: vec![held(1)],
                 finished: vec![done(2, Err(failure))],
             }],
+            more: true,
         },
+        Report::Looked { container, detail: "GET /healthz answered 503".into() },
         Report::Finished { container, done: vec![done(3, Ok(Payload::Blob(blob)))] },
         Report::Ended {
             container,
@@ -86,4 +88,48 @@ fn orders_survive_the_wire_and_a_short_call_id_is_refused() {
         feed.groups[0].assignments[0].call = Bytes::from_static(b"short");
     }
     assert_eq!(order_in(broken), Err(WireError::CallId(5)));
+}
+
+#[test]
+fn long_reports_travel_in_pages_and_nothing_is_left_out() {
+    // What one container's outcomes, or a worker's containers, take is not bounded; a message is.
+    let (container, text) = (ContainerId(4), "x".repeat(60_000));
+    let done = |lease: u64| Done {
+        held: HeldAttempt { lease: LeaseId(lease), call: CallId(5), index: lease, attempt: 1 },
+        waited_us: 1,
+        run_us: 2,
+        result: Err(Failure::new(FailureKind::Function, "E", &*text)),
+    };
+    let finished = pages(Report::Finished { container, done: (0..100).map(done).collect() });
+    let held = |n: u64| Held {
+        container: ContainerId(n),
+        function: FunctionKey::new("default", "f"),
+        revision: Revision(1),
+        ready: true,
+        gone: false,
+        port: 0,
+        gpus: 0,
+        running: vec![HeldAttempt { lease: LeaseId(n), call: CallId(5), index: n, attempt: 1 }],
+        finished: (0..if n == 7 { 50 } else { 1 }).map(done).collect(),
+    };
+    let inventory = pages(Report::Inventory { shard: Shard(0), held: (0..100).map(held).collect(), more: false });
+    let (mut outcomes, mut parts, mut running, mut last) = (0, Vec::new(), 0, true);
+    for page in finished.into_iter().chain(inventory) {
+        assert!(prost::Message::encoded_len(&page) <= REPORTS_BYTES + 100);
+        match report_in(page).unwrap() {
+            Report::Finished { done, .. } => outcomes += done.len(),
+            Report::Inventory { held, more, .. } => {
+                last = more;
+                for part in held {
+                    outcomes += part.finished.len();
+                    running += part.running.len();
+                    parts.push(part.container.0);
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    parts.dedup();
+    assert_eq!((outcomes, running, last), (100 + 99 + 50, 100, false));
+    assert_eq!(parts, (0..100).collect::<Vec<_>>(), "parts of a container follow one another");
 }

@@ -27,6 +27,13 @@ pub enum Event {
     Pause(bool),
     /// What the scale-to-zero configuration says of the function's model.
     Ruled(ZeroRule),
+    /// A container's server that is not ready was looked at.
+    Looked {
+        /// Which.
+        container: ContainerId,
+        /// Where, and what was found.
+        detail: Arc<str>,
+    },
     /// A container's own counter of requests was read.
     Counted {
         /// Of which container.

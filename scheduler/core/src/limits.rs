@@ -24,6 +24,12 @@ pub struct Limits {
     pub instances: usize,
     /// How long an instance without work and references is kept.
     pub instance_idle_ms: u64,
+    /// Functions of a namespace, of those that one scheduler owns.
+    pub functions_per_namespace: usize,
+    /// Bytes of their specs together.
+    pub spec_bytes_per_namespace: usize,
+    /// Idempotency keys of a token that are remembered at one time.
+    pub keys_per_token: usize,
     /// Containers of a function that sets no maximum itself.
     pub system_max_containers: u32,
     /// A pool whose surplus is more than so many times what is wanted is far too large.
@@ -66,6 +72,9 @@ impl Default for Limits {
             head_bytes: 16 << 20,
             instances: 1_000,
             instance_idle_ms: 60_000,
+            functions_per_namespace: 100_000,
+            spec_bytes_per_namespace: 64 << 20,
+            keys_per_token: 100_000,
             system_max_containers: 1_000,
             overprovision_factor: 4,
             overprovision_ms: 30_000,

@@ -76,9 +76,57 @@ pub struct DecidedBy {
 
 /// A Go duration in milliseconds; it must be positive. Days are no unit of Go's.
 pub fn duration_ms(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is not a duration above zero; write it like 30s, 5m or 1h30m");
-    let nanos = go_parse_duration::parse_duration(text.trim()).map_err(|_| wrong())?;
-    u64::try_from(nanos).ok().map(|nanos| nanos / 1_000_000).filter(|ms| *ms > 0).ok_or_else(wrong)
+    let wrong = || {
+        let shown: String = text.chars().take(DURATION_BYTES).collect();
+        format!("`{shown}` is not a duration above zero; write it like 30s, 5m or 1h30m")
+    };
+    let nanos = go_nanos(text.trim()).ok_or_else(wrong)?;
+    Some((nanos / 1_000_000) as u64).filter(|ms| *ms > 0).ok_or_else(wrong)
+}
+
+/// The longest text that is taken for a duration.
+const DURATION_BYTES: usize = 64;
+/// Go's units, in nanoseconds. The micro sign has two code points.
+const UNITS: [(&str, u128); 8] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("µs", 1_000),
+    ("μs", 1_000),
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60_000_000_000),
+    ("h", 3_600_000_000_000),
+];
+
+/// Reads a duration as Go's `time.ParseDuration` does: decimal numbers, each with a unit, with a sign before all of them. What
+/// is not above zero, or more than Go's 64 bits of nanoseconds hold, is none here.
+fn go_nanos(text: &str) -> Option<u128> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest.is_empty() || rest.len() > DURATION_BYTES {
+        return None;
+    }
+    let mut all: u128 = 0;
+    while !rest.is_empty() {
+        let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        let (whole, behind) = rest.split_at(digits(rest));
+        let (fraction, behind) = match behind.strip_prefix('.') {
+            Some(behind) => behind.split_at(digits(behind)),
+            None => ("", behind),
+        };
+        if whole.is_empty() && fraction.is_empty() {
+            return None;
+        }
+        let end = behind.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(behind.len());
+        let (unit, behind) = behind.split_at(end);
+        let (_, length) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        let number = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u128>().ok() };
+        all = all.checked_add(number(whole)?.checked_mul(*length)?)?;
+        // Digits behind the twelfth are less than a nanosecond of any unit.
+        let fraction = &fraction[..fraction.len().min(12)];
+        all = all.checked_add(number(fraction)?.checked_mul(*length)? / 10u128.pow(fraction.len() as u32))?;
+        rest = behind;
+    }
+    (all > 0 && all <= i64::MAX as u128).then_some(all)
 }
 
 /// A retention in the form that PromQL takes: whole days, hours or minutes, else seconds, at least one (SPEC §3.1).
@@ -200,6 +248,50 @@ fn read(value: &Value) -> Result<(Entry, Vec<String>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        for (text, ms) in [
+            ("5m", 300_000),
+            ("1h30m", 5_400_000),
+            ("+1.5h", 5_400_000),
+            ("0.5s", 500),
+            (".5s", 500),
+            ("1.s", 1_000),
+            ("5000µs", 5),
+            ("5000μs", 5),
+            ("5000us", 5),
+            ("1500000ns", 1),
+            ("1m0.000000000000000001s", 60_000),
+            ("2540400h10m10.000000000s", 9_145_440_610_000),
+        ] {
+            assert_eq!(duration_ms(text), Ok(ms), "{text}");
+        }
+        let long = "9".repeat(400);
+        let many = "1s".repeat(100);
+        for text in [
+            "",
+            "5",
+            "-5m",
+            "0",
+            "0s",
+            "5µ",
+            "5 m",
+            "m",
+            ".s",
+            "1d",
+            "1h-5m",
+            "5µs",
+            "999999999h",
+            &long,
+            &many,
+            "µ",
+            "1µµs",
+            "٣s",
+        ] {
+            assert!(duration_ms(text).is_err(), "{text}");
+        }
+    }
     use serde_json::json;
 
     fn config(data: Value) -> (Config, Vec<Warning>) {

@@ -142,6 +142,7 @@ impl Thread {
                 request
             };
             if !self.group(first, waiting) {
+                self.store.finish();
                 return;
             }
         }
@@ -236,6 +237,16 @@ impl Thread {
                     return Err(StoreError::Lost);
                 }
                 Err(error @ StoreError::TooLarge(_)) if !owned => return Err(error),
+                Err(error @ StoreError::TooLarge(_)) => {
+                    // Nothing was written, and no acknowledgement rests on it: memory that runs ahead of the store is dropped,
+                    // and what the store has is read again. To end the process would help nobody: it would come again.
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a record does not fit the store: the shard is read again"
+                    );
+                    self.lost.cancel();
+                    return Err(StoreError::Lost);
+                }
                 Err(StoreError::Full) => {
                     self.full.store(true, Ordering::Release);
                     return Err(StoreError::Full);

@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_guides_query_is_asked_and_its_two_answers_are_told_apart() {
-        // SPEC V03 V04 V05 V06 D9
+        // SPEC V03 V04 V05 V06, decision D9
         let function = FunctionKey::new("llm-inference", "llama");
         let asked = query_of(&function, "meta/llama-3.1-8b", "vllm:request_success_total", 600_000);
         assert_eq!(

@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 /// Orders that may wait for a worker's link.
 pub const LINK_BACKLOG: usize = 1 << 16;
 
+/// Workers whose steadiness is remembered, also of those that are lost.
+const REMEMBERED: usize = 1 << 14;
+
 /// The way to a worker while its link stands.
 #[derive(Debug, Clone)]
 pub struct Link {
@@ -75,8 +78,13 @@ pub struct WorkerEntry {
 #[derive(Default)]
 struct Tables {
     functions: BTreeMap<FunctionKey, Addr<FunctionActor>>,
+    /// Bytes of deployed functions' specs, and their number and sum by namespace.
+    sizes: BTreeMap<FunctionKey, usize>,
+    by_namespace: BTreeMap<Arc<str>, (usize, usize)>,
     /// Whose each container is, and where.
     containers: BTreeMap<ContainerId, (FunctionKey, WorkerId)>,
+    /// The last id that this life of the scheduler gave to a container; there is none beyond it.
+    minted: Option<ContainerId>,
     links: BTreeMap<WorkerId, Link>,
     /// Workers that have told what they hold of a shard: only they get its orders.
     told: BTreeSet<(WorkerId, Shard)>,
@@ -86,10 +94,28 @@ struct Tables {
 }
 
 impl Tables {
+    /// The size of a function's spec is this from now on; without one it has none any more.
+    fn resize(&mut self, key: &FunctionKey, size: Option<usize>) {
+        let before = match size {
+            Some(size) => self.sizes.insert(key.clone(), size),
+            None => self.sizes.remove(key),
+        };
+        let sum = self.by_namespace.entry(key.namespace.clone()).or_default();
+        sum.0 = (sum.0 + usize::from(size.is_some())).saturating_sub(usize::from(before.is_some()));
+        sum.1 = (sum.1 + size.unwrap_or(0)).saturating_sub(before.unwrap_or(0));
+        if sum.0 == 0 {
+            self.by_namespace.remove(&key.namespace);
+        }
+    }
+
     /// A worker's link is no more, which counts against the worker.
     fn drop_link(&mut self, worker: &WorkerId) -> Option<Link> {
         self.told.retain(|(told, _)| told != worker);
         let link = self.links.remove(worker)?;
+        if self.steadiness.len() > REMEMBERED {
+            let workers = &self.workers;
+            self.steadiness.retain(|worker, _| workers.contains_key(worker));
+        }
         self.steadiness.entry(worker.clone()).or_default().broke(clock::now());
         Some(link)
     }
@@ -134,15 +160,53 @@ impl Registry {
 
     /// A function is gone.
     pub fn drop_function(&self, key: &FunctionKey) {
-        self.write().functions.remove(key);
+        let mut tables = self.write();
+        tables.functions.remove(key);
+        tables.resize(key, None);
     }
 
-    /// Reports of this container go to that function, if they come from this worker. A container stays where it is: whether it
-    /// is there, and not at another worker.
-    pub fn route(&self, container: ContainerId, function: &FunctionKey, worker: &WorkerId) -> bool {
+    /// A function was deployed whose spec has so many bytes.
+    pub fn resize(&self, key: &FunctionKey, size: usize) {
+        self.write().resize(key, Some(size));
+    }
+
+    /// Bytes of a function's spec.
+    pub fn size(&self, key: &FunctionKey) -> usize {
+        self.read().sizes.get(key).copied().unwrap_or(0)
+    }
+
+    /// How many functions a namespace has here besides this one, and the bytes of their specs.
+    pub fn held(&self, namespace: &Arc<str>, besides: &FunctionKey) -> (usize, usize) {
+        let tables = self.read();
+        let (count, bytes) = tables.by_namespace.get(namespace).copied().unwrap_or_default();
+        match tables.sizes.get(besides) {
+            Some(size) => (count - 1, bytes - size),
+            None => (count, bytes),
+        }
+    }
+
+    /// A container gets a place: reports of it go to that function, if they come from this worker.
+    pub fn route(&self, container: ContainerId, function: &FunctionKey, worker: &WorkerId) {
         let mut tables = self.write();
+        tables.minted = tables.minted.max(Some(container));
+        tables.containers.insert(container, (function.clone(), worker.clone()));
+    }
+
+    /// A worker says that it holds a container: whether that can be. It stays where it is known to be, and none has an id that
+    /// this life of the scheduler has yet to give: whoever claims it would stop the start that gets it.
+    pub fn adopt(&self, container: ContainerId, function: &FunctionKey, worker: &WorkerId) -> bool {
+        let mut tables = self.write();
+        let to_come = |minted: ContainerId| container.epoch() == minted.epoch() && container > minted;
+        if tables.minted.is_some_and(to_come) {
+            return false;
+        }
         let there = tables.containers.entry(container).or_insert_with(|| (function.clone(), worker.clone()));
-        there.1 == *worker
+        there.1 == *worker && there.0 == *function
+    }
+
+    /// Containers of this life's epoch have ids from here on.
+    pub fn begin(&self, epoch: Epoch) {
+        self.write().minted = Some(ContainerId::first(epoch));
     }
 
     /// A container is gone.

@@ -18,7 +18,7 @@ use capstan_common::{
     resource::Amount,
     worker::WorkerState,
 };
-use capstan_scheduler_core::{autoscaler, event::Event, function::Function};
+use capstan_scheduler_core::{access::Subject, autoscaler, event::Event, function::Function};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -218,10 +218,26 @@ impl Api {
         self.env.registry.owner(container).is_some()
     }
 
+    /// Whether a subject may read a container's output: of one that is there, or of one that has ended and is still known.
+    /// What others own is told of in the words of what is absent.
+    pub fn must_see_output(&self, who: &Subject, container: ContainerId) -> Result<(), Refusal> {
+        if let Some((key, _)) = self.env.registry.owner(container) {
+            // One that has not written yet can be followed.
+            self.env.telemetry.logs.open(container, &key.namespace);
+        }
+        let namespace = self.env.telemetry.logs.namespace(container);
+        if namespace.is_some_and(|namespace| who.sees(&namespace)) {
+            return Ok(());
+        }
+        let detail = format!("container {container} does not exist, or its output is not kept any more");
+        Err(Refusal::new(Code::NotFound, detail))
+    }
+
     /// Stops a container; what it holds runs elsewhere.
-    pub async fn stop_container(&self, container: ContainerId) -> Result<(), Refusal> {
+    pub async fn stop_container(&self, who: &Subject, container: ContainerId) -> Result<(), Refusal> {
         let none = || Refusal::new(Code::NotFound, format!("container {container} does not exist"));
-        let (_, actor) = self.env.registry.owner(container).ok_or_else(none)?;
+        let owner = self.env.registry.owner(container).filter(|(key, _)| who.sees(&key.namespace));
+        let (_, actor) = owner.ok_or_else(none)?;
         actor.send(Tell(Event::StopContainer { container })).await.map_err(|_| none())?
     }
 

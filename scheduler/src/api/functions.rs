@@ -15,6 +15,7 @@ use capstan_common::{
     validate,
 };
 use capstan_scheduler_core::{
+    access::Subject,
     decision::Waiting,
     event::Event,
     function::{InputView, Stats},
@@ -78,20 +79,59 @@ pub struct ExplainView {
     pub stats: Stats,
 }
 
+/// The largest spec, as it is stored: etcd takes no value of more than a megabyte, and numbers may grow when they are written.
+const STORED_SPEC_BYTES: usize = 256 << 10;
+/// Specs that are checked at one time.
+static VALIDATING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
+/// Bytes of functions in one page of a list, about.
+const PAGE_BYTES: usize = 4 << 20;
+
 impl Api {
+    /// Refuses one more function where a namespace has as many, or as large ones, as it may have.
+    fn must_have_room_for(&self, key: &FunctionKey, size: usize) -> Result<(), Refusal> {
+        let limits = &self.config.limits;
+        let (count, bytes) = self.env.registry.held(&key.namespace, key);
+        if count >= limits.functions_per_namespace {
+            let detail = format!(
+                "a namespace has at most {} functions (limits.functions_per_namespace), `{}` has as many: remove some",
+                limits.functions_per_namespace, key.namespace
+            );
+            return Err(Refusal::exhausted(detail, 60));
+        }
+        if bytes + size > limits.spec_bytes_per_namespace {
+            let detail = format!(
+                "the specs of a namespace have at most {} bytes together (limits.spec_bytes_per_namespace), with this one `{}` would have {}",
+                limits.spec_bytes_per_namespace,
+                key.namespace,
+                bytes + size
+            );
+            return Err(Refusal::exhausted(detail, 60));
+        }
+        Ok(())
+    }
+
     /// Whether a spec can be deployed here and now.
     ///
     /// # Errors
     /// What is wrong with it, by field; or the store takes nothing new.
     pub async fn deployable(&self, key: &FunctionKey, spec: &FunctionSpec) -> Result<(), Refusal> {
-        validate::spec(spec)?;
-        validate::new_spec(spec)?;
-        if spec.profiles.len() > 1 {
-            // Half a second, where profiles change every minute: not on a thread that serves others.
-            let spec = spec.clone();
-            let checked = tokio::task::spawn_blocking(move || validate::profiles(&spec)).await;
-            checked.map_err(|_| Refusal::new(Code::Unavailable, "the scheduler ends"))??;
+        let size = serde_json::to_string(spec).map_or(usize::MAX, |text| text.len());
+        if size > STORED_SPEC_BYTES {
+            let detail = format!(
+                "a function's spec has at most {STORED_SPEC_BYTES} bytes as it is stored, this has {size}: pass large values as inputs, or put them into a volume"
+            );
+            return Err(Refusal::field("", detail));
         }
+        // Half a second, where profiles change every minute: not on a thread that serves others, and few at a time.
+        let _turn = VALIDATING.acquire().await;
+        let checked = spec.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            validate::new_spec(&checked)?;
+            validate::spec(&checked)?;
+            validate::profiles(&checked)
+        });
+        checked.await.map_err(|_| Refusal::new(Code::Unavailable, "the scheduler ends"))??;
+        self.must_have_room_for(key, size)?;
         let most = self.config.limits.system_max_containers;
         validate::within_system(&spec.autoscaler, "/autoscaler", most)?;
         for (n, profile) in spec.profiles.iter().enumerate() {
@@ -130,6 +170,7 @@ impl Api {
         if_match: Option<u32>,
     ) -> Result<(FunctionView, bool), Refusal> {
         self.deployable(&key, &spec).await?;
+        let size = serde_json::to_string(&spec).map_or(0, |text| text.len());
         let spec = Arc::new(spec);
         let _apart = self.locks.of(&key).await;
         // An actor that is just ending is replaced: its function is gone.
@@ -137,6 +178,7 @@ impl Api {
             let deploy = Deploy { spec: spec.clone(), if_match };
             match self.actor_or_new(&key)?.send(deploy).await {
                 Ok(Ok(Deployed { deployment, new, stats })) => {
+                    self.env.registry.resize(&key, size);
                     self.follow(&key).await;
                     self.env.telemetry.events.tell("deployed", json!({"function": key.to_string()}));
                     return Ok((view_of(&key, &deployment, stats), new));
@@ -160,14 +202,16 @@ impl Api {
         after: Option<&str>,
         limit: usize,
     ) -> (Vec<FunctionView>, Option<String>) {
-        let mut views: Vec<FunctionView> = Vec::new();
+        let (mut views, mut bytes) = (Vec::<FunctionView>::new(), 0);
         let keys = self.env.registry.functions().into_iter().map(|(key, _)| key);
         let keys = keys.filter(|key| !parameter::is_instance(key));
         let page = keys.filter(|key| &*key.namespace == namespace && after.is_none_or(|after| &*key.name > after));
         for key in page {
-            if views.len() == limit {
-                return (views.clone(), views.last().map(|f| f.name.to_string()));
+            if views.len() == limit || bytes >= PAGE_BYTES {
+                let last = views.last().map(|f| f.name.to_string());
+                return (views, last);
             }
+            bytes += self.env.registry.size(&key);
             views.extend(self.function(&key).await);
         }
         (views, None)
@@ -294,8 +338,8 @@ impl Api {
     }
 
     /// The life of one input.
-    pub async fn explain_input(self: &Arc<Self>, call: CallId, index: u64) -> Result<Value, Refusal> {
-        let stored = self.stored_call(call).await?;
+    pub async fn explain_input(self: &Arc<Self>, who: &Subject, call: CallId, index: u64) -> Result<Value, Refusal> {
+        let stored = self.seen_call(who, call).await?;
         let none = || Refusal::new(Code::NotFound, format!("call {call} has no input {index}"));
         if let Some(entry) = self.outcome_of(&stored, index).await? {
             return Ok(ended_life(call, index, &entry));

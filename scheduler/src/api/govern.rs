@@ -107,6 +107,19 @@ pub fn entries_of(document: Value) -> Result<Map<String, Value>, Refusal> {
     }
 }
 
+/// The scale-to-zero configuration as it is stored. One that cannot be read is told of, and holds nothing: that is no reason
+/// not to serve functions.
+pub fn zero_of(value: &[u8]) -> Option<Map<String, Value>> {
+    let text = layout::decode::<String>(value).map_err(|error| error.to_string());
+    match text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
+        Ok(data) => Some(data),
+        Err(error) => {
+            tracing::error!(error, "the stored scale-to-zero configuration cannot be read: put it once more");
+            None
+        }
+    }
+}
+
 impl Api {
     /// The scale-to-zero configuration.
     pub fn scale_to_zero(&self) -> Arc<ZeroConfig> {
@@ -116,23 +129,26 @@ impl Api {
     /// Replaces it; functions with a model hear what holds for them. Entries that cannot hold are left out with a warning.
     pub async fn set_scale_to_zero(&self, data: Map<String, Value>) -> Result<Arc<ZeroConfig>, Refusal> {
         self.must_have_room_anywhere()?;
-        let text = Value::Object(data.clone()).to_string();
+        // Read before it is stored: what could not be read back would be in the way of every later start.
+        let read = data.clone();
+        let config = tokio::task::spawn_blocking(move || ZeroConfig::read(read)).await;
+        let config = config.map_err(|_| Refusal::new(Code::Internal, "the configuration could not be read"))?;
+        let text = Value::Object(data).to_string();
         let change = Change::Put(layout::ZERO.into(), layout::encode(&text));
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
-        Ok(self.hold_zero(data).await)
+        Ok(self.hold_zero(config).await)
     }
 
     /// Another scheduler has replaced it.
     pub async fn adopt_zero(&self, value: &[u8]) {
-        let text: String = layout::decode(value).unwrap_or_default();
-        let data: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
+        let Some(data) = zero_of(value) else { return };
         if self.scale_to_zero().data != data {
-            self.hold_zero(data).await;
+            self.hold_zero(ZeroConfig::read(data)).await;
         }
     }
 
-    async fn hold_zero(&self, data: Map<String, Value>) -> Arc<ZeroConfig> {
-        let config = Arc::new(ZeroConfig::read(data));
+    async fn hold_zero(&self, config: ZeroConfig) -> Arc<ZeroConfig> {
+        let config = Arc::new(config);
         for Warning { entry, detail } in &config.warnings {
             tracing::warn!(entry, detail, "an entry of the scale-to-zero configuration needs mending");
         }
@@ -185,8 +201,9 @@ impl Api {
 
     /// Another scheduler has set it.
     pub async fn adopt_namespace(&self, name: &str, value: &[u8]) {
-        if let Ok(policy) = layout::decode(value) {
-            self.hold_namespace(name, policy).await;
+        match layout::decode(value) {
+            Ok(policy) => self.hold_namespace(name, policy).await,
+            Err(error) => tracing::error!(namespace = name, %error, "a namespace's stored policy cannot be read"),
         }
     }
 
@@ -212,7 +229,7 @@ impl Api {
     /// Runs a schedule's input now, whatever its times.
     pub async fn run_schedule(&self, key: &FunctionKey) -> Result<CallId, Refusal> {
         let view = self.ask(key, |core| core.schedule_view()).await?.ok_or_else(|| no_schedule(key))?;
-        let input = view.schedule.input.to_string().into();
+        let input = view.schedule.input.line().into();
         // An id as its due times have it: the schedule knows the run as one of its own.
         self.spawn_as(call_of(key, clock::now()), key, input, &Default::default()).await
     }

@@ -6,6 +6,7 @@ pub mod govern;
 pub mod instances;
 pub mod models;
 pub mod owner;
+mod promql;
 pub mod results;
 pub mod submit;
 mod supply;
@@ -33,11 +34,12 @@ use capstan_common::{
     id::{CallId, FunctionKey},
     input::Payload,
     refusal::{Code, Refusal},
+    time::Time,
 };
-use capstan_scheduler_core::{event::Event, function::Function};
+use capstan_scheduler_core::{access::Subject, event::Event, function::Function};
 use results::Tables;
 use serde::Serialize;
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{Arc, Mutex, atomic::AtomicU64};
 use tokio_util::sync::CancellationToken;
 
 /// A scheduler's verbs.
@@ -48,6 +50,8 @@ pub struct Api {
     tables: Tables,
     requests: AtomicU64,
     locks: instances::Locks,
+    /// Nothing is forgotten before: see [`Shared::forgets_from`].
+    forgets_from: Time,
     /// When it was last looked for tokens of others.
     looked: tokio::sync::Mutex<Option<std::time::Instant>>,
 }
@@ -77,6 +81,7 @@ impl Api {
     /// Over a scheduler's parts.
     pub fn new(env: Arc<Shared>, config: SchedulerConfig, blobs: Blobs) -> Self {
         Self {
+            forgets_from: env.forgets_from,
             env,
             config,
             blobs,
@@ -212,6 +217,19 @@ impl Api {
         if live.is_some() { Ok(live) } else { store.get(&layout::ended(call)).map_err(store_refusal) }
     }
 
+    /// What the store has of a call that a subject may see. Whose it is says its record, once it is settled who owns it; one of
+    /// another namespace is told of in the same words as one that does not exist.
+    async fn seen_call(self: &Arc<Self>, who: &Subject, call: CallId) -> Result<StoredCall, Refusal> {
+        let stored = self.stored_call(call).await;
+        match stored {
+            Ok(stored) if who.sees(&stored.function.namespace) => Ok(stored),
+            // What has expired is known to whom it belonged, and that is not known any more.
+            Err(refusal) if refusal.code == Code::Expired && who.namespaces.is_none() => Err(refusal),
+            Err(refusal) if !matches!(refusal.code, Code::Expired | Code::NotFound) => Err(refusal),
+            _ => Err(self.no_call(call)),
+        }
+    }
+
     /// What the store has of a call. A record that only rides along is first written.
     async fn stored_call(self: &Arc<Self>, call: CallId) -> Result<StoredCall, Refusal> {
         let mut found = self.reading(move |api| api.look_up(call)).await?;
@@ -221,10 +239,13 @@ impl Api {
         }
         let Some(bytes) = found else { return Err(self.no_call(call)) };
         let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
-        match self.expires_ms(&stored) {
-            Some(at_ms) if at_ms <= clock::now().0 / 1000 => Err(expired(call)),
-            _ => Ok(stored),
-        }
+        if self.has_expired(&stored) { Err(expired(call)) } else { Ok(stored) }
+    }
+
+    /// Whether a call's results are kept no longer.
+    fn has_expired(&self, stored: &StoredCall) -> bool {
+        let now = clock::now();
+        self.expires_ms(stored).is_some_and(|at_ms| at_ms <= now.0 / 1000) && now >= self.forgets_from
     }
 
     fn is_recent(&self, call: CallId) -> bool {
@@ -289,36 +310,21 @@ impl Api {
         }
     }
 
-    /// The namespace of a call, if it is known here.
-    pub async fn namespace_of_call(self: &Arc<Self>, call: CallId) -> Option<String> {
-        Some(self.stored_call(call).await.ok()?.function.namespace.to_string())
-    }
-
-    /// The namespace of a container that exists, if it is known here.
-    pub fn namespace_of_container(&self, container: capstan_common::id::ContainerId) -> Option<String> {
-        self.env.registry.owner(container).map(|(key, _)| key.namespace.to_string())
-    }
-
-    /// Whether output of a container is kept here.
-    pub fn keeps_output(&self, container: &str) -> bool {
-        container.parse().is_ok_and(|container| self.env.telemetry.logs.read(container, 0).is_some())
-    }
-
     /// A call's state.
-    pub async fn call(self: &Arc<Self>, call: CallId) -> Result<CallView, Refusal> {
-        let stored = self.stored_call(call).await?;
+    pub async fn call(self: &Arc<Self>, who: &Subject, call: CallId) -> Result<CallView, Refusal> {
+        let stored = self.seen_call(who, call).await?;
         Ok(self.view(stored).await)
     }
 
     /// Ends a call; one that has ended is left as it is.
-    pub async fn cancel(self: &Arc<Self>, call: CallId) -> Result<CallView, Refusal> {
-        let stored = self.stored_call(call).await?;
+    pub async fn cancel(self: &Arc<Self>, who: &Subject, call: CallId) -> Result<CallView, Refusal> {
+        let stored = self.seen_call(who, call).await?;
         if stored.record.finished.is_none() {
             let actor = self.actor(&stored.function)?;
             let told = actor.send(crate::actor::function::Tell(Event::Cancel { call })).await;
             told.map_err(|_| self.gone(&stored.function))??;
         }
-        self.call(call).await
+        self.call(who, call).await
     }
 
     /// Calls, newest first, after `after`, that match.
@@ -340,7 +346,7 @@ impl Api {
             for (call, stored) in page {
                 // One that expires meanwhile is passed over.
                 let Some(stored) = stored else { continue };
-                if self.expires_ms(&stored).is_some_and(|at_ms| at_ms <= clock::now().0 / 1000) {
+                if self.has_expired(&stored) {
                     continue;
                 }
                 let view = self.view(stored).await;
@@ -390,9 +396,12 @@ impl Api {
     }
 }
 
-/// A fresh id for a function's call.
+/// A fresh id for a function's call. Its time is that of our clock, which everything else about the call is held against.
 pub fn mint_call(function: &FunctionKey) -> CallId {
-    CallId(uuid::Uuid::now_v7().as_u128()).placed(function.place())
+    static ORDER: Mutex<uuid::ContextV7> = Mutex::new(uuid::ContextV7::new());
+    let us = clock::now().0;
+    let at = uuid::Timestamp::from_unix(&ORDER, us / 1_000_000, (us % 1_000_000) as u32 * 1_000);
+    CallId(uuid::Uuid::new_v7(at).as_u128()).placed(function.place())
 }
 
 fn has_room(env: &Env) -> Result<(), Refusal> {

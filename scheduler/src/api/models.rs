@@ -1,6 +1,9 @@
 //! Models for autoscalers outside: how many replicas each should have, and the few PromQL queries that are asked of them.
 
-use super::Api;
+use super::{
+    Api,
+    promql::{self, Expression, Selector, Unanswered},
+};
 use crate::clock;
 use capstan_common::{
     function::ActivitySource,
@@ -9,10 +12,6 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::function::Stats;
-use promql_parser::{
-    label::{MatchOp, Matchers},
-    parser::{self, Expr, VectorSelector},
-};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -144,9 +143,12 @@ impl Api {
         if let Some(at) = at {
             of_now(at)?;
         }
-        let parsed = parser::parse(query).map_err(|e| Refusal::field("query", format!("is not PromQL: {e}")))?;
+        let asked = promql::read(query).map_err(|unanswered| match unanswered {
+            Unanswered::Wrong(detail) => Refusal::field("query", format!("is not PromQL: {detail}")),
+            Unanswered::Unsupported(what) => unsupported(&what),
+        })?;
         let series = self.model_series().await;
-        let found = self.evaluate(&parsed, &series)?;
+        let found = self.evaluate(&asked, &series)?;
         let now = clock::now().0 as f64 / 1e6;
         let result: Vec<Value> = found
             .into_iter()
@@ -155,43 +157,37 @@ impl Api {
         Ok(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
     }
 
-    fn evaluate(&self, expression: &Expr, series: &[Series]) -> Result<Vec<(Value, f64)>, Refusal> {
-        match expression {
-            Expr::Paren(inner) => self.evaluate(&inner.expr, series),
-            Expr::VectorSelector(selector) => {
-                plain(selector)?;
-                let name = selector.name.as_deref().unwrap_or_default();
+    fn evaluate(&self, asked: &Expression, series: &[Series]) -> Result<Vec<(Value, f64)>, Refusal> {
+        let matches =
+            |selector: &Selector, s: &Series| selector.matches(|label| s.labels.get(label).map_or("", String::as_str));
+        match asked {
+            Expression::Now(selector) => {
+                let name = selector.name.as_str();
                 let of_name =
                     series.iter().filter(|s| s.name == name || (name == REQUESTS[0] && s.name == REQUESTS[1]));
-                let matching = of_name.filter(|s| matches(&selector.matchers, &s.labels));
+                let matching = of_name.filter(|s| matches(selector, s));
                 Ok(matching.map(|s| (metric(name, &s.labels), s.value)).collect())
             }
-            Expr::Call(call) if call.func.name == "increase" => {
-                let Some(Expr::MatrixSelector(matrix)) = call.args.args.first().map(|arg| &**arg) else {
-                    return Err(unsupported("increase needs a counter with a range"));
-                };
-                plain(&matrix.vs)?;
-                if !matrix.vs.name.as_deref().is_some_and(|name| REQUESTS.contains(&name)) {
+            Expression::Increase(selector, seconds) => {
+                if !REQUESTS.contains(&selector.name.as_str()) {
                     return Err(unsupported(&format!("increase is known of {}", REQUESTS.join(" and "))));
                 }
                 let models = &self.env.telemetry.models;
-                let known = series.iter().filter(|s| s.name == REQUESTS[1]);
-                let matching = known.filter(|s| matches(&matrix.vs.matchers, &s.labels));
+                let matching = series.iter().filter(|s| s.name == REQUESTS[1] && matches(selector, s));
                 Ok(matching
                     .filter_map(|s| {
                         let (namespace, model) = (&s.labels["namespace"], &s.labels["model_name"]);
-                        let count = models.within(namespace, model, matrix.range.as_secs(), clock::now())?;
+                        let count = models.within(namespace, model, *seconds, clock::now())?;
                         Some((metric("", &s.labels), count as f64))
                     })
                     .collect())
             }
-            Expr::Aggregate(aggregate) if aggregate.op.to_string() == "sum" && aggregate.modifier.is_none() => {
-                let found = self.evaluate(&aggregate.expr, series)?;
+            Expression::Sum(inner) => {
+                let found = self.evaluate(inner, series)?;
                 // The sum of nothing is nothing: unknown is not zero.
                 let sum = (!found.is_empty()).then(|| (json!({}), found.iter().map(|(_, value)| value).sum()));
                 Ok(sum.into_iter().collect())
             }
-            other => Err(unsupported(&format!("`{other}`"))),
         }
     }
 }
@@ -220,13 +216,6 @@ fn of_now(at: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn plain(selector: &VectorSelector) -> Result<(), Refusal> {
-    if selector.offset.is_some() || selector.at.is_some() {
-        return Err(unsupported("offset and @: only the present is known"));
-    }
-    Ok(())
-}
-
 fn unsupported(what: &str) -> Refusal {
     let detail = format!("{what}: only selectors, increase of a model's requests, and sum of either are answered here");
     Refusal::new(Code::Unsupported, detail)
@@ -238,16 +227,4 @@ fn metric(name: &str, labels: &BTreeMap<&'static str, String>) -> Value {
         metric["__name__"] = json!(name);
     }
     metric
-}
-
-fn matches(matchers: &Matchers, labels: &BTreeMap<&'static str, String>) -> bool {
-    matchers.matchers.iter().all(|matcher| {
-        let value = labels.get(matcher.name.as_str()).map_or("", String::as_str);
-        match &matcher.op {
-            MatchOp::Equal => value == matcher.value,
-            MatchOp::NotEqual => value != matcher.value,
-            MatchOp::Re(regex) => regex.is_match(value),
-            MatchOp::NotRe(regex) => !regex.is_match(value),
-        }
-    })
 }

@@ -13,7 +13,7 @@ use capstan_common::{
     id::CallId,
     input::{Failure, Outcome},
 };
-use capstan_scheduler_core::record::Entry;
+use capstan_scheduler_core::{access::Subject, record::Entry};
 use serde_json::{Value, json};
 use std::{
     collections::VecDeque,
@@ -27,6 +27,8 @@ use tokio::sync::mpsc;
 const TABLES: usize = 4;
 /// No place: the input has not ended.
 const NOWHERE: u64 = u64::MAX;
+/// Bytes of outputs that one page holds, about.
+const PAGE_BYTES: u64 = 8 << 20;
 /// Bits of a place that count entries within a record.
 const ENTRY_BITS: u32 = 24;
 
@@ -45,6 +47,28 @@ pub struct Line {
     pub outcome: Outcome,
     /// Where the next page begins.
     pub cursor: Cursor,
+}
+
+/// Lines of one page, which is full when they hold much, however few they are.
+#[derive(Default)]
+struct Lines {
+    page: Vec<Line>,
+    bytes: u64,
+}
+
+impl Lines {
+    fn push(&mut self, line: Line) {
+        self.bytes += match &line.outcome {
+            Outcome::Succeeded(payload) => payload.held(),
+            Outcome::Failed(failure) => (failure.message.len() + failure.traceback.len()) as u64,
+            Outcome::Cancelled => 0,
+        };
+        self.page.push(line);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= PAGE_BYTES
+    }
 }
 
 /// Where a page begins.
@@ -210,13 +234,14 @@ impl Api {
     /// Up to `limit` results from a cursor on. With `wait`, waits so long for the first.
     pub async fn results(
         self: &Arc<Self>,
+        who: &Subject,
         call: CallId,
         after: Option<Cursor>,
         limit: usize,
         ordered: bool,
         wait: Duration,
     ) -> Result<Vec<Line>, Refusal> {
-        let stored = self.stored_call(call).await?;
+        let stored = self.seen_call(who, call).await?;
         let from = match (after, ordered) {
             (None, true) => Cursor::Index(0),
             (None, false) => Cursor::Ended(0, 0, 0),
@@ -240,7 +265,7 @@ impl Api {
     }
 
     fn read_ordered(&self, call: CallId, from: u64, limit: usize) -> Result<Vec<Line>, Refusal> {
-        let mut lines = Vec::new();
+        let mut lines = Lines::default();
         let mut last: Option<(u64, Vec<Entry>)> = None;
         for index in from..from.saturating_add(limit as u64) {
             let Some((sequence, position)) = self.place(call, index)? else { break };
@@ -251,25 +276,28 @@ impl Api {
             let Some(entry) = entry else { break };
             let cursor = Cursor::Index(index + 1);
             lines.push(Line { index, outcome: entry.outcome.clone(), cursor });
+            if lines.is_full() {
+                break;
+            }
         }
-        Ok(lines)
+        Ok(lines.page)
     }
 
     fn read_ended(&self, call: CallId, from: (u64, u32, u64), limit: usize) -> Result<Vec<Line>, Refusal> {
         let (mut record, mut entry, mut within) = from;
-        let mut lines = Vec::new();
-        while lines.len() < limit {
-            let full = self.has_record(call, record + 1);
+        let mut lines = Lines::default();
+        while lines.page.len() < limit && !lines.is_full() {
+            let full = self.has_record(call, record.saturating_add(1));
             let Some(entries) = self.record(call, record)? else { break };
             for found in entries.iter().skip(entry as usize) {
-                while within < found.count && lines.len() < limit {
+                while within < found.count && lines.page.len() < limit && !lines.is_full() {
                     let index = found.index + within;
                     within += 1;
                     let cursor = Cursor::Ended(record, entry, within);
                     lines.push(Line { index, outcome: found.outcome.clone(), cursor });
                 }
                 if within < found.count {
-                    return Ok(lines);
+                    return Ok(lines.page);
                 }
                 within = 0;
                 entry += 1;
@@ -280,7 +308,7 @@ impl Api {
             record += 1;
             entry = 0;
         }
-        Ok(lines)
+        Ok(lines.page)
     }
 
     async fn await_more(

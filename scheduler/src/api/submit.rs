@@ -30,6 +30,8 @@ use tokio::sync::mpsc;
 const SEGMENT_INPUTS: usize = 4096;
 /// Bytes in one packed segment, about.
 const SEGMENT_BYTES: usize = 256 << 10;
+/// Segments of one call: its record names them all, and must fit the store.
+const SEGMENTS: usize = 50_000;
 /// Segments of one upload that are being written at once.
 const WRITES_AT_ONCE: usize = 6;
 
@@ -335,7 +337,20 @@ impl Upload<'_> {
         Ok(())
     }
 
+    /// Bytes of inputs that are not on their way into the store.
+    pub fn held(&self) -> usize {
+        self.bytes + self.writes.len() * SEGMENT_BYTES
+    }
+
     async fn write_segment(&mut self) -> Result<(), Refusal> {
+        if self.segments.len() == SEGMENTS {
+            let detail = format!(
+                "one request brings at most {} MiB of small inputs; send them as several",
+                (SEGMENTS * SEGMENT_BYTES) >> 20
+            );
+            return Err(Refusal::new(Code::PayloadTooLarge, detail));
+        }
+        self.api.must_have_room(self.key.place())?;
         let number = self.segments.len() as u32;
         let count = self.payloads.len() as u32;
         self.segments.push(Segment { number, first: self.count - u64::from(count), count });

@@ -36,6 +36,11 @@ impl Api {
 
     /// Removes what has expired, and blobs whose calls are not known. Ids sort by age: it stops at the first that is too young.
     async fn sweep(&self) -> Result<(), Refusal> {
+        // A full disk takes it no more, and is why there is something to sweep.
+        let _ = self.env.globals.remember_time(clock::now()).await;
+        if clock::now() < self.forgets_from {
+            return Ok(());
+        }
         for env in self.env.shards.all() {
             self.sweep_shard(&env).await?;
         }
@@ -59,7 +64,7 @@ impl Api {
             let old = |key: &[u8]| layout::call_of(key).is_some_and(|c| c.born_ms() + kept_ms <= now_ms);
             let some_young = !page.iter().all(|key| old(key));
             for key in page.iter().filter(|key| old(key)) {
-                self.forget_if_expired(env, key, now_ms).await?;
+                self.forget_if_expired(env, key).await?;
             }
             if some_young {
                 break;
@@ -69,10 +74,10 @@ impl Api {
         Ok(())
     }
 
-    async fn forget_if_expired(&self, env: &Env, key: &[u8], now_ms: u64) -> Result<(), Refusal> {
+    async fn forget_if_expired(&self, env: &Env, key: &[u8]) -> Result<(), Refusal> {
         let Some(bytes) = env.store.get(key).map_err(store_refusal)? else { return Ok(()) };
         let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
-        if self.expires_ms(&stored).is_none_or(|at_ms| at_ms > now_ms) {
+        if !self.has_expired(&stored) {
             return Ok(());
         }
         let call = stored.record.id;

@@ -118,7 +118,7 @@ impl Api {
     /// What other schedulers have made and revoked holds here too.
     pub async fn adopt_tokens(&self) {
         if let Ok(stored) = self.env.globals.tokens().await {
-            self.env.tokens.hold(stored);
+            let _ = self.env.tokens.hold(stored);
         }
     }
 }

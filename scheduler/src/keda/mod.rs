@@ -7,6 +7,7 @@ mod trigger;
 use crate::{
     api::{Api, owner::LOOK as PAUSE},
     config::SchedulerConfig,
+    strangers::{self, Caller},
     tls,
 };
 use capstan_common::refusal::Refusal;
@@ -20,10 +21,7 @@ use proto::{
 use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
-use tonic::{
-    Request, Response, Status,
-    transport::{Channel, server::TcpIncoming},
-};
+use tonic::{Request, Response, Status, service::interceptor::InterceptedService, transport::Channel};
 use trigger::{Metric, Trigger};
 
 /// KEDA's messages.
@@ -34,6 +32,9 @@ pub mod proto {
 
 /// How often a stream looks without being told that anything has changed: news can be missed by a slow listener.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Bytes of one question.
+const REQUEST_BYTES: usize = 64 << 10;
 
 /// Serves KEDA, encrypted where that is set. Answers the address.
 ///
@@ -48,15 +49,21 @@ pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) 
     let address = listener.local_addr()?;
     let stopping = api.stopping().clone();
     tokio::spawn(async move {
-        let server = tonic::transport::Server::builder().add_service(ExternalScalerServer::new(Scaler { doors, api }));
+        // Who has sent a request that can be read is no stranger: whom to let in is the handshake's to say.
+        let known = |request: Request<()>| {
+            if let Some(caller) = Caller::of(&request) {
+                caller.introduce();
+            }
+            Ok(request)
+        };
+        let scaler = ExternalScalerServer::new(Scaler { doors, api }).max_decoding_message_size(REQUEST_BYTES);
+        let server =
+            strangers::bounded(tonic::transport::Server::builder()).add_service(InterceptedService::new(scaler, known));
+        let incoming = strangers::incoming(listener);
         let stopped = stopping.cancelled();
         let ended = match encrypted {
-            Some(config) => server.serve_with_incoming_shutdown(tls::incoming(listener, config), stopped).await,
-            None => {
-                // News are short: they must not wait for more to go with them.
-                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-                server.serve_with_incoming_shutdown(incoming, stopped).await
-            }
+            Some(config) => server.serve_with_incoming_shutdown(tls::incoming(incoming, config), stopped).await,
+            None => server.serve_with_incoming_shutdown(incoming, stopped).await,
         };
         if let Err(error) = ended {
             tracing::error!(error = &error as &dyn std::error::Error, "KEDA is not served any more");

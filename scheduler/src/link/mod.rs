@@ -1,5 +1,6 @@
 //! The scheduler's side of the link: workers dial in, say what they hold, then reports come up and orders go down.
 
+mod check;
 mod orders;
 mod session;
 
@@ -8,26 +9,32 @@ use crate::{
     config::SchedulerConfig,
     shard::Shared,
     store::layout,
+    strangers::Caller,
     tls::{self, Authority},
 };
 use capstan_common::{
     id::WorkerId,
     report::{Hello, Report},
     wire::{self, PROTOCOL, link},
+    worker::is_name,
 };
+use check::Check;
+use ipnet::IpNet;
 use orders::send_orders;
 use rustls::pki_types::CertificateDer;
 use session::Session;
 use std::{net::Ipv4Addr, pin::Pin, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{
-    Request, Response, Status, Streaming,
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
-};
+use tonic::{Request, Response, Status, Streaming, transport::server::TlsConnectInfo};
 
-/// The longest name of a worker.
-const NAME_MAX: usize = 128;
+/// How long a worker may take from opening a stream to its Hello.
+const HELLO: Duration = Duration::from_secs(5);
+/// Certificates that are asked for at one time: each costs looks into the store.
+const ENROLLING: usize = 8;
+/// Bytes of a join token and of a signing request.
+const ENROL_BYTES: usize = 16 << 10;
+
 /// Takes workers' links; a clone is another handle.
 #[derive(Clone)]
 pub struct LinkServer {
@@ -39,6 +46,10 @@ pub struct LinkServer {
     lost_after: Duration,
     /// What the folder of large payloads is known by.
     payloads: String,
+    /// Where workers may say that they are.
+    networks: Arc<[IpNet]>,
+    check: Arc<Check>,
+    enrolling: Arc<Semaphore>,
 }
 
 type Orders = Pin<Box<dyn Stream<Item = Result<link::Orders, Status>> + Send>>;
@@ -53,6 +64,9 @@ impl LinkServer {
             unreachable_after: Duration::from_millis(config.unreachable_after_ms),
             lost_after: Duration::from_millis(config.lost_after_ms),
             payloads,
+            networks: config.worker_networks.clone().into(),
+            check: Arc::new(Check { output_max: config.payload_max_bytes as u64 }),
+            enrolling: Arc::new(Semaphore::new(ENROLLING)),
         }
     }
 }
@@ -83,16 +97,28 @@ impl link::link_server::Link for LinkServer {
     type JoinStream = Orders;
 
     async fn join(&self, request: Request<Streaming<link::Reports>>) -> Result<Response<Orders>, Status> {
-        let host = request.remote_addr().map_or(Ipv4Addr::LOCALHOST.into(), |from| from.ip());
+        let caller = Caller::of(&request);
+        let link = caller.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |caller| caller.from.ip());
         let shown = certificate(&request);
         let mut inbound = request.into_inner();
-        let hello = first_hello(&mut inbound).await?;
-        self.must_be(&hello.worker, shown.as_ref()).await?;
+        let first = tokio::time::timeout(HELLO, first_hello(&mut inbound)).await;
+        let hello = first.map_err(|_| Status::deadline_exceeded("a link begins with Hello within 5 seconds"))??;
+        // One that shares our process and machine is who it says it is.
+        if caller.is_some() {
+            self.must_be(&hello.worker, shown.as_ref()).await?;
+        }
         if hello.protocol != PROTOCOL {
             return Err(Status::failed_precondition(format!(
                 "worker {} speaks link protocol {}, this scheduler speaks {PROTOCOL}: run the same version on both",
                 hello.worker, hello.protocol
             )));
+        }
+        let host = check::host(hello.host, link, &self.networks).unwrap_or_else(|told| {
+            tracing::warn!(worker = hello.worker, %told, %link, "a worker says that it is elsewhere than its link comes from, and scheduler.worker_networks does not name that network: its servers are looked for where its link comes from");
+            link
+        });
+        if let Some(caller) = caller {
+            caller.introduce();
         }
         let (orders, outbound) = mpsc::channel(LINK_BACKLOG);
         let (batches, stream) = mpsc::channel(16);
@@ -119,11 +145,17 @@ impl link::link_server::Link for LinkServer {
     async fn enrol(&self, request: Request<link::EnrolRequest>) -> Result<Response<link::Enrolled>, Status> {
         let shown = certificate(&request);
         let asked = request.into_inner();
+        let busy = |_| Status::resource_exhausted("other workers are enrolling; try again in a moment");
+        let _enrolling = self.enrolling.clone().try_acquire_owned().map_err(busy)?;
         let authority = self.authority.as_ref();
         let authority = authority
             .ok_or_else(|| Status::failed_precondition("links are not encrypted here: leave worker.link_tls out"))?;
-        if asked.worker.is_empty() || asked.worker.len() > NAME_MAX {
-            return Err(Status::invalid_argument(format!("a worker's name has 1 to {NAME_MAX} bytes")));
+        if !is_name(&asked.worker) {
+            let what = "a worker's name has 1 to 128 letters, digits, dots, dashes and underscores";
+            return Err(Status::invalid_argument(what));
+        }
+        if asked.token.len() + asked.request.len() > ENROL_BYTES {
+            return Err(Status::invalid_argument("the request is too long"));
         }
         if asked.token.is_empty() {
             self.must_be(&asked.worker, shown.as_ref()).await?;
@@ -156,7 +188,7 @@ impl link::link_server::Link for LinkServer {
 
 /// The certificate that a worker shows.
 fn certificate<T>(request: &Request<T>) -> Option<CertificateDer<'static>> {
-    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
+    let info = request.extensions().get::<TlsConnectInfo<Arc<Caller>>>()?;
     info.peer_certs()?.first().cloned()
 }
 
@@ -164,7 +196,7 @@ async fn first_hello(inbound: &mut Streaming<link::Reports>) -> Result<Hello, St
     let first = inbound.message().await?.and_then(|reports| reports.reports.into_iter().next());
     let report = first.map(wire::report_in).transpose().map_err(|e| Status::invalid_argument(e.to_string()))?;
     match report {
-        Some(Report::Hello(hello)) if !hello.worker.is_empty() => Ok(hello),
+        Some(Report::Hello(hello)) => check::hello(hello).map_err(Status::invalid_argument),
         _ => Err(Status::invalid_argument("a link begins with Hello and a worker's name")),
     }
 }

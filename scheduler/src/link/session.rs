@@ -1,6 +1,6 @@
 //! One worker's link, from its first word to its end and what follows from that.
 
-use super::LinkServer;
+use super::{LinkServer, check::Check};
 use crate::{
     actor::{
         autoscaler::Told,
@@ -11,10 +11,11 @@ use crate::{
     shard::Shared,
 };
 use actix::Addr;
+use bytes::Bytes;
 use capstan_common::{
     id::{ContainerId, FunctionKey, LeaseId, Shard, WorkerId},
     order::Order,
-    report::{Held, Hello, Report},
+    report::{Done, Held, Hello, Report},
     resource::Amount,
     time::Time,
     wire::{self, link},
@@ -25,9 +26,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tonic::{Status, Streaming};
+
+/// Bytes of an inventory whose last page has not come.
+const INVENTORY_BYTES: usize = 128 << 20;
+/// Bytes that a container or an outcome of an inventory takes besides its texts, about.
+const HELD_BYTES: usize = 512;
+/// How often a worker that speaks of others' containers is told of.
+const WARN: Duration = Duration::from_secs(10);
 
 /// One worker's link while it stands.
 pub struct Session {
@@ -40,6 +48,10 @@ pub struct Session {
     state: WorkerState,
     /// Shards of ours of which the worker has not told yet; it is given nothing before that.
     untold: BTreeSet<Shard>,
+    check: Arc<Check>,
+    warned: Option<Instant>,
+    /// Inventories of which pages are still to come.
+    pages: BTreeMap<Shard, Vec<Held>>,
     joined: bool,
 }
 
@@ -65,7 +77,7 @@ impl Session {
             free_gpus: hello.gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
             gpus: hello.gpus,
             state: if draining { WorkerState::Draining } else { WorkerState::Ready },
-            host: hello.host.unwrap_or(host),
+            host,
             version: hello.version.clone(),
             limits: hello.limits.clone(),
             joined: clock::now(),
@@ -87,11 +99,44 @@ impl Session {
         let (generation, state) = (entry.generation, entry.state);
         let gpu = entry.gpus.first().map_or_else(|| "".into(), |gpu| gpu.model.as_str().into());
         let offer = (hello.capacity, gpu);
-        let mut session = Self { shared, worker, generation, link, offer, state, untold, joined: false };
+        let mut session = Self {
+            shared,
+            worker,
+            generation,
+            link,
+            offer,
+            state,
+            untold,
+            check: server.check.clone(),
+            warned: None,
+            pages: BTreeMap::new(),
+            joined: false,
+        };
         tracing::info!(worker = %session.worker, "a worker joined");
         session.shared.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
         session.told(None).await;
         Ok(session)
+    }
+
+    /// Takes a page of an inventory. Whether that was the last; else more of it follow.
+    fn take_page(&mut self, shard: Shard, held: Vec<Held>, more: bool) -> Result<Option<Vec<Held>>, String> {
+        let mut all = self.pages.remove(&shard).unwrap_or_default();
+        for mut part in held {
+            match all.last_mut().filter(|last| last.container == part.container) {
+                Some(whole) => whole.finished.append(&mut part.finished),
+                None => all.push(part),
+            }
+        }
+        let size = |held: &Held| held.finished.iter().map(outcome_bytes).sum::<usize>() + HELD_BYTES;
+        let held: usize = self.pages.values().flatten().chain(&all).map(size).sum();
+        if held > INVENTORY_BYTES {
+            return Err("its inventory is larger than what any worker holds".into());
+        }
+        if more {
+            self.pages.insert(shard, all);
+            return Ok(None);
+        }
+        Ok(Some(all))
     }
 
     /// Every function of the shard learns what of it the worker holds, also that it holds nothing. What nobody owns is stopped.
@@ -107,7 +152,7 @@ impl Session {
         }
         for (key, function) in env.own_functions() {
             let mut held = held.remove(&key).unwrap_or_default();
-            held.retain(|h| self.shared.registry.route(h.container, &key, &self.worker));
+            held.retain(|h| self.shared.registry.adopt(h.container, &key, &self.worker));
             if self.link.cut.is_cancelled() {
                 // A newer link may have told already what the worker holds by now.
                 return;
@@ -217,13 +262,16 @@ impl Session {
     }
 
     /// Hands reports to their functions, all of one function together and in order.
-    async fn take(&mut self, reports: link::Reports) -> Result<(), wire::WireError> {
+    async fn take(&mut self, reports: link::Reports) -> Result<(), String> {
         let mut by_function: Vec<(FunctionKey, Addr<FunctionActor>, Vec<Event>)> = Vec::new();
         for report in reports.reports {
-            let report = match wire::report_in(report)? {
-                Report::Inventory { shard, held } => {
+            let report = wire::report_in(report).map_err(|error| error.to_string())?;
+            let report = match self.check.report(report)? {
+                Report::Inventory { shard, held, more } => {
                     deliver(std::mem::take(&mut by_function)).await;
-                    self.take_inventory(shard, held).await;
+                    if let Some(held) = self.take_page(shard, held, more)? {
+                        self.take_inventory(shard, held).await;
+                    }
                     continue;
                 }
                 Report::Outranked { shard, epoch } => {
@@ -245,9 +293,13 @@ impl Session {
             if self.link.cut.is_cancelled() {
                 return Ok(());
             }
-            let Some((container, event)) = self.event_of(report) else { continue };
+            if let Report::Log { container, chunk, dropped, .. } = report {
+                self.log(container, chunk, dropped);
+                continue;
+            }
+            let Some((container, event)) = event_of(report) else { continue };
             if self.shared.registry.is_elsewhere(container, &self.worker) {
-                tracing::warn!(worker = %self.worker, %container, "a worker reports of another worker's container: it is not heard");
+                self.not_heard(container);
                 continue;
             }
             let Some((key, address)) = self.shared.registry.owner(container) else {
@@ -263,27 +315,21 @@ impl Session {
         Ok(())
     }
 
-    fn event_of(&self, report: Report) -> Option<(ContainerId, Event)> {
-        Some(match report {
-            Report::Hello(_) | Report::Beat { .. } | Report::Inventory { .. } | Report::Outranked { .. } => {
-                return None;
-            }
-            Report::Log { container, chunk, dropped, .. } => {
-                if !self.shared.registry.is_elsewhere(container, &self.worker) {
-                    self.shared.telemetry.logs.add(container, chunk, dropped);
-                }
-                return None;
-            }
-            Report::Refused { container, reason } => (container, Event::Refused { container, reason: reason.into() }),
-            Report::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
-            Report::Ready { container, phases, port } => (container, Event::Ready { container, phases, port }),
-            Report::Counted { container, value } => (container, Event::Counted { container, value }),
-            Report::Finished { container, done } => (container, Event::Finished { container, done }),
-            Report::Returned { container, leases, closed, .. } => {
-                (container, Event::Returned { container, leases, closed })
-            }
-            Report::Ended { container, ending, begun } => (container, Event::Ended { container, ending, begun }),
-        })
+    /// Output of a container that this worker was given; of others nothing is kept.
+    fn log(&self, container: ContainerId, chunk: Bytes, dropped: u64) {
+        let owner = self.shared.registry.owner(container);
+        match owner.filter(|_| !self.shared.registry.is_elsewhere(container, &self.worker)) {
+            Some((key, _)) => self.shared.telemetry.logs.add(container, &key.namespace, chunk, dropped),
+            None => tracing::debug!(worker = %self.worker, %container, "output of a container that is not known here"),
+        }
+    }
+
+    /// A worker speaks of what is not its own: told of once a while, however often it does.
+    fn not_heard(&mut self, container: ContainerId) {
+        if self.warned.is_none_or(|at| at.elapsed() > WARN) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(worker = %self.worker, %container, "a worker reports of another worker's container: it is not heard");
+        }
     }
 
     /// A container that nobody owns: its outcomes are not wanted, and it is not to go on.
@@ -301,6 +347,35 @@ impl Session {
     async fn forget(&self, container: ContainerId, leases: Vec<LeaseId>) {
         let _ = self.link.orders.send(Order::Recorded { container, leases }).await;
     }
+}
+
+fn outcome_bytes(done: &Done) -> usize {
+    HELD_BYTES
+        + match &done.result {
+            Ok(output) => output.held() as usize,
+            Err(failure) => failure.message.len() + failure.traceback.len(),
+        }
+}
+
+/// What a report says of a container, as its function is told.
+fn event_of(report: Report) -> Option<(ContainerId, Event)> {
+    Some(match report {
+        Report::Hello(_)
+        | Report::Beat { .. }
+        | Report::Inventory { .. }
+        | Report::Outranked { .. }
+        | Report::Log { .. } => return None,
+        Report::Refused { container, reason } => (container, Event::Refused { container, reason: reason.into() }),
+        Report::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
+        Report::Ready { container, phases, port } => (container, Event::Ready { container, phases, port }),
+        Report::Looked { container, detail } => (container, Event::Looked { container, detail: detail.into() }),
+        Report::Counted { container, value } => (container, Event::Counted { container, value }),
+        Report::Finished { container, done } => (container, Event::Finished { container, done }),
+        Report::Returned { container, leases, closed, .. } => {
+            (container, Event::Returned { container, leases, closed })
+        }
+        Report::Ended { container, ending, begun } => (container, Event::Ended { container, ending, begun }),
+    })
 }
 
 /// Waits where a function is busy: back-pressure on the worker's reports.

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn selectors_are_read_as_kubernetes_writes_them() {
-        // SPEC D14 and section 3.8
+        // SPEC decision D14, section 3.8
         let labels = BTreeMap::from([("a", "1".to_owned()), ("b", "x/y-z".to_owned())]);
         let series = Series { name: GAUGES[0], labels, value: 1.0 };
         for (text, holds) in [

@@ -1,59 +1,123 @@
 //! Request bodies: one JSON value with a bound, or lines of them, never collected first.
 
-use super::problem::Problem;
-use actix_web::web;
+use super::{
+    budget::{Budget, Share},
+    gate::Visitor,
+    problem::Problem,
+};
+use actix_web::{HttpRequest, http::header, web};
 use bytes::{Bytes, BytesMut};
 use capstan_common::refusal::Code;
 use futures_util::StreamExt;
 use serde_json::value::RawValue;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A body that sends nothing for so long is given up.
 const IDLE: Duration = Duration::from_secs(30);
+/// A body may take so long, and longer by what comes at this rate.
+const PATIENCE: Duration = Duration::from_secs(30);
+const RATE_BYTES: u64 = 16 << 10;
 
 fn too_large(limit: usize) -> Problem {
     Problem::new(Code::PayloadTooLarge, format!("at most {limit} bytes are taken here, this has more"))
 }
 
-/// The next piece of a body.
-pub async fn next_chunk(body: &mut web::Payload, idle: Option<Duration>) -> Result<Option<Bytes>, Problem> {
-    let next = match idle {
-        Some(idle) => tokio::time::timeout(idle, body.next())
-            .await
-            .map_err(|_| Problem::new(Code::Malformed, "the request's body sent nothing for 30 seconds"))?,
-        None => body.next().await,
-    };
-    next.transpose()
-        .map_err(|error| Problem::new(Code::Malformed, format!("the request's body cannot be read: {error}")))
+/// What a request reads: its pieces as they come, within a share of the memory that all bodies have together.
+pub struct Body {
+    payload: web::Payload,
+    share: Share,
+    begun: Instant,
+    read: u64,
+    /// Whether it may be as slow as it likes: inputs of a map come when they come.
+    is_live: bool,
 }
 
-/// A whole body of at most `limit` bytes.
-pub async fn whole(mut body: web::Payload, limit: usize) -> Result<Bytes, Problem> {
-    let Some(first) = next_chunk(&mut body, Some(IDLE)).await? else {
-        return Ok(Bytes::new());
-    };
-    if first.len() > limit {
-        return Err(too_large(limit));
+impl Body {
+    /// The body of a request.
+    ///
+    /// # Errors
+    /// It is encoded in a way that nobody asked for.
+    pub fn of(request: &HttpRequest, payload: web::Payload) -> Result<Self, Problem> {
+        if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
+            && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+        {
+            let shown = String::from_utf8_lossy(encoding.as_bytes()).chars().take(40).collect::<String>();
+            let detail = format!("Content-Encoding `{shown}` is not taken: send the body as it is");
+            return Err(Problem::new(Code::UnsupportedMedia, detail));
+        }
+        let budget = request.app_data::<web::Data<Budget>>().cloned();
+        let budget = budget.ok_or_else(|| Problem::new(Code::Internal, "there is no budget for bodies"))?;
+        let share = budget.into_inner().share(&Visitor::of(request).token);
+        Ok(Self { payload, share, begun: Instant::now(), read: 0, is_live: false })
     }
-    let Some(second) = next_chunk(&mut body, Some(IDLE)).await? else {
-        return Ok(first);
-    };
-    let mut all = BytesMut::from(&first[..]);
-    let mut next = Some(second);
-    while let Some(chunk) = next {
-        if all.len() + chunk.len() > limit {
+
+    /// The same of a body that may pause.
+    pub fn live(mut self) -> Self {
+        self.is_live = true;
+        self
+    }
+
+    /// The next piece.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let next = if self.is_live {
+            self.payload.next().await
+        } else {
+            let allowed = PATIENCE + Duration::from_secs(self.read / RATE_BYTES);
+            let left = allowed.saturating_sub(self.begun.elapsed());
+            let next = tokio::time::timeout(IDLE.min(left), self.payload.next()).await;
+            next.map_err(|_| {
+                let told = "the request's body came too slowly: it may pause for 30 seconds at most, and must come at 16 KiB a second";
+                Problem::new(Code::Malformed, told)
+            })?
+        };
+        let piece = next
+            .transpose()
+            .map_err(|error| Problem::new(Code::Malformed, format!("the request's body cannot be read: {error}")))?;
+        self.read += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Ok(piece)
+    }
+
+    /// So many bytes of it are held in memory by now.
+    pub fn holds(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.share.resize(bytes)
+    }
+
+    /// All of it, if that is at most `limit` bytes.
+    pub async fn whole(mut self, limit: usize) -> Result<Bytes, Problem> {
+        let Some(first) = self.next().await? else {
+            return Ok(Bytes::new());
+        };
+        if first.len() > limit {
             return Err(too_large(limit));
         }
-        all.extend_from_slice(&chunk);
-        next = next_chunk(&mut body, Some(IDLE)).await?;
+        self.holds(first.len())?;
+        let Some(second) = self.next().await? else {
+            return Ok(first);
+        };
+        let mut all = BytesMut::from(&first[..]);
+        let mut next = Some(second);
+        while let Some(chunk) = next {
+            if all.len() + chunk.len() > limit {
+                return Err(too_large(limit));
+            }
+            all.extend_from_slice(&chunk);
+            self.holds(all.capacity())?;
+            next = self.next().await?;
+        }
+        Ok(all.freeze())
     }
-    Ok(all.freeze())
+
+    /// The one JSON value of it, as it was written.
+    pub async fn json(self, limit: usize) -> Result<Bytes, Problem> {
+        let bytes = self.whole(limit).await?;
+        checked(&bytes)
+            .map_err(|error| Problem::new(Code::Malformed, format!("the body is not JSON: {error}{}", bom(&bytes))))
+    }
 }
 
-/// The one JSON value of a body, as it was written.
-pub async fn json(body: web::Payload, limit: usize) -> Result<Bytes, Problem> {
-    let bytes = whole(body, limit).await?;
-    checked(&bytes).map_err(|error| Problem::new(Code::Malformed, format!("the body is not JSON: {error}")))
+/// What a byte order mark at the begin may be about.
+fn bom(bytes: &[u8]) -> &'static str {
+    if bytes.starts_with(b"\xef\xbb\xbf") { " (it begins with a byte order mark: leave that out)" } else { "" }
 }
 
 /// The JSON value in `bytes` without the space around it.
@@ -65,7 +129,6 @@ fn checked(bytes: &Bytes) -> Result<Bytes, serde_json::Error> {
 /// Lines of JSON out of pieces of a body.
 pub struct Lines {
     rest: BytesMut,
-    searched: usize,
     limit: usize,
     number: u64,
 }
@@ -73,7 +136,7 @@ pub struct Lines {
 impl Lines {
     /// Lines of at most `limit` bytes each.
     pub fn new(limit: usize) -> Self {
-        Self { rest: BytesMut::new(), searched: 0, limit, number: 0 }
+        Self { rest: BytesMut::new(), limit, number: 0 }
     }
 
     /// Takes a piece; puts its whole lines into `out`. Blank lines are passed over.
@@ -85,7 +148,6 @@ impl Lines {
             };
             self.rest.extend_from_slice(&chunk.split_to(end + 1));
             let line = self.rest.split().freeze();
-            self.searched = 0;
             self.line(line, out)?;
         }
         let mut from = 0;
@@ -95,6 +157,11 @@ impl Lines {
         }
         self.rest.extend_from_slice(&chunk[from..]);
         self.check_rest()
+    }
+
+    /// Bytes of a line that has not ended.
+    pub fn held(&self) -> usize {
+        self.rest.len()
     }
 
     /// The body ended: what is left is the last line.
@@ -115,8 +182,9 @@ impl Lines {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        let value = checked(&line)
-            .map_err(|error| Problem::new(Code::Malformed, format!("line {} is not JSON: {error}", self.number)))?;
+        let value = checked(&line).map_err(|error| {
+            Problem::new(Code::Malformed, format!("line {} is not JSON: {error}{}", self.number, bom(&line)))
+        })?;
         if value.len() > self.limit {
             return Err(self.told(&too_large(self.limit), self.number));
         }

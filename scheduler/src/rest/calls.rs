@@ -1,10 +1,11 @@
 //! Calls over REST: invoke, spawn, spawn_map, and what became of them.
 
 use super::{
-    body::{self, Lines},
+    body::{Body, Lines},
     functions::{limit_of, used},
     gather::{gather, merge},
     guard::subject,
+    keys::Claim,
     problem::{Answer, Problem, query},
 };
 use crate::api::{Api, results::Cursor, submit::Terms};
@@ -14,6 +15,7 @@ use capstan_common::{
     call::CallState,
     id::CallId,
     refusal::{Code, Refusal},
+    trace,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -41,16 +43,19 @@ pub fn terms(request: &HttpRequest) -> Result<Terms, Problem> {
         return Err(Refusal::field("Idempotency-Key", detail).into());
     }
     // A trace context that is not well formed is left out, as its specification asks.
+    let states = request.headers().get_all("tracestate").filter_map(|value| value.to_str().ok());
+    let state = states.collect::<Vec<_>>().join(",");
     let traceparent = text("traceparent").and_then(Result::ok);
-    let traceparent = traceparent.filter(|t| crate::telemetry::trace::parse_traceparent(t).is_some());
+    let traceparent = traceparent.and_then(|parent| trace::context(&parent, Some(&state)));
     Ok(Terms { traceparent, key })
 }
 
 pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = used(&api, &path).await?;
     let terms = terms(&request)?;
-    let input = body::json(payload, api.config().payload_max_bytes).await?;
-    let invoked = api.invoke(&key, input, &terms).await?;
+    let input = Body::of(&request, payload)?.json(api.config().payload_max_bytes).await?;
+    let claim = Claim::of(&request, &key, &terms)?;
+    let invoked = api.invoke(&key, input, &terms).await.inspect_err(|_| Claim::undo(&claim))?;
     let call = ("Capstan-Call-Id", invoked.call.to_string());
     match invoked.output {
         Ok(output) => Ok(HttpResponse::Ok().insert_header(call).content_type("application/json").body(output)),
@@ -69,27 +74,32 @@ pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, paylo
 pub async fn spawn(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = used(&api, &path).await?;
     let terms = terms(&request)?;
-    let input = body::json(payload, api.config().payload_max_bytes).await?;
-    let call = api.spawn(&key, input, &terms).await?;
+    let input = Body::of(&request, payload)?.json(api.config().payload_max_bytes).await?;
+    let claim = Claim::of(&request, &key, &terms)?;
+    let call = api.spawn(&key, input, &terms).await.inspect_err(|_| Claim::undo(&claim))?;
     Ok(HttpResponse::Accepted().json(json!({"call_id": call})))
 }
 
-pub async fn spawn_map(api: web::Data<Api>, request: HttpRequest, path: Path, mut payload: web::Payload) -> Answer {
+pub async fn spawn_map(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = used(&api, &path).await?;
-    let mut upload = api.upload(&key, terms(&request)?).await?;
+    let terms = terms(&request)?;
+    let claim = Claim::of(&request, &key, &terms)?;
+    let mut upload = api.upload(&key, terms).await?;
+    let mut body = Body::of(&request, payload)?;
     let mut lines = Lines::new(api.config().payload_max_bytes);
     let mut inputs = Vec::new();
-    while let Some(chunk) = body::next_chunk(&mut payload, Some(Duration::from_secs(30))).await? {
+    while let Some(chunk) = body.next().await? {
         lines.take(chunk, &mut inputs)?;
         for input in inputs.drain(..) {
             upload.push(input).await?;
         }
+        body.holds(lines.held() + upload.held())?;
     }
     lines.end(&mut inputs)?;
     for input in inputs {
         upload.push(input).await?;
     }
-    let (call, count) = upload.finish().await?;
+    let (call, count) = upload.finish().await.inspect_err(|_| Claim::undo(&claim))?;
     Ok(HttpResponse::Accepted().json(json!({"call_id": call, "inputs": count})))
 }
 
@@ -98,19 +108,19 @@ pub fn call_of(text: &str) -> Result<CallId, Problem> {
     text.parse().map_err(|error: capstan_common::id::BadId| Problem::new(Code::NotFound, error.to_string()))
 }
 
-pub async fn get(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.call(call_of(&path)?).await?))
+pub async fn get(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.call(&subject(&request), call_of(&path)?).await?))
 }
 
-pub async fn cancel(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.cancel(call_of(&path)?).await?))
+pub async fn cancel(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    Ok(HttpResponse::Ok().json(api.cancel(&subject(&request), call_of(&path)?).await?))
 }
 
-pub async fn explain(api: web::Data<Api>, path: web::Path<(String, String)>) -> Answer {
+pub async fn explain(api: web::Data<Api>, request: HttpRequest, path: web::Path<(String, String)>) -> Answer {
     let call = call_of(&path.0)?;
     let no_index = |_| Problem::new(Code::NotFound, "an input's index is a whole number from 0");
     let index = path.1.parse().map_err(no_index)?;
-    Ok(HttpResponse::Ok().json(api.explain_input(call, index).await?))
+    Ok(HttpResponse::Ok().json(api.explain_input(&subject(&request), call, index).await?))
 }
 
 #[derive(Deserialize)]
@@ -134,7 +144,7 @@ pub async fn results(api: web::Data<Api>, request: HttpRequest, path: web::Path<
     // Past the longest wait the client asks again, from the same cursor.
     let wait = wait.min(WAIT_MAX_S);
     let ordered = asked.ordered.unwrap_or(true);
-    let lines = api.results(call, after, limit, ordered, Duration::from_secs_f64(wait)).await?;
+    let lines = api.results(&subject(&request), call, after, limit, ordered, Duration::from_secs_f64(wait)).await?;
     let stream = async_stream::stream! {
         let mut out = BytesMut::new();
         for line in lines {

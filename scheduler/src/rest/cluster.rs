@@ -112,7 +112,7 @@ pub async fn stop(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     {
         return Ok(answer);
     }
-    api.stop_container(container).await?;
+    api.stop_container(&subject(&request), container).await?;
     Ok(HttpResponse::Accepted().json(json!({"id": &*path, "state": "stopping"})))
 }
 
@@ -126,17 +126,8 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     let container = container_of(&path)?;
     let asked: LogsQuery = query(&request)?;
     let follow = asked.follow.unwrap_or(false);
-    if api.is_live(container) {
-        // One that has not written yet can be followed.
-        api.telemetry().logs.open(container);
-    } else if api.telemetry().logs.read(container, 0).is_none() {
-        if let Some(answer) = elsewhere(&api, &request).await {
-            return Ok(answer);
-        }
-        return Err(Problem::new(
-            Code::NotFound,
-            format!("container {container} does not exist, or its output is not kept any more"),
-        ));
+    if let Err(refusal) = api.must_see_output(&subject(&request), container) {
+        return elsewhere(&api, &request).await.ok_or_else(|| refusal.into());
     }
     let stream = async_stream::stream! {
         let mut from = 0;

@@ -1,9 +1,9 @@
 //! Functions over REST.
 
 use super::{
-    body,
+    body::Body,
     gather::{gather, merge},
-    problem::{Answer, Problem, parse, query},
+    problem::{Answer, Problem, parse, parse_large, query},
 };
 use crate::api::Api;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
@@ -93,8 +93,8 @@ struct DeployQuery {
 
 pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
-    let bytes = body::whole(payload, SPEC_BYTES).await?;
-    let spec = parse(&bytes)?;
+    let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
+    let spec = parse_large(bytes.clone()).await?;
     let expected = check(&api, &key, &request).await?;
     if query::<DeployQuery>(&request)?.dry_run {
         api.deployable(&key, &spec).await?;
@@ -166,7 +166,7 @@ pub async fn settings(api: web::Data<Api>, path: Path) -> Answer {
 }
 
 pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let bytes = body::whole(payload, SPEC_BYTES).await?;
+    let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
     let patch = parse(&bytes)?;
     // A patch that is refused makes no instance.
     api.patchable(validate::instance_key(&path.0, &path.1)?, &patch).await?;

@@ -1,7 +1,7 @@
 //! Namespaces, scaling models to zero, and schedules over REST.
 
 use super::{
-    body,
+    body::Body,
     functions::{self, key_of},
     gather,
     guard::subject,
@@ -41,7 +41,7 @@ pub async fn scale_to_zero(api: web::Data<Api>) -> HttpResponse {
 
 /// JSON or YAML: every JSON document is YAML too, but its errors are told better as JSON.
 pub async fn set_scale_to_zero(api: web::Data<Api>, request: HttpRequest, payload: web::Payload) -> Answer {
-    let bytes = body::whole(payload, CONFIG_BYTES).await?;
+    let bytes = Body::of(&request, payload)?.whole(CONFIG_BYTES).await?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let text = std::str::from_utf8(&bytes).map_err(|_| Problem::new(Code::Malformed, "the body is not UTF-8"))?;
     let document = match serde_json::from_str::<Value>(text) {
@@ -131,8 +131,13 @@ struct WrittenQuota {
     gpus: Option<u32>,
 }
 
-pub async fn govern(api: web::Data<Api>, path: web::Path<String>, payload: web::Payload) -> Answer {
-    let written: WrittenPolicy = parse(&body::whole(payload, CONFIG_BYTES).await?)?;
+pub async fn govern(
+    api: web::Data<Api>,
+    request: HttpRequest,
+    path: web::Path<String>,
+    payload: web::Payload,
+) -> Answer {
+    let written: WrittenPolicy = parse(&Body::of(&request, payload)?.whole(CONFIG_BYTES).await?)?;
     let quota = written.quota;
     if let Some(cpu) = quota.cpu.filter(|cpu| !(0.0..=1e6).contains(cpu)) {
         return Err(

@@ -1,7 +1,7 @@
 //! Map over REST: inputs stream in while outcomes stream out, in constant memory.
 
 use super::{
-    body::{self, Lines},
+    body::{Body, Lines},
     calls::{NDJSON, terms},
     functions::used,
     problem::{Answer, Problem, query},
@@ -50,7 +50,7 @@ struct MapQuery {
 /// A map's stream while it runs.
 struct Stream {
     api: web::Data<Api>,
-    body: web::Payload,
+    body: Body,
     body_done: bool,
     closed: bool,
     lines: Lines,
@@ -92,15 +92,18 @@ pub async fn map(
         (true, true) => FailFast::InOrder,
     };
     let outputs = asked.outputs.unwrap_or(true);
-    let mut body = body;
+    let mut body = Body::of(&request, body)?.live();
     let mut lines = Lines::new(api.config().payload_max_bytes);
     // The first input is read before the answer begins: a body that is wrong from the start gets a proper refusal.
     api.function(&key).await?;
     let mut first = Vec::new();
     let mut body_done = false;
     while first.is_empty() && !body_done {
-        match body::next_chunk(&mut body, None).await? {
-            Some(chunk) => lines.take(chunk, &mut first)?,
+        match body.next().await? {
+            Some(chunk) => {
+                lines.take(chunk, &mut first)?;
+                body.holds(lines.held())?;
+            }
             None => {
                 body_done = true;
                 lines.end(&mut first)?;
@@ -173,7 +176,7 @@ impl Stream {
         tokio::select! {
             biased;
             update = self.updates.recv() => self.take(update).await,
-            chunk = body::next_chunk(&mut self.body, None), if reading => self.read(chunk?),
+            chunk = self.body.next(), if reading => self.read(chunk?),
         }
     }
 
@@ -189,6 +192,7 @@ impl Stream {
             self.sent += 1;
         }
         self.credit -= count as u64;
+        self.body.holds(self.lines.held() + self.waiting_bytes)?;
         match self.map.send(payloads).await {
             Err(refusal) if refusal.code == Code::Cancelled => {
                 // The map takes nothing more, after an error or a cancel; what became of it is told by the news that follow.
@@ -213,7 +217,7 @@ impl Stream {
         }
         self.waiting_bytes += inputs.iter().map(Bytes::len).sum::<usize>();
         self.waiting.extend(inputs);
-        Ok(())
+        self.body.holds(self.lines.held() + self.waiting_bytes)
     }
 
     async fn take(&mut self, update: Option<Update>) -> Result<(), Problem> {

@@ -2,49 +2,62 @@
 
 mod adapter;
 mod body;
+mod budget;
 mod calls;
 mod cluster;
 mod forward;
 mod functions;
+mod gate;
 mod gather;
 mod govern;
 mod guard;
+mod keys;
 mod map;
 mod openapi;
 mod problem;
+mod route;
 mod tokens;
 mod web;
 
 use crate::{api::Api, config::SchedulerConfig, tls};
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web as route};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt, web as actix};
 use anyhow::Context;
+use route::Routes;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The path of a function's server in the document.
+const WEB: &str = "/web/{ns}/{fn}/{path}";
 /// How long an idle connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Serves REST. Answers a handle and the address.
 pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
-    let gate = route::Data::new(guard::Gate::new(config));
+    let gate = actix::Data::new(gate::Gate::new(config));
+    let keys = actix::Data::new(keys::Keys::new(config));
+    let budget = actix::Data::from(budget::Budget::new(config));
     let trusted = Arc::new(tls::rest::client(api.authority())?);
     let shown = api
         .authority()
         .filter(|_| config.rest_tls)
         .map(|authority| tls::rest::server(authority, config))
         .transpose()?;
-    let (shared, encrypted) = (route::Data::from(api), config.rest_tls);
+    let (shared, encrypted) = (actix::Data::from(api), config.rest_tls);
     let server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
             .app_data(gate.clone())
-            .app_data(route::Data::new(web::Proxy::new(&trusted, encrypted)))
+            .app_data(budget.clone())
+            .app_data(keys.clone())
+            .app_data(actix::Data::new(web::Proxy::new(&trusted, encrypted)))
             .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
             .configure(routes)
     })
     .workers(config.rest_threads)
+    // An answer in two pieces must not wait for the client to acknowledge the first.
+    .tcp_nodelay(true)
     .client_request_timeout(HEAD_TIMEOUT)
     // A client that closes its side has gone: what has not started of its call is cancelled.
     .h1_allow_half_closed(false)
@@ -60,81 +73,90 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
     let address = server.addrs().first().copied().context("no address was bound")?;
     let server = server.run();
     let handle = server.handle();
-    actix::spawn(server);
+    rt::spawn(server);
     Ok((handle, address))
 }
 
-/// Every route; `openapi` describes the same ones.
-pub fn routes(app: &mut route::ServiceConfig) {
+/// Every route; `openapi` describes the same ones, and says who may use them.
+pub fn routes(app: &mut actix::ServiceConfig) {
+    register(app);
+}
+
+/// The patterns of all routes that a server has.
+pub fn patterns() -> Vec<&'static str> {
+    let mut patterns = Vec::new();
+    let _ = App::new().configure(|app| patterns = register(app));
+    patterns
+}
+
+/// Registers every route, the most used ones first: they are looked through in order.
+fn register(app: &mut actix::ServiceConfig) -> Vec<&'static str> {
+    let mut routes = Routes::of(app);
+    functions_and_calls(&mut routes);
+    routes.alias("/web/{ns}/{fn}", WEB, |r| r.route(actix::to(web::web)));
+    routes.alias("/web/{ns}/{fn}/{path:.*}", WEB, |r| r.route(actix::to(web::web)));
+    cluster_and_models(&mut routes);
+    routes.at("/openapi.json", |r| r.get(openapi::document));
+    routes.at("/", |r| r.get(openapi::home));
+    let patterns = routes.patterns;
     app.service(openapi::swagger())
-        .service(route::redirect("/docs", "/docs/"))
-        .service(route::resource("/openapi.json").get(openapi::document))
-        .service(route::resource("/").get(openapi::home))
-        .service(route::resource("/healthz").get(cluster::healthz))
-        .service(route::resource("/readyz").get(cluster::readyz))
-        .service(route::resource("/metrics").get(cluster::metrics))
-        .service(route::resource("/api/v1/query").get(govern::promql))
-        .service(
-            route::scope("/apis")
-                .service(route::resource("/external.metrics.k8s.io/v1beta1").get(adapter::external_resources))
-                .service(
-                    route::resource("/external.metrics.k8s.io/v1beta1/namespaces/{ns}/{metric}").get(adapter::external),
-                )
-                .service(route::resource("/custom.metrics.k8s.io/v1beta2").get(adapter::custom_resources))
-                .service(
-                    route::resource("/custom.metrics.k8s.io/v1beta2/namespaces/{ns}/{resource}/{name}/{metric}")
-                        .get(adapter::custom),
-                ),
-        )
-        .service(
-            route::scope("/v1")
-                .service(
-                    route::scope("/namespaces/{ns}/functions")
-                        .service(route::resource("").get(functions::list))
-                        .service(
-                            route::resource("/{fn}")
-                                .get(functions::get)
-                                .put(functions::deploy)
-                                .delete(functions::remove),
-                        )
-                        .service(route::resource("/{fn}/autoscaler").get(functions::settings).patch(functions::patch))
-                        .service(route::resource("/{fn}/stats").get(functions::stats))
-                        .service(route::resource("/{fn}/explain").get(functions::explain))
-                        .service(route::resource("/{fn}/instances").get(functions::instances))
-                        .service(route::resource("/{fn}/trace").get(functions::trace))
-                        .service(route::resource("/{fn}/scaling").get(govern::scaling))
-                        .service(route::resource("/{fn}/schedule").get(govern::schedule))
-                        .service(route::resource("/{fn}/schedule/pause").post(govern::pause))
-                        .service(route::resource("/{fn}/schedule/resume").post(govern::resume))
-                        .service(route::resource("/{fn}/schedule/run").post(govern::run))
-                        .service(route::resource("/{fn}/invoke").post(calls::invoke))
-                        .service(route::resource("/{fn}/spawn").post(calls::spawn))
-                        .service(route::resource("/{fn}/spawn_map").post(calls::spawn_map))
-                        .service(route::resource("/{fn}/map").post(map::map)),
-                )
-                .service(route::resource("/namespaces").get(govern::namespaces))
-                .service(route::resource("/namespaces/{ns}").get(govern::namespace).put(govern::govern))
-                .service(route::resource("/scale-to-zero").get(govern::scale_to_zero).put(govern::set_scale_to_zero))
-                .service(route::resource("/scale-to-zero/effective").get(govern::effective))
-                .service(route::resource("/calls").get(calls::list))
-                .service(route::resource("/calls/{id}").get(calls::get))
-                .service(route::resource("/calls/{id}/results").get(calls::results))
-                .service(route::resource("/calls/{id}/cancel").post(calls::cancel))
-                .service(route::resource("/calls/{id}/inputs/{index}/explain").get(calls::explain))
-                .service(route::resource("/schedulers").get(cluster::schedulers))
-                .service(route::resource("/workers").get(cluster::workers))
-                .service(route::resource("/workers/{id}").get(cluster::worker))
-                .service(route::resource("/workers/{id}/drain").post(cluster::drain))
-                .service(route::resource("/workers/{id}/resume").post(cluster::resume))
-                .service(route::resource("/workers/{id}/revoke").post(cluster::revoke))
-                .service(route::resource("/join-tokens").post(cluster::invite))
-                .service(route::resource("/containers").get(cluster::containers))
-                .service(route::resource("/containers/{id}/logs").get(cluster::logs))
-                .service(route::resource("/containers/{id}/stop").post(cluster::stop))
-                .service(route::resource("/tokens").get(tokens::list).post(tokens::make))
-                .service(route::resource("/tokens/{id}").delete(tokens::revoke))
-                .service(route::resource("/events").get(cluster::events)),
-        )
-        .service(route::resource(["/web/{ns}/{fn}", "/web/{ns}/{fn}/{path:.*}"]).to(web::web))
-        .default_service(route::to(problem::no_route));
+        .service(actix::redirect("/docs", "/docs/"))
+        .default_service(actix::to(problem::no_route));
+    patterns
+}
+
+fn functions_and_calls(routes: &mut Routes<'_>) {
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/invoke", |r| r.post(calls::invoke));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/spawn", |r| r.post(calls::spawn));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/spawn_map", |r| r.post(calls::spawn_map));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/map", |r| r.post(map::map));
+    routes.at("/v1/calls/{id}/results", |r| r.get(calls::results));
+    routes.at("/v1/calls/{id}", |r| r.get(calls::get));
+    routes.at("/v1/calls/{id}/cancel", |r| r.post(calls::cancel));
+    routes.at("/v1/calls/{id}/inputs/{index}/explain", |r| r.get(calls::explain));
+    routes.at("/v1/calls", |r| r.get(calls::list));
+    routes.at("/v1/namespaces/{ns}/functions", |r| r.get(functions::list));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}", |r| {
+        r.get(functions::get).put(functions::deploy).delete(functions::remove)
+    });
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/autoscaler", |r| r.get(functions::settings).patch(functions::patch));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/stats", |r| r.get(functions::stats));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/explain", |r| r.get(functions::explain));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/instances", |r| r.get(functions::instances));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/trace", |r| r.get(functions::trace));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/scaling", |r| r.get(govern::scaling));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/schedule", |r| r.get(govern::schedule));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/schedule/pause", |r| r.post(govern::pause));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/schedule/resume", |r| r.post(govern::resume));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/schedule/run", |r| r.post(govern::run));
+}
+
+fn cluster_and_models(routes: &mut Routes<'_>) {
+    routes.at("/healthz", |r| r.get(cluster::healthz));
+    routes.at("/readyz", |r| r.get(cluster::readyz));
+    routes.at("/metrics", |r| r.get(cluster::metrics));
+    routes.at("/v1/namespaces", |r| r.get(govern::namespaces));
+    routes.at("/v1/namespaces/{ns}", |r| r.get(govern::namespace).put(govern::govern));
+    routes.at("/v1/scale-to-zero", |r| r.get(govern::scale_to_zero).put(govern::set_scale_to_zero));
+    routes.at("/v1/scale-to-zero/effective", |r| r.get(govern::effective));
+    routes.at("/v1/schedulers", |r| r.get(cluster::schedulers));
+    routes.at("/v1/workers", |r| r.get(cluster::workers));
+    routes.at("/v1/workers/{id}", |r| r.get(cluster::worker));
+    routes.at("/v1/workers/{id}/drain", |r| r.post(cluster::drain));
+    routes.at("/v1/workers/{id}/resume", |r| r.post(cluster::resume));
+    routes.at("/v1/workers/{id}/revoke", |r| r.post(cluster::revoke));
+    routes.at("/v1/join-tokens", |r| r.post(cluster::invite));
+    routes.at("/v1/containers", |r| r.get(cluster::containers));
+    routes.at("/v1/containers/{id}/logs", |r| r.get(cluster::logs));
+    routes.at("/v1/containers/{id}/stop", |r| r.post(cluster::stop));
+    routes.at("/v1/tokens", |r| r.get(tokens::list).post(tokens::make));
+    routes.at("/v1/tokens/{id}", |r| r.delete(tokens::revoke));
+    routes.at("/v1/events", |r| r.get(cluster::events));
+    routes.at("/api/v1/query", |r| r.get(govern::promql));
+    routes.at("/apis/external.metrics.k8s.io/v1beta1", |r| r.get(adapter::external_resources));
+    routes.at("/apis/external.metrics.k8s.io/v1beta1/namespaces/{ns}/{metric}", |r| r.get(adapter::external));
+    routes.at("/apis/custom.metrics.k8s.io/v1beta2", |r| r.get(adapter::custom_resources));
+    routes.at("/apis/custom.metrics.k8s.io/v1beta2/namespaces/{ns}/{resource}/{name}/{metric}", |r| {
+        r.get(adapter::custom)
+    });
 }

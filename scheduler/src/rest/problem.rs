@@ -4,9 +4,16 @@ use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
+use bytes::Bytes;
 use capstan_common::refusal::{Code, FieldError, Refusal};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::{Value, json};
+
+/// Bytes of JSON that are read where they arrive.
+const SMALL_BYTES: usize = 16 << 10;
 
 /// A refusal on its way to an HTTP client.
 #[derive(Debug, Clone)]
@@ -84,20 +91,23 @@ pub type Answer = Result<HttpResponse, Problem>;
 
 /// Reads JSON; tells malformed JSON (400) from a wrong field (422 with its pointer).
 pub fn parse<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Problem> {
-    let written: Value = serde_json::from_slice(bytes)
+    serde_json::from_slice::<IgnoredAny>(bytes)
         .map_err(|error| Refusal::new(Code::Malformed, format!("the body is not JSON: {error}")))?;
-    if !written.is_object() {
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
         let detail = "must be an object with named fields".into();
         return Err(Refusal::fields(vec![FieldError { pointer: String::new(), detail }]).into());
     }
-    let value = serde_path_to_error::deserialize::<_, T>(&written).map_err(|error| {
+    // From the text itself: values that are kept as they were written keep all their digits.
+    let value = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_slice(bytes));
+    let value = value.map_err(|error| {
         let pointer = pointer(error.path());
-        let detail = error.into_inner().to_string();
+        let detail = without_place(&error.into_inner().to_string()).to_owned();
         // A field that is missing is pointed at itself, not at what it is missing from.
         let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
         let pointer = missing.map_or(pointer.clone(), |field| format!("{pointer}/{field}"));
         Refusal::fields(vec![FieldError { pointer, detail }])
     })?;
+    let written: Value = serde_json::from_slice(bytes).unwrap_or_default();
     match list_for_object(&written, &serde_json::to_value(&value).unwrap_or_default(), String::new()) {
         Some(pointer) => {
             let detail = "must be an object with named fields, is a list".into();
@@ -105,6 +115,21 @@ pub fn parse<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Problem
         }
         None => Ok(value),
     }
+}
+
+/// The same of what may be large: on a thread that serves nobody meanwhile.
+pub async fn parse_large<T: DeserializeOwned + Serialize + Send + 'static>(bytes: Bytes) -> Result<T, Problem> {
+    if bytes.len() <= SMALL_BYTES {
+        return parse(&bytes);
+    }
+    let parsed = tokio::task::spawn_blocking(move || parse(&bytes).map_err(|problem| problem.refusal().clone()));
+    let parsed = parsed.await.map_err(|_| Problem::new(Code::Unavailable, "the scheduler ends"))?;
+    Ok(parsed?)
+}
+
+/// An error's sentence without where in the text it is: its field says so.
+fn without_place(detail: &str) -> &str {
+    detail.rsplit_once(" at line ").map_or(detail, |(sentence, _)| sentence)
 }
 
 /// Where a list stands in place of an object: the reader would take its items for fields in the order of their declaration.

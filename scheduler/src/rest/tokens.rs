@@ -1,11 +1,11 @@
 //! API tokens over REST.
 
 use super::{
-    body,
+    body::Body,
     problem::{Answer, parse},
 };
 use crate::api::Api;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 
 /// The largest request for a token.
@@ -15,8 +15,8 @@ pub async fn list(api: web::Data<Api>) -> HttpResponse {
     HttpResponse::Ok().json(json!({"tokens": api.tokens()}))
 }
 
-pub async fn make(api: web::Data<Api>, payload: web::Payload) -> Answer {
-    let bytes = body::whole(payload, WANTED_BYTES).await?;
+pub async fn make(api: web::Data<Api>, request: HttpRequest, payload: web::Payload) -> Answer {
+    let bytes = Body::of(&request, payload)?.whole(WANTED_BYTES).await?;
     let made = api.make_token(parse(&bytes)?).await?;
     Ok(HttpResponse::Created().json(made))
 }

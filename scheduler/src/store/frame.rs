@@ -4,7 +4,7 @@
 //! from a salt, so that frames of another file or log never pass. A change is
 //! `kind u8 · key length u16 · value length u32 · value crc32c u32 · key · value`.
 
-use crate::store::Change;
+use crate::store::{Change, StoreError};
 
 /// Bytes before a frame's changes.
 pub const FRAME_HEAD: usize = 16;
@@ -26,7 +26,29 @@ pub struct Read<'a> {
     pub size: u32,
 }
 
-/// Appends a frame to `out`. Answers where each put's value begins, counted from the frame's first byte.
+/// The largest value that a frame has room for.
+pub const VALUE_MAX: usize = 1 << 30;
+
+/// Whether all changes have room in a frame: a length that does not fit its field is refused, never cut.
+///
+/// # Errors
+/// The length of a key or value, or of all together, that has none.
+pub fn fits(changes: &[Change]) -> Result<(), StoreError> {
+    let mut all = FRAME_HEAD;
+    for change in changes {
+        let (key, value) = match change {
+            Change::Put(key, value) => (key.len(), value.len()),
+            Change::Delete(key) => (key.len(), 0),
+        };
+        if key > usize::from(u16::MAX) || value > VALUE_MAX {
+            return Err(StoreError::TooLarge(key.max(value)));
+        }
+        all += CHANGE_HEAD + key + value;
+    }
+    if all > u32::MAX as usize { Err(StoreError::TooLarge(all)) } else { Ok(()) }
+}
+
+/// Appends a frame of changes that fit to `out`. Answers where each put's value begins, counted from the frame's first byte.
 pub fn write(salt: u32, sequence: u64, changes: &[Change], out: &mut Vec<u8>) -> Vec<usize> {
     let start = out.len();
     out.extend_from_slice(&[0; 8]);
@@ -94,6 +116,27 @@ mod tests {
             (key.clone(), value).prop_map(|(k, v)| Change::Put(k, Bytes::from(v))),
             key.prop_map(Change::Delete),
         ]
+    }
+
+    #[test]
+    fn a_length_that_does_not_fit_its_field_is_refused() {
+        let put = |key: usize, value: usize| Change::Put(vec![b'k'; key].into(), vec![0; value].into());
+        for key in [1, 65_535, 65_536, 70_000, 131_071] {
+            let changes = [put(key, 3), put(2, 1)];
+            if fits(&changes).is_err() {
+                assert!(key > 65_535);
+                continue;
+            }
+            let mut bytes = Vec::new();
+            write(1, 1, &changes, &mut bytes);
+            let read: Vec<_> = changes_of(&bytes).collect();
+            assert_eq!((read.len(), read[0], key <= 65_535), (2, key, true));
+        }
+        assert!(fits(&[put(1, VALUE_MAX + 1)]).is_err());
+    }
+
+    fn changes_of(bytes: &[u8]) -> impl Iterator<Item = usize> {
+        changes(read(1, bytes).unwrap().0).map(|change| change.key.len())
     }
 
     proptest! {

@@ -14,6 +14,7 @@
 //! | `N` ns | a namespace's weight and quota |
 //! | `P` ns `\0` name | where the schedule stands |
 //! | `T` ns `\0` name | the last revision of a function that was removed |
+//! | `H` | when the store was last known to be in use |
 //! | `X` | the cluster's authority: its certificate and key |
 //! | `J` token id | a join token that was not used yet |
 //! | `R` worker | a worker whose certificate is not good any more |
@@ -57,6 +58,8 @@ pub const TOKENS: &[u8] = b"U";
 pub const REVOKED: &[u8] = b"V";
 /// The key of the scale-to-zero configuration.
 pub const ZERO: &[u8] = b"Z";
+/// The key of the last time that a scheduler was known to run.
+pub const LAST: &[u8] = b"H";
 /// Version of all values.
 pub const VERSION: u8 = 1;
 

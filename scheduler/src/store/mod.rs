@@ -59,6 +59,8 @@ pub trait Store: Send + Sync + 'static {
     fn epoch(&self) -> Epoch;
     /// Makes all changes, in order, or none; durable when it returns. One caller at a time.
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError>;
+    /// Nothing is committed any more.
+    fn finish(&self) {}
     /// Housekeeping between commits. Whether there is more to do.
     fn maintain(&self) -> Result<bool, StoreError>;
     /// The value of a key.

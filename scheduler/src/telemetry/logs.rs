@@ -4,7 +4,7 @@ use bytes::Bytes;
 use capstan_common::id::ContainerId;
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
 
@@ -14,6 +14,8 @@ const RING_BYTES: usize = 256 << 10;
 const KEPT_ENDED: usize = 200;
 
 struct Ring {
+    /// Whose function's output it is.
+    namespace: Arc<str>,
     chunks: VecDeque<Bytes>,
     bytes: usize,
     /// Number of the first chunk.
@@ -50,14 +52,19 @@ impl Logs {
     }
 
     /// A container is there, and may write.
-    pub fn open(&self, container: ContainerId) {
-        self.table().rings.entry(container).or_default();
+    pub fn open(&self, container: ContainerId, namespace: &Arc<str>) {
+        self.table().ring(container, namespace);
+    }
+
+    /// Whose function's output is kept of a container, if any is.
+    pub fn namespace(&self, container: ContainerId) -> Option<Arc<str>> {
+        self.table().rings.get(&container).map(|ring| ring.namespace.clone())
     }
 
     /// Adds output; `dropped` bytes before it were left out.
-    pub fn add(&self, container: ContainerId, chunk: Bytes, dropped: u64) {
+    pub fn add(&self, container: ContainerId, namespace: &Arc<str>, chunk: Bytes, dropped: u64) {
         let mut table = self.table();
-        let ring = table.rings.entry(container).or_default();
+        let ring = table.ring(container, namespace);
         if dropped > 0 {
             ring.push(format!("[capstan: {dropped} bytes of output were left out here]\n").into());
         }
@@ -65,9 +72,9 @@ impl Logs {
     }
 
     /// The container writes nothing more.
-    pub fn end(&self, container: ContainerId) {
+    pub fn end(&self, container: ContainerId, namespace: &Arc<str>) {
         let mut table = self.table();
-        let ring = table.rings.entry(container).or_default();
+        let ring = table.ring(container, namespace);
         if std::mem::replace(&mut ring.ended, true) {
             return;
         }
@@ -94,14 +101,21 @@ impl Logs {
     }
 }
 
-impl Default for Ring {
-    fn default() -> Self {
-        Self { chunks: VecDeque::new(), bytes: 0, first: 0, next: watch::channel(0).0, ended: false }
+impl Table {
+    fn ring(&mut self, container: ContainerId, namespace: &Arc<str>) -> &mut Ring {
+        self.rings.entry(container).or_insert_with(|| Ring::of(namespace.clone()))
     }
 }
 
 impl Ring {
+    fn of(namespace: Arc<str>) -> Self {
+        let next = watch::channel(0).0;
+        Self { namespace, chunks: VecDeque::new(), bytes: 0, first: 0, next, ended: false }
+    }
+
+    /// Adds a chunk; copied, for a slice of a link's message keeps all of that message.
     fn push(&mut self, chunk: Bytes) {
+        let chunk = Bytes::copy_from_slice(&chunk[chunk.len().saturating_sub(RING_BYTES)..]);
         self.bytes += chunk.len();
         self.chunks.push_back(chunk);
         while self.bytes > RING_BYTES && self.chunks.len() > 1 {
@@ -124,9 +138,9 @@ mod tests {
         let logs = Logs::default();
         let id = ContainerId(1);
         for _ in 0..100 {
-            logs.add(id, Bytes::from(vec![b'x'; 16 << 10]), 0);
+            logs.add(id, &"ns".into(), Bytes::from(vec![b'x'; 16 << 10]), 0);
         }
-        logs.add(id, Bytes::from_static(b"end\n"), 7);
+        logs.add(id, &"ns".into(), Bytes::from_static(b"end\n"), 7);
         let page = logs.read(id, 0).unwrap();
         assert!(page.chunks.iter().map(Bytes::len).sum::<usize>() <= RING_BYTES);
         assert!(page.chunks[page.chunks.len() - 2].starts_with(b"[capstan: 7 bytes"));

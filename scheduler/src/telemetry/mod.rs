@@ -62,7 +62,7 @@ impl Telemetry {
 
     /// A container ended.
     pub fn ended(&self, function: &FunctionKey, container: ContainerId, detail: &str) {
-        self.logs.end(container);
+        self.logs.end(container, &function.namespace);
         if let Some(tracer) = &self.tracer {
             tracer.ended(container);
         }

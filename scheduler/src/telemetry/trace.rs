@@ -8,7 +8,7 @@ use capstan_common::{
     id::{CallId, ContainerId, FunctionKey},
     input::Outcome,
     time::Time,
-    trace::{span_of, trace_of},
+    trace::{self, span_of, trace_of},
 };
 use capstan_scheduler_core::record::{Entry, PastAttempt};
 use opentelemetry::{
@@ -48,18 +48,14 @@ fn at(time: Time) -> SystemTime {
     UNIX_EPOCH + Duration::from_micros(time.0)
 }
 
-/// The context that a W3C `traceparent` names.
+/// The span context of a client's trace context.
 pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
-    let mut parts = text.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    if version.len() != 2 || version == "ff" || trace.len() != 32 || span.len() != 16 {
-        return None;
-    }
-    let trace = TraceId::from_hex(trace).ok()?;
-    let span = SpanId::from_hex(span).ok()?;
-    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);
-    let context = SpanContext::new(trace, span, flags, true, TraceState::default());
-    context.is_valid().then_some(context)
+    let known = trace::context(trace::parent_of(text), None)?;
+    let mut parts = known.split('-').skip(1);
+    let trace = TraceId::from_hex(parts.next()?).ok()?;
+    let span = SpanId::from_hex(parts.next()?).ok()?;
+    let flags = TraceFlags::new(u8::from_str_radix(parts.next()?, 16).ok()?);
+    Some(SpanContext::new(trace, span, flags, true, TraceState::default()))
 }
 
 /// Ids of spans that programs were told of are known before; all others are drawn.

@@ -7,6 +7,7 @@ use crate::{
     clock,
     global::Globals,
     store::{Change, StoreError, layout},
+    strangers::Guarded,
 };
 use anyhow::{Context, Result, bail};
 use capstan_common::{
@@ -27,12 +28,10 @@ use rustls::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::transport::server::Connected;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -194,25 +193,21 @@ fn is_called(certificate: &CertificateDer<'_>, name: &str) -> bool {
 
 /// Encrypted connections, each as soon as its handshake is done: a client that does not speak holds nobody up.
 pub fn incoming(
-    listener: TcpListener,
+    mut plain: ReceiverStream<std::io::Result<Guarded>>,
     config: Arc<ServerConfig>,
-) -> ReceiverStream<std::io::Result<TlsStream<TcpStream>>> {
+) -> ReceiverStream<std::io::Result<TlsStream<Guarded>>> {
     let (ready, connections) = mpsc::channel(64);
     let acceptor = TlsAcceptor::from(config);
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = plain.next() => accepted,
                 () = ready.closed() => return,
             };
-            let Ok((stream, from)) = accepted else {
-                // Out of open files, perhaps: for a moment.
-                tokio::time::sleep(HANDSHAKE / 100).await;
-                continue;
-            };
+            let Some(Ok(stream)) = accepted else { return };
+            let from = stream.connect_info().from;
             let (acceptor, ready) = (acceptor.clone(), ready.clone());
             tokio::spawn(async move {
-                let _ = stream.set_nodelay(true);
                 match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
                     Ok(Err(error)) => tracing::warn!(%from, %error, "a connection was refused"),

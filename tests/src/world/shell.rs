@@ -261,7 +261,7 @@ impl World {
         let Some((w, s)) = self.links.get(&link).map(|l| (l.worker, l.scheduler)) else { return Ok(()) };
         let (container, event) = match report {
             WorkerReport::Hello(_) | WorkerReport::Log { .. } => return Ok(()),
-            WorkerReport::Inventory { shard, held } => return self.inventory(link, shard, held),
+            WorkerReport::Inventory { shard, held, .. } => return self.inventory(link, shard, held),
             WorkerReport::Outranked { shard, .. } => return self.told_of(link, shard),
             WorkerReport::Beat { others, .. } => {
                 let worker = self.workers[w].id.clone();
@@ -272,6 +272,9 @@ impl World {
             }
             WorkerReport::Spawned { container, spawn_us, .. } => (container, Event::Spawned { container, spawn_us }),
             WorkerReport::Ready { container, phases, port } => (container, Event::Ready { container, phases, port }),
+            WorkerReport::Looked { container, detail } => {
+                (container, Event::Looked { container, detail: detail.into() })
+            }
             WorkerReport::Counted { container, value } => (container, Event::Counted { container, value }),
             WorkerReport::Finished { container, done } => (container, Event::Finished { container, done }),
             WorkerReport::Returned { container, leases, closed, .. } => {

@@ -9,6 +9,7 @@ use crate::{
         slots::Slots,
     },
     runtime::{
+        obstacle,
         output::Output,
         port::{Port, Ports},
         process::{Setting, code_and_signal, kill_group},
@@ -298,7 +299,7 @@ async fn http_group(
                 return None;
             }
             let leases: Vec<_> = assignments.iter().map(|a| a.lease).collect();
-            let failure = Failure::new(FailureKind::BadOutput, CONNECTION_BROKEN, error);
+            let failure = Failure::new(FailureKind::Function, CONNECTION_BROKEN, error);
             Some(all_failed(&leases, &failure))
         }
     }
@@ -336,7 +337,7 @@ impl HttpLife {
             setting.spawn_watched(setting.command(&BTreeMap::from([("PORT", port.to_string())])))
         });
         let spawned = spawning.await.map_err(|e| e.to_string())?;
-        spawned.map_err(|e| format!("`{}` cannot be started: {e}", self.setting.process.command.join(" ")))
+        spawned.map_err(|error| obstacle::not_started(&self.setting, &error))
     }
 
     /// From its first breath to its last.
@@ -348,12 +349,18 @@ impl HttpLife {
         self.tell.tell(Event::Spawned { container: self.tell.container, pid: number }).await;
         let outputs = [self.forward(child.stdout.take(), false), self.forward(child.stderr.take(), true)];
         let begun = Instant::now();
+        let looked = async |detail| {
+            self.tell.tell(Event::Looked { container: self.tell.container, detail }).await;
+        };
+        let mut late = false;
         let mut reason = tokio::select! {
-            () = self.server.ready() => None,
+            () = self.server.ready(looked) => None,
             _ = child.wait() => Some("it ended before it was ready".to_owned()),
             why = asked(&mut stopped) => Some(why.1),
             () = tokio::time::sleep(Duration::from_millis(self.start.spec.startup_timeout_s.ms)) => {
-                Some(format!("it was not ready within startup_timeout_s ({} s)", self.start.spec.startup_timeout_s.ms / 1000))
+                late = true;
+                let limit = self.start.spec.startup_timeout_s.ms as f64 / 1000.0;
+                Some(format!("it was not ready within startup_timeout_s ({limit} s): {}", self.server.last_look()))
             }
         };
         if reason.is_none() {
@@ -373,7 +380,9 @@ impl HttpLife {
                 }
             });
         }
-        self.end(child, pid, reason.unwrap_or_default(), outputs).await
+        let ending = self.end(child, pid, reason.unwrap_or_default(), outputs).await;
+        // The signal that ends one that is late is ours, and tells nothing.
+        if late { Ending { exit_code: None, signal: None, ..ending } } else { ending }
     }
 
     /// Reads the server's own counter of requests, if it is to be read, until the answer is dropped.

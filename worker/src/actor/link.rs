@@ -10,6 +10,7 @@ use capstan_common::{
     wire::{self, PROTOCOL, link},
 };
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use std::{
     collections::BTreeSet,
     io,
@@ -217,7 +218,7 @@ impl Links {
             .map_err(|e| format!("{}{}", whole(&e), self.hint()))?;
         let mut client = link::link_client::LinkClient::new(channel)
             .max_decoding_message_size(256 << 20)
-            .max_encoding_message_size(256 << 20);
+            .max_encoding_message_size(wire::REPORTS_MAX);
         let (outbox, reports) = mpsc::channel(BACKLOG);
         let cut = CancellationToken::new();
         let introduce = Introduce { link, outbox: outbox.clone(), cut: cut.clone() };
@@ -309,17 +310,31 @@ fn whole(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Packs all reports that wait into one message.
+/// Packs reports that wait into messages, as many into each as have room in it.
 async fn send_reports(hello: Report, mut reports: mpsc::Receiver<Report>, batches: mpsc::Sender<link::Reports>) {
-    let mut next = vec![hello.into()];
+    let mut next = vec![link::Report::from(hello)];
     let mut waiting = Vec::with_capacity(REPORTS_AT_ONCE);
     loop {
-        if batches.send(link::Reports { reports: next }).await.is_err() {
+        let mut bytes = 0;
+        let mut message = Vec::new();
+        for page in std::mem::take(&mut next) {
+            let size = page.encoded_len();
+            if bytes + size > wire::REPORTS_BYTES && !message.is_empty() {
+                let full = link::Reports { reports: std::mem::take(&mut message) };
+                if batches.send(full).await.is_err() {
+                    return;
+                }
+                bytes = 0;
+            }
+            bytes += size;
+            message.push(page);
+        }
+        if batches.send(link::Reports { reports: message }).await.is_err() {
             return;
         }
         if reports.recv_many(&mut waiting, REPORTS_AT_ONCE).await == 0 {
             return;
         }
-        next = waiting.drain(..).map(link::Report::from).collect();
+        next = waiting.drain(..).flat_map(wire::pages).collect();
     }
 }

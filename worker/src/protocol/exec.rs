@@ -1,7 +1,8 @@
 //! The `exec` protocol: one process an input; JSON on standard input, the output on standard output.
 
-use super::{end_of, one_line, timed_out, too_large};
+use super::{one_line, timed_out, too_large};
 use crate::runtime::{
+    obstacle,
     output::Output,
     process::{Setting, kill_group, pid_of},
     tree,
@@ -9,7 +10,7 @@ use crate::runtime::{
 use bytes::Bytes;
 use capstan_common::{
     id::LeaseId,
-    input::{Failure, FailureKind},
+    input::{FAILURE_BYTES, Failure, FailureKind, end_of},
     order::Assignment,
     trace,
 };
@@ -35,8 +36,8 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Bytes that a pipe takes without a reader.
-const PIPE_BYTES: usize = 60 << 10;
+/// Bytes that a pipe takes without a reader, also where its user has so many pipes that the kernel gives them one page each.
+const PIPE_BYTES: usize = 4 << 10;
 /// How long a process that was asked to end may take.
 pub const GRACE: Duration = Duration::from_millis(500);
 /// Bytes of standard error that an error keeps.
@@ -177,20 +178,21 @@ pub(super) fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Res
     let Assignment { lease, call, index, attempt, .. } = *assignment;
     // Another worker on this machine counts its leases from one too.
     let mark = format!("{}-{}", shared.setting.instance, lease.0);
-    let more = BTreeMap::from([
+    let mut more = BTreeMap::from([
         ("CAPSTAN_CALL_ID", call.to_string()),
         ("CAPSTAN_INPUT_INDEX", index.to_string()),
         ("CAPSTAN_ATTEMPT", attempt.to_string()),
         ("TRACEPARENT", trace::traceparent(&assignment.traceparent, call, index, attempt)),
         (tree::ATTEMPT, mark.clone()),
     ]);
+    more.extend(trace::state_of(&assignment.traceparent).map(|state| ("TRACESTATE", state.to_owned())));
     let failed =
         |what: &str, error: io::Error| Failure::new(FailureKind::Function, "StartFailed", format!("{what}: {error}"));
     let (stdin, rest) = stdin_of(input).map_err(|e| failed("the input cannot be handed over", e))?;
     let mut child = shared
         .setting
         .spawn(shared.setting.command(&more), stdin)
-        .map_err(|e| failed("the process cannot be started", e))?;
+        .map_err(|e| Failure::new(FailureKind::Function, "StartFailed", obstacle::not_started(&shared.setting, &e)))?;
     let pid = pid_of(&child);
     if !shared.running.begin(assignment.lease, pid) {
         kill_group(pid);
@@ -331,7 +333,7 @@ fn judge(shared: &Shared, watched: Watched, status: ExitStatus, oom: bool) -> Re
             (_, _, Some(signal)) => format!("was ended by signal {signal}"),
             _ => "ended".to_owned(),
         };
-        let stderr = end_of(&String::from_utf8_lossy(&watched.stderr));
+        let stderr = end_of(&String::from_utf8_lossy(&watched.stderr), FAILURE_BYTES).to_owned();
         let error_type =
             if oom { "OutOfMemory".into() } else { code.map_or("Signal".into(), |c| format!("ExitCode{c}")) };
         let said = stderr.trim();

@@ -9,18 +9,20 @@ use bytes::Bytes;
 use capstan_blob::Blobs;
 use capstan_common::{
     id::{CallId, LeaseId},
-    input::{Failure, FailureKind, Payload},
+    input::{FAILURE_BYTES, Failure, FailureKind, Payload},
     order::Assignment,
 };
 
 /// How each input of a group ended, by lease.
 pub type Results = Vec<(LeaseId, Result<Payload, Failure>)>;
 
-/// Characters of an error's text that are kept.
-const ERROR_CHARS: usize = 16 << 10;
+/// Bytes of text that all failures of one group have together.
+const GROUP_BYTES: usize = 1 << 20;
 
-/// The same failure for every input of a group.
+/// The same failure for every input of a group; each has its own copy, so that in a large group less of it is kept.
 pub fn all_failed(leases: &[LeaseId], failure: &Failure) -> Results {
+    let most = (GROUP_BYTES / leases.len().max(1)).min(FAILURE_BYTES);
+    let failure = failure.clone().bounded(most);
     leases.iter().map(|lease| (*lease, Err(failure.clone()))).collect()
 }
 
@@ -31,13 +33,6 @@ pub fn one_line(json: Bytes) -> Bytes {
     }
     let spaced = json.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte });
     spaced.collect::<Vec<u8>>().into()
-}
-
-/// The end of a text, where errors say what matters.
-pub fn end_of(text: &str) -> String {
-    let start = text.len().saturating_sub(ERROR_CHARS);
-    let start = (start..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    text[start..].to_owned()
 }
 
 /// The failure of an attempt that ran too long.

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod gpu;
 pub mod keeper;
+pub mod obstacle;
 pub mod output;
 pub mod port;
 pub mod process;

@@ -15,6 +15,8 @@ const RATE_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 struct Inner {
     tail: Vec<u8>,
+    /// Whether something before the tail is gone.
+    cut: bool,
     allowance: usize,
     refilled: Instant,
     dropped: u64,
@@ -28,6 +30,7 @@ impl Default for Output {
     fn default() -> Self {
         Self(Arc::new(Mutex::new(Inner {
             tail: Vec::new(),
+            cut: false,
             allowance: RATE_BYTES,
             refilled: Instant::now(),
             dropped: 0,
@@ -41,6 +44,7 @@ impl Output {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let keep = bytes.len().min(TAIL_BYTES);
         let overflow = (inner.tail.len() + keep).saturating_sub(TAIL_BYTES);
+        inner.cut |= overflow > 0 || keep < bytes.len();
         inner.tail.drain(..overflow);
         inner.tail.extend_from_slice(&bytes[bytes.len() - keep..]);
         if inner.refilled.elapsed() >= Duration::from_secs(1) {
@@ -55,9 +59,11 @@ impl Output {
         Some((Bytes::copy_from_slice(bytes), std::mem::take(&mut inner.dropped)))
     }
 
-    /// The end of the output as text.
+    /// The end of the output as text, from the begin of a line where it has one.
     pub fn tail(&self) -> String {
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&inner.tail).into_owned()
+        let line = inner.tail.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let from = if inner.cut && line < inner.tail.len() { line } else { 0 };
+        String::from_utf8_lossy(&inner.tail[from..]).into_owned()
     }
 }

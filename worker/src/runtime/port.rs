@@ -1,6 +1,7 @@
 //! Ports for containers: each is given to one container at a time, from a range that the kernel gives to nobody by itself, so
 //! that what listens there is the container that it was given to.
 
+use capstan_common::worker::PORTS;
 use std::{
     cell::RefCell,
     collections::BTreeSet,
@@ -8,9 +9,8 @@ use std::{
     rc::Rc,
 };
 
-/// The range: below the ports that Linux uses for outgoing connections by default (`ip_local_port_range`).
-const FIRST: u16 = 20_000;
-const LAST: u16 = 32_000;
+const FIRST: u16 = *PORTS.start();
+const LAST: u16 = *PORTS.end();
 
 #[derive(Debug, Default)]
 struct Taken {

@@ -1,6 +1,6 @@
 //! Processes: one command, in its own process group, inside its container's cgroup.
 
-use super::{cgroup::Cgroup, tree, volume::Volumes};
+use super::{cgroup::Cgroup, obstacle, tree, volume::Volumes};
 use capstan_common::{function::Process, id::ContainerId};
 use rustix::process::{Pid, Signal};
 use std::{
@@ -48,6 +48,8 @@ impl Setting {
             .env("PATH", PATH)
             .env("HOME", &self.scratch)
             .env("LANG", "C.UTF-8")
+            // What a server prints is in its logs at once, and not when four KiB have come together.
+            .env("PYTHONUNBUFFERED", "1")
             .envs(&process.env)
             .envs(more)
             .envs(self.gpus.iter().map(|(name, value)| (name, value)))
@@ -66,10 +68,12 @@ impl Setting {
         if !self.volumes.behind(self.folder()).is_dir() {
             return Some(format!("working_dir `{}` is not a folder on this worker", self.folder().display()));
         }
-        let program = self.process.command.first()?;
-        let path = self.path();
-        let missing = || format!("`{program}` is not a program on this worker (looked in {path})");
-        self.program(program).is_none().then(missing)
+        let name = self.process.command.first()?;
+        match self.program(name) {
+            Some(program) => obstacle::in_the_way(name, &self.volumes.behind(&program)),
+            None if name.contains('/') => obstacle::in_the_way(name, &self.volumes.behind(&self.folder().join(name))),
+            None => Some(format!("`{name}` is not a program on this worker (looked in {})", self.path())),
+        }
     }
 
     fn path(&self) -> &str {

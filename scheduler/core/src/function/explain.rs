@@ -151,7 +151,12 @@ impl Function {
             return why.clone();
         }
         if facts.starting > 0 && facts.starting == facts.live {
-            return Waiting::new("starting", format!("{} containers are starting", facts.starting));
+            let found = self.starts.looked.as_ref().map_or_else(String::new, |looked| format!(": {looked}"));
+            let count = match facts.starting {
+                1 => "a container is starting".to_owned(),
+                more => format!("{more} containers are starting"),
+            };
+            return Waiting::new("starting", count + &found);
         }
         if self.batch_due().is_some() {
             return Waiting::new(

@@ -240,6 +240,7 @@ impl Function {
             Event::Patch(patch) => self.patch(&patch, out)?,
             Event::Pause(paused) => self.pause(now, paused, out)?,
             Event::Ruled(rule) => self.set_rule(rule),
+            Event::Looked { container, detail } => self.looked(container, detail),
             Event::Counted { container, value } => self.counted(now, container, value),
             Event::Asked(requests) => self.asked(now, requests),
             Event::Touch => self.touch(now)?,

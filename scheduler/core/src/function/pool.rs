@@ -10,7 +10,10 @@ use capstan_common::{
     report::HeldAttempt,
     time::Time,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 /// Containers whose inputs run longer than this on average are not fed ahead.
 const SHORT_RUN_US: u64 = 20_000;
@@ -152,6 +155,8 @@ pub struct Starts {
     pub wave: Time,
     /// How the last one failed.
     pub last: String,
+    /// What the last look at a server that is not ready found.
+    pub looked: Option<Arc<str>>,
     /// When the latest containers became ready, and how long after their places were given, in microseconds.
     pub took: VecDeque<(Time, u64)>,
 }
@@ -163,6 +168,7 @@ impl Starts {
     /// A container died before it was ready. Containers of one wave count once.
     pub fn failed(&mut self, now: Time, placed: Time, detail: String, limits: &Limits) {
         self.last = detail;
+        self.looked = None;
         if self.failed > 0 && placed < self.wave {
             return;
         }

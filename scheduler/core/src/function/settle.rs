@@ -48,8 +48,10 @@ impl Function {
             let mut settled = Vec::with_capacity(done.len());
             let mut late = Vec::new();
             for done in done {
-                // An outcome counts only with the current lease (DESIGN law 6).
-                let Some(lease) = container.leases.remove(&done.held.lease) else {
+                // An outcome counts only with the current lease (DESIGN law 6), and for the input that was leased.
+                let same = |lease: &Lease| (lease.input.call, lease.input.index) == (done.held.call, done.held.index);
+                let held = container.leases.get(&done.held.lease).is_some_and(same);
+                let Some(lease) = held.then(|| container.leases.remove(&done.held.lease)).flatten() else {
                     if accepts_late {
                         let lease = Lease::planted(&done.held, now);
                         settled.push((done, lease));

@@ -112,6 +112,13 @@ impl Function {
         self.after_work(id, out);
     }
 
+    /// A server that is not ready was looked at: what was found says why its inputs wait.
+    pub(super) fn looked(&mut self, id: ContainerId, detail: Arc<str>) {
+        if self.pool.get(id).is_some_and(|container| container.life == Life::Starting) {
+            self.starts.looked = Some(detail);
+        }
+    }
+
     /// Takes no new work; stops now if it has none.
     pub(super) fn retire(&mut self, id: ContainerId, reason: &str, out: &mut Output) {
         let idle = self.pool.change(id, |container| {

@@ -102,6 +102,9 @@ fn is_run(function: &FunctionKey, call: CallId) -> bool {
     call_of(function, Time(ms.saturating_mul(1000).saturating_add(us))) == call
 }
 
+/// How far a last run may lie in the future, in milliseconds: clocks differ.
+const FUTURE_MS: u64 = 3_600_000;
+
 impl Function {
     fn schedule(&self) -> Option<&Schedule> {
         self.deployed.spec.schedule.as_ref()
@@ -125,7 +128,9 @@ impl Function {
     /// After a restart: what was due meanwhile is missed, and the policy says what becomes of it.
     pub(super) fn recover_timer(&mut self, now: Time, state: ScheduleState) {
         let Some(rhythm) = self.schedule().and_then(Rhythm::of) else { return };
-        let from = state.last.unwrap_or(self.deployed.at);
+        // A last run in the future is of a clock that was wrong: to wait for it would be to run no more.
+        let last = state.last.filter(|last| last.since_ms(now) < FUTURE_MS);
+        let from = last.unwrap_or(self.deployed.at).min(now);
         let due = rhythm.after(from);
         let skips = self.schedule().is_some_and(|s| s.missed == Missed::Skip);
         self.timer.due = match due.filter(|due| *due <= now) {
@@ -185,7 +190,7 @@ impl Function {
     }
 
     fn open_run(&mut self, now: Time, call: CallId, out: &mut Output) -> Result<CallId, Refusal> {
-        let input = self.schedule().map(|s| s.input.to_string()).unwrap_or_default();
+        let input = self.schedule().map(|s| s.input.line()).unwrap_or_default();
         let opening = Opening {
             call,
             kind: CallKind::Spawn,

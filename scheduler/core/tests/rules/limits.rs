@@ -34,7 +34,7 @@ fn two_thousand_invokes_wait_and_one_more_is_refused_until_there_is_room() {
 
 #[test]
 fn a_thousand_inputs_of_one_map_run_at_once_and_another_calls_run_beside_them() {
-    // SPEC M06 F18
+    // SPEC M06 F01 F18
     let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 10}})));
     let payloads = |count: usize| vec![Payload::Inline("1".into()); count];
     let limit = Limits::default().map_running as usize;
@@ -55,7 +55,7 @@ fn a_thousand_inputs_of_one_map_run_at_once_and_another_calls_run_beside_them() 
 
 #[test]
 fn a_million_inputs_wait_in_the_background_and_one_more_is_refused() {
-    // SPEC M03 M11 M12
+    // SPEC M03 M11 M12 G06
     let mut stage = stuck();
     let segments = |count: u32, each: u32| {
         (0..count).map(|number| Segment { number, first: u64::from(number * each), count: each }).collect()

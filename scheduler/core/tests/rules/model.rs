@@ -56,7 +56,7 @@ fn requests_past_capstan_keep_the_container_and_a_counter_that_began_anew_has_co
 
 #[test]
 fn a_counter_that_cannot_be_read_keeps_the_container() {
-    // SPEC D9: unknown is not zero
+    // SPEC decision D9: unknown is not zero
     let mut stage = model(json!({"interval_s": 5}));
     stage.pass_s(7_200);
     assert_eq!(stage.containers(), 1);
@@ -71,7 +71,7 @@ fn prometheus(on_missing: &str) -> Stage {
 
 #[test]
 fn a_prometheus_server_is_asked_when_the_retention_is_over_and_only_a_known_zero_counts() {
-    // SPEC V04 V05 V06 D9 P03
+    // SPEC V04 V05 V06 P03, decision D9
     let mut stage = prometheus("keep");
     let begun = stage.now;
     stage.pass_s(599);
@@ -94,7 +94,7 @@ fn a_prometheus_server_is_asked_when_the_retention_is_over_and_only_a_known_zero
 
 #[test]
 fn an_answer_grows_old() {
-    // SPEC D9: what was known half an hour ago is not known now
+    // SPEC decision D9: what was known half an hour ago is not known now
     let mut stage = prometheus("keep");
     stage.pass_s(100);
     stage.step(Event::Asked(Requests::Counted(0.0))).unwrap();
@@ -104,7 +104,7 @@ fn an_answer_grows_old() {
 
 #[test]
 fn a_missing_series_is_zero_only_where_that_is_said() {
-    // SPEC D9 V06
+    // SPEC V06, decision D9
     let mut stage = prometheus("zero");
     stage.pass_s(601);
     stage.step(Event::Asked(Requests::Unknown)).unwrap();

@@ -10,9 +10,9 @@ use actix_web::{
     body::{self, BodyStream, SizedStream},
     http::header::{self, HeaderName},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use capstan_common::refusal::{Code, Refusal};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -54,6 +54,11 @@ pub(super) async fn answer(
     deadline: Instant,
 ) -> Result<HttpResponse, Refusal> {
     let status = response.status();
+    if status == hyper::StatusCode::SWITCHING_PROTOCOLS && !asked.upgrades {
+        let why = Refusal::new(Code::FunctionFailed, "its server changed the protocol, which nobody had asked for");
+        visit.broke(&why);
+        return Err(why);
+    }
     visit.answered(status.as_u16());
     let (mut builder, length) = begin(&response);
     copy_headers(response.headers(), &asked.reached, &mut builder);
@@ -61,7 +66,7 @@ pub(super) async fn answer(
     if status == hyper::StatusCode::SWITCHING_PROTOCOLS {
         builder.upgrade("websocket");
         let pieces: Pieces = Box::pin(tunnel(response, asked.upload));
-        return Ok(builder.body(BodyStream::new(guarded(pieces, visit, place, deadline))));
+        return Ok(builder.body(BodyStream::new(guarded(pieces, None, visit, place, deadline))));
     }
     if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
         return Ok(builder.body(body::None::new()));
@@ -77,9 +82,30 @@ pub(super) async fn answer(
             whole.map_err(|error| Refusal::new(Code::FunctionFailed, format!("its answer broke off: {error}")))?;
         return Ok(builder.force_close().body(whole.to_bytes()));
     }
+    let early = asked.upload.is_some() && status.as_u16() >= 400;
+    if early && length.is_some_and(|length| length <= REFUSAL_MAX as u64) {
+        // A server that has refused may close before all of its reasons have left it: what came of them is passed on.
+        let reasons = reasons(response.into_body());
+        let whole = tokio::select! {
+            whole = reasons => whole,
+            why = broken(&mut place.expelled, deadline, place.timeout) => return Err(why),
+        };
+        let length = whole.len() as u64;
+        let pieces: Pieces = Box::pin(stream::iter([Ok(whole)]));
+        return Ok(streamed(builder, Some(length), guarded(pieces, asked.upload, visit, place, deadline)));
+    }
     let pieces: Pieces = Box::pin(response.into_body().into_data_stream().map(|piece| piece.map_err(io::Error::other)));
-    let pieces = guarded(pieces, visit, place, deadline);
+    let pieces = guarded(pieces, asked.upload, visit, place, deadline);
     Ok(streamed(builder, length, pieces))
+}
+
+/// A body as far as it came.
+async fn reasons(body: Incoming) -> Bytes {
+    let (mut all, mut pieces) = (BytesMut::new(), body.into_data_stream());
+    while let Some(Ok(piece)) = pieces.next().await {
+        all.extend_from_slice(&piece);
+    }
+    all.freeze()
 }
 
 /// An answer of the same status, and how long its body is, if that was said.
@@ -99,11 +125,21 @@ pub fn streamed(mut builder: HttpResponseBuilder, length: Option<u64>, pieces: P
 }
 
 fn copy_headers(headers: &hyper::HeaderMap, reached: &Reached, to: &mut HttpResponseBuilder) {
+    let named = headers.get_all(hyper::header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<String> = named.flat_map(|v| v.split(',')).map(|v| v.trim().to_ascii_lowercase()).collect();
     for (name, value) in headers {
         let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes()) else { continue };
         // A function's page must not put itself in charge of others' paths.
         let too_far = name.as_str() == "service-worker-allowed";
-        if OWN.contains(&name) || name == header::CONTENT_LENGTH || too_far {
+        let of_connection = OWN.contains(&name) || named.iter().any(|named| named == name.as_str());
+        if of_connection || name == header::CONTENT_LENGTH || too_far {
+            continue;
+        }
+        if name == header::SET_COOKIE {
+            let kept = value.to_str().map(|cookie| reached.cookie(cookie));
+            if let Ok(kept) = kept {
+                to.append_header((name, kept));
+            }
             continue;
         }
         if matches!(name, header::LOCATION | header::CONTENT_LOCATION)
@@ -118,8 +154,15 @@ fn copy_headers(headers: &hyper::HeaderMap, reached: &Reached, to: &mut HttpResp
     }
 }
 
-/// An answer's pieces for as long as its container and its time last; with them the visit ends.
-fn guarded(mut pieces: Pieces, mut visit: Visit, mut place: Place, deadline: Instant) -> Pieces {
+/// An answer's pieces for as long as its container and its time last; with them the visit ends. What the client still sends when
+/// the answer is complete is read before that ends.
+fn guarded(
+    mut pieces: Pieces,
+    upload: Option<Upload>,
+    mut visit: Visit,
+    mut place: Place,
+    deadline: Instant,
+) -> Pieces {
     Box::pin(async_stream::stream! {
         loop {
             let next = tokio::select! {
@@ -132,7 +175,13 @@ fn guarded(mut pieces: Pieces, mut visit: Visit, mut place: Place, deadline: Ins
                     return;
                 }
             };
-            let Some(piece) = next else { return };
+            let Some(piece) = next else {
+                drop(visit);
+                if let Some(upload) = upload {
+                    upload.forget().await;
+                }
+                return;
+            };
             if let Err(error) = &piece {
                 visit.broke(&Refusal::new(Code::FunctionFailed, error.to_string()));
             }

@@ -1,8 +1,8 @@
 //! A client's request as it goes on to a container: its body as a stream, its path as it was written, its headers without
 //! those of its connection.
 
-use super::{Body, OWN, Problem, TOKEN_HEADER};
-use crate::{actor::function::Place, api::web::Visit};
+use super::{Body, OWN, Problem};
+use crate::{actor::function::Place, api::web::Visit, config::SchedulerConfig};
 use actix_web::{
     HttpRequest,
     http::{
@@ -20,9 +20,13 @@ use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
+    time::Duration,
 };
 use tokio::sync::mpsc;
 
+/// How much is read of a body that nobody wants any more, and for how long.
+const FORGOTTEN_BYTES: usize = 64 << 20;
+const FORGETTING: Duration = Duration::from_secs(2);
 /// Pieces of a request's body that are read ahead of its container.
 const AHEAD: usize = 8;
 
@@ -56,6 +60,21 @@ impl Upload {
         })
     }
 
+    /// Reads what is left of it, and forgets it: a client that is closed on while it sends may never see its answer.
+    pub async fn forget(self) {
+        let all = async {
+            let (mut pieces, mut left) = (std::pin::pin!(self.pieces()), FORGOTTEN_BYTES);
+            while let Some(Ok(piece)) = pieces.next().await {
+                left = left.saturating_sub(piece.len());
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        // One that goes on sending has had time enough.
+        let _ = tokio::time::timeout(FORGETTING, all).await;
+    }
+
     /// The same as a body.
     pub fn body(self) -> Body {
         BodyExt::boxed_unsync(StreamBody::new(self.pieces().map(|piece| piece.map(Frame::data))))
@@ -81,7 +100,13 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn of(request: &HttpRequest, payload: web::Payload, open: bool) -> Result<Self, Problem> {
+    /// `spent` says whether `Authorization` was used up: it opened Capstan, and is none of the container's business.
+    pub(super) fn of(
+        request: &HttpRequest,
+        payload: web::Payload,
+        spent: bool,
+        config: &SchedulerConfig,
+    ) -> Result<Self, Problem> {
         // An upgrade that is not known is passed over (RFC 9110, section 7.8): only WebSockets are passed through.
         let upgrades = is_websocket(request.headers());
         let given = |name| request.headers().contains_key(name);
@@ -90,15 +115,21 @@ impl Asked {
             // What follows would be taken for the socket's first bytes by one, and for a body by the other.
             return Err(Problem::new(Code::Malformed, "a WebSocket begins with a GET of HTTP/1.1 that has no body"));
         }
+        let reached = Reached::of(request, config);
         Ok(Self {
             method: hyper::Method::from_bytes(request.method().as_str().as_bytes())
                 .map_err(|_| Problem::new(Code::Malformed, "the method cannot be read"))?,
             path: target(request),
-            reached: Reached::of(request),
-            headers: headers_for(request, upgrades, open),
+            headers: headers_for(request, upgrades, spent, &reached),
+            reached,
             upload: (has_body || upgrades).then(|| Upload::of(payload)),
             upgrades,
         })
+    }
+
+    /// Whether it may be sent once more after nothing came back: it has no body, and its method changes nothing.
+    pub(super) fn is_repeatable(&self) -> bool {
+        self.upload.is_none() && self.method.is_safe()
     }
 
     pub(super) fn request(&self, place: &Place, visit: &Visit) -> Result<hyper::Request<Body>, Problem> {
@@ -134,13 +165,53 @@ pub(super) struct Reached {
     prefix: String,
     /// Scheme and host of the request.
     origin: String,
+    scheme: &'static str,
+    host: String,
+}
+
+/// Scheme and host by which a client reaches us. What it says of that itself counts only where it is a proxy that the
+/// configuration names.
+fn origin(request: &HttpRequest, config: &SchedulerConfig) -> (&'static str, String) {
+    let told = |name: &str| {
+        let value = request.headers().get(name)?.to_str().ok()?;
+        Some(value.split(',').next()?.trim().to_owned()).filter(|value| !value.is_empty())
+    };
+    let from = request.peer_addr().map(|from| from.ip());
+    let proxied = from.is_some_and(|from| config.trusted_proxies.contains(&from));
+    let forwarded = |name| told(name).filter(|_| proxied);
+    let scheme = match forwarded("x-forwarded-proto").as_deref() {
+        Some("https") => "https",
+        Some("http") => "http",
+        _ => config.scheme(),
+    };
+    let host = forwarded("x-forwarded-host").or_else(|| told("host"));
+    (scheme, host.unwrap_or_else(|| config.listen.to_string()))
 }
 
 impl Reached {
-    fn of(request: &HttpRequest) -> Self {
+    fn of(request: &HttpRequest, config: &SchedulerConfig) -> Self {
         let prefix: Vec<&str> = request.uri().path().splitn(5, '/').take(4).collect();
-        let connection = request.connection_info();
-        Self { prefix: prefix.join("/"), origin: format!("{}://{}", connection.scheme(), connection.host()) }
+        let (scheme, host) = origin(request, config);
+        Self { prefix: prefix.join("/"), origin: format!("{scheme}://{host}"), scheme, host }
+    }
+
+    /// A cookie of a function's page is for that function alone, whatever path and domain the page has for it.
+    pub(super) fn cookie(&self, cookie: &str) -> String {
+        let mut parts = cookie.split(';');
+        let mut out = parts.next().unwrap_or_default().to_owned();
+        let mut path = format!("{}/", self.prefix);
+        for part in parts {
+            let (name, value) = part.split_once('=').map_or((part.trim(), ""), |(n, v)| (n.trim(), v.trim()));
+            if name.eq_ignore_ascii_case("path") {
+                if value.starts_with('/') && value != "/" {
+                    path = if value.starts_with(&path) { value.to_owned() } else { format!("{}{value}", self.prefix) };
+                }
+            } else if !name.eq_ignore_ascii_case("domain") {
+                out.push(';');
+                out.push_str(part);
+            }
+        }
+        format!("{out}; Path={path}")
     }
 
     /// A server that does not know its prefix sends clients to paths of its own: the same place as clients reach it.
@@ -164,21 +235,21 @@ fn target(request: &HttpRequest) -> String {
 }
 
 /// The client's headers without those of its connection, and with what proxies add.
-fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::HeaderMap {
+fn headers_for(request: &HttpRequest, upgrades: bool, spent: bool, reached: &Reached) -> hyper::HeaderMap {
     let named = request.headers().get_all(header::CONNECTION).filter_map(|v| v.to_str().ok());
     let named: Vec<String> = named.flat_map(|v| v.split(',')).map(|v| v.trim().to_ascii_lowercase()).collect();
-    // A token opens Capstan, and is none of the container's business.
-    let spent = |name: &HeaderName| {
-        let is_token = *name == header::AUTHORIZATION && !request.headers().contains_key(TOKEN_HEADER);
-        // Headers of Capstan's own mark inputs; nobody else makes them up.
-        name.as_str().starts_with("capstan-") || (is_token && !open)
+    // Headers of Capstan's own mark inputs, and those of proxies say how we are reached; nobody else makes them up.
+    let ours = |name: &HeaderName| {
+        let name = name.as_str();
+        let told = matches!(name, "forwarded" | "x-forwarded-host" | "x-forwarded-proto" | "x-forwarded-prefix");
+        name.starts_with("capstan-") || told || (name == "authorization" && spent)
     };
     // Of a chunked body the length is not known, whatever the client says besides.
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let mut out = hyper::HeaderMap::new();
     for (name, value) in request.headers() {
         let untrue = chunked && *name == header::CONTENT_LENGTH;
-        if OWN.contains(name) || untrue || spent(name) || named.iter().any(|n| n == name.as_str()) {
+        if OWN.contains(name) || untrue || ours(name) || named.iter().any(|n| n == name.as_str()) {
             continue;
         }
         if let (Ok(name), Ok(value)) = (
@@ -201,15 +272,14 @@ fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::Head
         set("connection", "upgrade");
         set("upgrade", "websocket");
     }
-    let connection = request.connection_info().clone();
-    if let Some(peer) = connection.peer_addr() {
+    if let Some(peer) = request.peer_addr() {
         let before = request.headers().get_all("x-forwarded-for").filter_map(|v| v.to_str().ok());
-        let chain: Vec<&str> = before.chain([peer]).collect();
+        let chain: Vec<String> = before.map(str::to_owned).chain([peer.ip().to_string()]).collect();
         set("x-forwarded-for", &chain.join(", "));
     }
-    set("x-forwarded-host", connection.host());
-    set("x-forwarded-proto", connection.scheme());
-    set("x-forwarded-prefix", &Reached::of(request).prefix);
+    set("x-forwarded-host", &reached.host);
+    set("x-forwarded-proto", reached.scheme);
+    set("x-forwarded-prefix", &reached.prefix);
     out
 }
 
@@ -217,9 +287,27 @@ fn headers_for(request: &HttpRequest, upgrades: bool, open: bool) -> hyper::Head
 mod tests {
     use super::Reached;
 
+    fn reached() -> Reached {
+        let host = "127.0.0.1:7070".to_owned();
+        Reached { prefix: "/web/default/site".into(), origin: format!("http://{host}"), scheme: "http", host }
+    }
+
+    #[test]
+    fn a_cookie_stays_below_its_function() {
+        for (told, kept) in [
+            ("a=1", "a=1; Path=/web/default/site/"),
+            ("a=1; Path=/; HttpOnly", "a=1; HttpOnly; Path=/web/default/site/"),
+            ("a=1; path=/app; Domain=example.com", "a=1; Path=/web/default/site/app"),
+            ("a=1; Path=/web/default/site/x; Secure", "a=1; Secure; Path=/web/default/site/x"),
+            ("a=1; Path=/web/default/other", "a=1; Path=/web/default/site/web/default/other"),
+        ] {
+            assert_eq!(reached().cookie(told), kept, "{told}");
+        }
+    }
+
     #[test]
     fn a_servers_own_paths_lead_to_where_clients_reach_it() {
-        let reached = Reached { prefix: "/web/default/site".into(), origin: "http://127.0.0.1:7070".into() };
+        let reached = reached();
         for (told, led) in [
             ("/a/?b=1", "/web/default/site/a/?b=1"),
             ("/", "/web/default/site/"),

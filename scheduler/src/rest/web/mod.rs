@@ -12,7 +12,12 @@ pub mod pass {
     };
 }
 
-use super::{calls, functions::used, problem::Problem};
+use super::{
+    calls,
+    functions::used,
+    gate::{Gate, Visitor},
+    problem::Problem,
+};
 use crate::api::Api;
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -28,16 +33,20 @@ use capstan_common::{
     identity,
     refusal::{Code, Refusal},
 };
+use capstan_net::ServerStream;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioIo},
 };
-use percent_encoding::percent_decode_str;
 use rustls::{ClientConfig, pki_types::ServerName};
 use std::{
+    future::Future,
     io,
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -68,11 +77,37 @@ pub const TOKEN_HEADER: &str = "capstan-token";
 /// A request's body as it is passed on.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
+/// Connects to containers' servers, which are known by their addresses.
+#[derive(Clone, Copy)]
+struct ToContainer;
+
+impl tower::Service<hyper::Uri> for ToContainer {
+    type Response = TokioIo<ServerStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: hyper::Uri) -> Self::Future {
+        let host = uri.host().and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+        let address = host.zip(uri.port_u16());
+        Box::pin(async move {
+            let (host, port) = address.ok_or_else(|| io::Error::other("a container has no such address"))?;
+            let connected = tokio::time::timeout(CONNECT, ServerStream::connect(host, port)).await;
+            connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
+        })
+    }
+}
+
 /// Connections to containers and other schedulers, of one thread of the server.
 #[derive(Clone)]
 pub struct Proxy {
-    /// Sends requests.
+    /// Sends requests to other schedulers.
     pub client: Client<HttpsConnector<HttpConnector>, Body>,
+    /// Sends requests to containers.
+    containers: Client<ToContainer, Body>,
     /// Whether schedulers are spoken to in no other way than encrypted.
     encrypted: bool,
 }
@@ -91,7 +126,9 @@ impl Proxy {
         plain.enforce_http(false);
         plain.set_connect_timeout(Some(CONNECT));
         let connector = connector.enable_http1().wrap_connector(plain);
-        Self { client: Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector), encrypted }
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.pool_idle_timeout(IDLE);
+        Self { client: builder.build(connector), containers: builder.build(ToContainer), encrypted }
     }
 
     /// Whether a scheduler at this address may be told what clients say, tokens among it.
@@ -103,27 +140,27 @@ impl Proxy {
 /// Passes a request on to a container of its function, and the answer back.
 pub async fn web(
     api: web::Data<Api>,
-    proxy: web::Data<Proxy>,
+    (proxy, gate): (web::Data<Proxy>, web::Data<Gate>),
     request: HttpRequest,
+    path: web::Path<Function>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     if matches!(*request.method(), Method::TRACE | Method::CONNECT) {
         let detail = format!("{} is not passed on", request.method());
         return Err(Problem::new(Code::MethodNotAllowed, detail));
     }
-    // As the extractor of the other routes does it: here a part may be missing.
-    let part = |name| {
-        let written = request.match_info().get(name).unwrap_or_default();
-        percent_decode_str(written).decode_utf8_lossy().into_owned()
-    };
-    let key = used(&api, &(part("ns"), part("fn"))).await?;
-    let asked = Asked::of(&request, payload, api.config().tokens.is_empty())?;
+    let key = used(&api, &(path.ns.clone(), path.name.clone())).await?;
+    api.function(&key).await?;
+    gate.may_pass(&key)?;
+    let asked = Asked::of(&request, payload, Visitor::of(&request).spent, api.config())?;
     let traceparent = calls::terms(&request).ok().and_then(|terms| terms.traceparent);
+    // A connection that was kept may be closed just when it is used again: what changes nothing is sent once more.
+    let mut again = asked.is_repeatable();
     for tried in 1.. {
         let (mut visit, mut place) = api.visit(&key, traceparent.clone()).await?;
         let deadline = Instant::now() + place.timeout;
         let sent = tokio::select! {
-            sent = proxy.client.request(asked.request(&place, &visit)?) => sent,
+            sent = proxy.containers.request(asked.request(&place, &visit)?) => sent,
             why = answer::broken(&mut place.expelled, deadline, place.timeout) => {
                 visit.broke(&why);
                 return Err(failed(why));
@@ -139,6 +176,10 @@ pub async fn web(
                     visit.retract();
                     continue;
                 }
+                if ended.is_none() && std::mem::take(&mut again) {
+                    visit.retract();
+                    continue;
+                }
                 let why = ended.unwrap_or_else(|| Refusal::new(Code::FunctionFailed, told(&error)));
                 visit.broke(&why);
                 return Err(failed(why));
@@ -146,6 +187,14 @@ pub async fn web(
         }
     }
     Err(Problem::new(Code::Unavailable, "no container could be reached"))
+}
+
+/// The function that a path names, as the other routes read it.
+#[derive(serde::Deserialize)]
+pub struct Function {
+    ns: String,
+    #[serde(rename = "fn")]
+    name: String,
 }
 
 /// The whole chain of an error's reasons.

@@ -1,9 +1,10 @@
 //! One file of the log: preallocated, written from the front, with a header that names it.
 
+use super::disk::Disk;
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::FileExt,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,7 +26,7 @@ pub struct LogFile {
     /// Enters each frame's checksum.
     pub salt: u32,
     /// The open file.
-    pub file: Arc<File>,
+    pub file: Arc<Disk>,
     /// Where it is.
     pub path: PathBuf,
 }
@@ -45,7 +46,7 @@ pub fn prepare_spare(folder: &Path, bytes: u64) -> io::Result<()> {
 }
 
 fn write_zeros(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let zeros = vec![0u8; bytes.min(1 << 20) as usize];
     for _ in 0..bytes / zeros.len() as u64 {
         file.write_all(&zeros)?;
@@ -68,7 +69,7 @@ impl LogFile {
         prepare_spare(folder, bytes)?;
         let path = Self::path_of(folder, number);
         let salt = crc32c::crc32c_append(number, format!("{number}").as_bytes());
-        let spare = OpenOptions::new().read(true).write(true).open(folder.join(SPARE))?;
+        let spare = Disk::of(OpenOptions::new().read(true).write(true).open(folder.join(SPARE))?);
         let mut head = [0u8; FILE_HEAD as usize];
         head[..8].copy_from_slice(MAGIC);
         head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
@@ -85,7 +86,7 @@ impl LogFile {
 
     /// Opens a file that is there. `Ok(Err(format))`: a newer version wrote it.
     pub fn open(path: PathBuf) -> io::Result<Result<Self, u32>> {
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let file = Disk::of(OpenOptions::new().read(true).write(true).open(&path)?);
         let mut head = [0u8; FILE_HEAD as usize];
         file.read_exact_at(&mut head, 0)?;
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);

@@ -4,26 +4,29 @@
 //! the front: the oldest file's live values are appended again, then the file goes, so that a removal never has to outlive
 //! what it removed. See `docs/adr/0001-store-engine.md`.
 
+mod disk;
 mod file;
-
+#[cfg(test)]
+mod power;
 mod replay;
 
 use super::{
     Change, Store, StoreError, frame, layout,
     places::{Place, Places},
 };
+use crate::folder;
 use bytes::Bytes;
 use capstan_common::id::Epoch;
+use disk::Disk;
 use file::{FILE_BYTES, FILE_HEAD, LogFile};
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -32,6 +35,8 @@ use std::{
 const RESERVE: u64 = 8;
 /// Files' worth of dead bytes that is not worth reclaiming.
 const SLACK: u64 = 4;
+/// The file that says that the last life ended in order: every sync had succeeded, up to the batch that it names.
+const CLEAN: &str = "clean";
 /// How long the folder's lock is waited for, and the pause between two looks.
 const LOCK_WAIT: Duration = Duration::from_millis(1500);
 const LOCK_LOOK: Duration = Duration::from_millis(20);
@@ -41,12 +46,14 @@ const MOVE_BYTES: usize = 1 << 20;
 #[derive(Default)]
 struct Index {
     places: Places,
-    files: BTreeMap<u64, Arc<File>>,
+    files: BTreeMap<u64, Arc<Disk>>,
 }
 
 struct Log {
     files: VecDeque<LogFile>,
     end: u64,
+    /// Whether the last file has its end frame already: the last life ended between that and the next file's first frame.
+    ended: bool,
     sequence: u64,
     /// How far the oldest file has been moved.
     moved: u64,
@@ -57,7 +64,7 @@ struct Log {
 pub struct Embedded {
     folder: PathBuf,
     file_bytes: u64,
-    epoch: Epoch,
+    epoch: AtomicU64,
     index: RwLock<Index>,
     log: Mutex<Log>,
     preparing: Arc<AtomicBool>,
@@ -76,6 +83,8 @@ pub struct Opened {
     pub keys: usize,
     /// Bytes of a torn record that were cut off the end.
     pub cut: u64,
+    /// Bytes that were written once more, because the last life did not end in order.
+    pub rewritten: u64,
 }
 
 impl Embedded {
@@ -86,15 +95,25 @@ impl Embedded {
 
     /// The same with log files of another size.
     pub fn open_with(folder: &Path, file_bytes: u64) -> Result<(Self, Opened), StoreError> {
-        std::fs::create_dir_all(folder).map_err(written)?;
+        folder::make(folder).map_err(written)?;
         let lock = File::create(folder.join("lock")).map_err(written)?;
         take(&lock).map_err(|()| StoreError::InUse(folder.display().to_string()))?;
         let mut index = Index::default();
-        let (log, opened) = read_back(folder, file_bytes, &mut index)?;
-        let mut store = Self {
+        let (log, mut opened) = read_back(folder, file_bytes, &mut index)?;
+        let clean = folder.join(CLEAN);
+        let ended = std::fs::read_to_string(&clean).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(last) = log.files.back().filter(|_| ended != Some(log.sequence)) {
+            opened.rewritten = log.end;
+            replay::rewrite(last, log.end.min(last.file.len().map_err(StoreError::Read)?))
+                .map_err(StoreError::Unknown)?;
+        }
+        if ended.is_some() {
+            std::fs::remove_file(&clean).and_then(|()| folder::sync(folder)).map_err(written)?;
+        }
+        let store = Self {
             folder: folder.into(),
             file_bytes,
-            epoch: Epoch(0),
+            epoch: AtomicU64::new(0),
             index: RwLock::new(index),
             log: Mutex::new(log),
             preparing: Arc::new(AtomicBool::new(false)),
@@ -102,12 +121,20 @@ impl Embedded {
             no_spare: Arc::new(AtomicBool::new(false)),
             _lock: lock,
         };
-        let before =
-            store.get(layout::EPOCH)?.map_or(0, |value| value.as_ref().try_into().map(u64::from_le_bytes).unwrap_or(0));
-        store.epoch = Epoch(before + 1);
-        let value = Bytes::copy_from_slice(&store.epoch.0.to_le_bytes());
-        store.commit(&[Change::Put(layout::EPOCH.into(), value)])?;
+        store.renew()?;
         Ok((store, opened))
+    }
+
+    /// Takes a fencing number that nobody had before.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn renew(&self) -> Result<(), StoreError> {
+        let read = |value: Bytes| value.as_ref().try_into().map_or(0, u64::from_le_bytes);
+        let epoch = self.get(layout::EPOCH)?.map_or(0, read) + 1;
+        self.commit(&[Change::Put(layout::EPOCH.into(), Bytes::copy_from_slice(&epoch.to_le_bytes()))])?;
+        self.epoch.store(epoch, Ordering::Release);
+        Ok(())
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -121,7 +148,7 @@ impl Embedded {
             let _taking = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
             LogFile::create(&self.folder, number, self.file_bytes).map_err(written)?
         };
-        if let Some(current) = log.files.back() {
+        if let Some(current) = log.files.back().filter(|_| !log.ended) {
             let mut end = Vec::new();
             frame::write(current.salt, log.sequence + 1, frame::END, &mut end);
             current.file.write_all_at(&end, log.end).map_err(written)?;
@@ -132,6 +159,7 @@ impl Embedded {
         index.files.insert(u64::from(number), next.file.clone());
         log.files.push_back(next);
         log.end = FILE_HEAD;
+        log.ended = false;
         self.prepare_next();
         Ok(())
     }
@@ -205,14 +233,15 @@ impl Embedded {
         let Some(oldest) = log.files.front().cloned() else { return Ok(()) };
         let from = log.moved.max(FILE_HEAD);
         let mut bytes = vec![0u8; MOVE_BYTES];
-        let got = read_some(&oldest.file, &mut bytes, from).map_err(StoreError::Read)?;
+        let got = oldest.file.read_some_at(&mut bytes, from).map_err(StoreError::Read)?;
         let mut chunk = &bytes[..got];
         let whole;
         if frame::read(oldest.salt, chunk).is_none() && got >= frame::FRAME_HEAD {
             // A frame larger than the round.
-            let len = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]) as usize;
-            let mut large = vec![0u8; len.min(u32::MAX as usize)];
-            let got = read_some(&oldest.file, &mut large, from).map_err(StoreError::Read)?;
+            let len = u64::from(u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]));
+            let left = oldest.file.len().map_err(StoreError::Read)?.saturating_sub(from);
+            let mut large = vec![0u8; len.min(left) as usize];
+            let got = oldest.file.read_some_at(&mut large, from).map_err(StoreError::Read)?;
             large.truncate(got);
             whole = large;
             chunk = &whole;
@@ -262,7 +291,8 @@ impl Embedded {
 fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, Opened), StoreError> {
     let mut paths = LogFile::list(folder).map_err(StoreError::Read)?;
     drop_unbegun(&mut paths)?;
-    let mut log = Log { files: VecDeque::new(), end: FILE_HEAD, sequence: 0, moved: 0, buffer: Vec::new() };
+    let mut log =
+        Log { files: VecDeque::new(), end: FILE_HEAD, ended: false, sequence: 0, moved: 0, buffer: Vec::new() };
     let mut opened = Opened::default();
     let mut first = true;
     let count = paths.len();
@@ -288,6 +318,7 @@ fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, 
         opened.batches += replayed.sequence - before;
         opened.cut += replayed.cut;
         log.sequence = replayed.sequence;
+        log.ended = replayed.ended;
         log.end = if replayed.ended { file_bytes } else { replayed.end };
         index.files.insert(u64::from(file.number), file.file.clone());
         log.files.push_back(file);
@@ -313,10 +344,8 @@ fn take(lock: &File) -> Result<(), ()> {
 /// end: that one is then the last.
 fn drop_unbegun(paths: &mut Vec<PathBuf>) -> Result<(), StoreError> {
     let Some(last) = paths.last().filter(|_| paths.len() > 1) else { return Ok(()) };
-    let mut head = [0u8; frame::FRAME_HEAD];
-    let file = File::open(last).map_err(StoreError::Read)?;
-    let got = file.read_at(&mut head, FILE_HEAD).map_err(StoreError::Read)?;
-    if head[..got].iter().all(|b| *b == 0) {
+    let bytes = std::fs::read(last).map_err(StoreError::Read)?;
+    if bytes.iter().skip(FILE_HEAD as usize).all(|b| *b == 0) {
         std::fs::remove_file(last).map_err(StoreError::Unknown)?;
         paths.pop();
     }
@@ -332,17 +361,6 @@ fn first_sequence(file: &LogFile) -> io::Result<u64> {
     Ok(u64::from_le_bytes(sequence).saturating_sub(1))
 }
 
-fn read_some(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut got = 0;
-    while got < bytes.len() {
-        match file.read_at(&mut bytes[got..], at + got as u64)? {
-            0 => break,
-            n => got += n,
-        }
-    }
-    Ok(got)
-}
-
 /// A failed write is either a full disk, with nothing changed that counts, or of unknown effect.
 fn written(error: io::Error) -> StoreError {
     match error.kind() {
@@ -353,11 +371,18 @@ fn written(error: io::Error) -> StoreError {
 
 impl Store for Embedded {
     fn epoch(&self) -> Epoch {
-        self.epoch
+        Epoch(self.epoch.load(Ordering::Acquire))
     }
 
     fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        frame::fits(changes)?;
         self.append(&mut self.log(), changes)
+    }
+
+    fn finish(&self) {
+        let sequence = self.log().sequence.to_string();
+        // Without it the next start writes the last file once more.
+        let _ = std::fs::write(self.folder.join(CLEAN), sequence);
     }
 
     fn maintain(&self) -> Result<bool, StoreError> {

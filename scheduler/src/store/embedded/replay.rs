@@ -5,7 +5,8 @@ use crate::store::{
     StoreError,
     frame::{self, FRAME_HEAD, Read},
 };
-use std::os::unix::fs::FileExt;
+/// Bytes that are written again at once.
+const REWRITE_BYTES: usize = 1 << 20;
 
 /// Where a file's good frames end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,8 @@ pub struct Replayed {
     pub cut: u64,
 }
 
-/// Reads one file's frames in order. In the last file a torn tail is cut; anywhere else damage is an error.
+/// Reads one file's frames in order. In the last file a torn tail is cut; anywhere else damage is an error. A file ends where
+/// nothing but zeros follows: zeros with something behind them are a hole that a disk left.
 pub fn replay(
     log: &LogFile,
     mut sequence: u64,
@@ -45,7 +47,7 @@ pub fn replay(
         }
     }
     let rest = &bytes[at.min(bytes.len())..];
-    let clean = ended || rest.iter().take(FRAME_HEAD).all(|b| *b == 0);
+    let clean = ended || rest.iter().all(|b| *b == 0);
     let mut cut = 0;
     if !clean || (!last && !ended) {
         if !last || good_frame_after(log.salt, rest, sequence) {
@@ -60,6 +62,21 @@ pub fn replay(
         file.write_all_at(&zeros, at as u64).and_then(|()| file.sync_data()).map_err(StoreError::Unknown)?;
     }
     Ok(Replayed { end: at as u64, sequence, ended, cut })
+}
+
+/// Writes the frames of the last file once more as they were read, and has the disk take them. After an unclean end the kernel
+/// may show pages that never reached the disk, and that it would never write: what is read then is not durable because it is
+/// read. The bytes are the same, so that a power cut in the middle leaves no more damage than there was.
+pub fn rewrite(log: &LogFile, end: u64) -> std::io::Result<()> {
+    let mut bytes = vec![0u8; REWRITE_BYTES];
+    let mut at = 0;
+    while at < end {
+        let count = bytes.len().min((end - at) as usize);
+        log.file.read_exact_at(&mut bytes[..count], at)?;
+        log.file.write_all_at(&bytes[..count], at)?;
+        at += count as u64;
+    }
+    log.file.sync_data()
 }
 
 /// Whether an undamaged later frame lies somewhere in `bytes`: then what is before it was not a torn write.

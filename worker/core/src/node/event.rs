@@ -41,6 +41,13 @@ pub enum Event {
         /// Where its server listens; 0 if it is none.
         port: u16,
     },
+    /// A container's server that is not ready was looked at.
+    Looked {
+        /// Which.
+        container: ContainerId,
+        /// Where, and what was found.
+        detail: String,
+    },
     /// A container's own counter of requests was read.
     Counted {
         /// Which.

@@ -85,6 +85,7 @@ impl Node {
                 }
             }
             Event::Ready { container, phases, port } => self.ready(now, container, phases, port, out),
+            Event::Looked { container, detail } => self.tell(container, Report::Looked { container, detail }, out),
             Event::Counted { container, value } => self.tell(container, Report::Counted { container, value }, out),
             Event::Worked { container, group, results, run_us } => {
                 self.worked(now, container, group, results, run_us, out);
@@ -162,7 +163,7 @@ impl Node {
         }
         self.shards = shards.max(1);
         self.owners.insert(shard, Owner { epoch, link: Some(link) });
-        out.push(Effect::Tell(link, Report::Inventory { shard, held: self.inventory(shard) }));
+        out.push(Effect::Tell(link, Report::Inventory { shard, held: self.inventory(shard), more: false }));
         let of_shard = self.containers.iter().filter(|(_, c)| self.shard(&c.start.function) == shard);
         for (id, container) in of_shard {
             let report = match &container.life {

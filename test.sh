@@ -2,6 +2,7 @@
 # Passes all tests on a fresh Debian machine with Rust; installs what is missing, by package name.
 #   ./test.sh         everything that CI runs
 #   ./test.sh fast    the inner loop: formats, lints, and the pure tests
+#   ./test.sh full    that, and what takes long: a million fuzzed inputs, thousands of seeds, hundreds of kills, power cuts
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -17,7 +18,9 @@ install() { # command package
 install cc gcc
 install python3 python3
 install curl curl
+install git git
 install mount mount
+install fusermount3 fuse3
 install ip iproute2
 install prometheus prometheus
 install npm npm
@@ -25,7 +28,7 @@ install pip3 python3-pip
 install etcd etcd-server
 install etcdctl etcd-client
 
-pure=(-p capstan-common -p capstan-scheduler-core -p capstan-worker-core)
+pure=(-p capstan-common -p capstan-clock -p capstan-scheduler-core -p capstan-worker-core)
 run() {
     if command -v cargo-nextest >/dev/null; then cargo nextest run --no-fail-fast "$@"; else cargo test --no-fail-fast "$@"; fi
 }
@@ -36,11 +39,18 @@ if [ "${1:-}" = fast ]; then
     run "${pure[@]}"
     exit
 fi
+if [ "${1:-}" = full ]; then
+    # How much of each; an ordinary run has defaults that fit it.
+    export CAPSTAN_FUZZ_INPUTS=${CAPSTAN_FUZZ_INPUTS:-1000000} CAPSTAN_FUZZ=${CAPSTAN_FUZZ:-400}
+    export CAPSTAN_POWER_CUTS=${CAPSTAN_POWER_CUTS:-10000} CAPSTAN_FUSE_CUTS=${CAPSTAN_FUSE_CUTS:-50}
+    export CAPSTAN_KILLS=${CAPSTAN_KILLS:-100}
+fi
 
 cargo clippy --workspace --all-targets --all-features -- -D warnings
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 cargo deny check bans licenses sources
-npm install --prefix tests/kubernetes --no-package-lock --no-audit --no-fund --silent
+tests/advisories.sh
+npm ci --prefix tests/kubernetes --ignore-scripts --no-audit --no-fund --silent
 tests/kubernetes/helm.sh
 target/helm/helm lint --quiet --strict deploy/kubernetes/chart --set auth.secret=tokens
 target/helm/helm template capstan deploy/kubernetes/chart --set auth.secret=tokens --set scheduler.keda.enabled=true >target/helm/rendered.yaml

@@ -57,7 +57,7 @@ pub fn load(args: &UpArgs) -> anyhow::Result<Loaded> {
         }
     }
     if let Some(listen) = &args.listen {
-        set(&mut origins, "scheduler.listen", listen, "--listen")?;
+        set(&mut origins, "scheduler.listen", &address(listen)?, "--listen")?;
     }
     if let Some(folder) = &args.data_dir {
         set(&mut origins, "scheduler.data_dir", &folder.display().to_string(), "--data-dir")?;
@@ -75,8 +75,18 @@ pub fn load(args: &UpArgs) -> anyhow::Result<Loaded> {
     {
         origins.insert("worker.data_dir".into(), (folder, origin));
     }
-    let settings = unflatten(&origins).try_into().context("the configuration is not valid")?;
+    let mut settings: Settings = unflatten(&origins).try_into().context("the configuration is not valid")?;
+    settings.scheduler.read_tokens().map_err(anyhow::Error::msg)?;
     Ok(Loaded { settings, origins })
+}
+
+/// An address as people write it: `localhost` is this machine, and so is nothing before the port.
+fn address(text: &str) -> anyhow::Result<String> {
+    let port = text.strip_prefix("localhost:").or_else(|| text.strip_prefix(':'));
+    let address = port.map_or_else(|| text.to_owned(), |port| format!("127.0.0.1:{port}"));
+    let read = address.parse::<std::net::SocketAddr>();
+    read.map(|address| address.to_string())
+        .map_err(|_| anyhow::anyhow!("--listen must be an address and a port, like 127.0.0.1:7070, is `{text}`"))
 }
 
 fn flatten(prefix: &str, table: &Table, origin: &str, into: &mut BTreeMap<String, (Value, String)>) {

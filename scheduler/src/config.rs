@@ -45,6 +45,8 @@ pub struct SchedulerConfig {
     pub etcd: EtcdConfig,
     /// Bearer tokens, any of which opens everything. Empty: no token is needed, and only a loopback address may be listened on.
     pub tokens: Vec<String>,
+    /// A file with more of them, one a line: an environment is seen by more than a file.
+    pub tokens_file: PathBuf,
     /// The largest input or output over REST.
     pub payload_max_bytes: usize,
     /// Memory for requests' bodies that have not come whole, all together; a token has half of it at most.
@@ -116,6 +118,7 @@ impl Default for SchedulerConfig {
             etcd: EtcdConfig::default(),
             data_dir: PathBuf::from("capstan-data"),
             tokens: Vec::new(),
+            tokens_file: PathBuf::new(),
             payload_max_bytes: 16 << 20,
             bodies_max_bytes: 96 << 20,
             blob_threshold_bytes: 32 << 10,
@@ -153,6 +156,31 @@ impl SchedulerConfig {
     /// Whether it is one of a cluster.
     pub fn is_clustered(&self) -> bool {
         !self.etcd.endpoints.is_empty()
+    }
+
+    /// Reads the tokens of `tokens_file`, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or everybody can read it.
+    pub fn read_tokens(&mut self) -> Result<(), String> {
+        use std::os::unix::fs::PermissionsExt;
+        let file = &self.tokens_file;
+        if file.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let cannot = |error| format!("tokens_file {} cannot be read: {error}", file.display());
+        let mode = std::fs::metadata(file).map_err(cannot)?.permissions().mode();
+        if mode & 0o007 != 0 {
+            return Err(format!(
+                "tokens_file {} can be read by everybody on this machine: chmod 600 it",
+                file.display()
+            ));
+        }
+        let text = std::fs::read_to_string(file).map_err(cannot)?;
+        let tokens =
+            text.split(['\n', ',']).map(str::trim).filter(|token| !token.is_empty() && !token.starts_with('#'));
+        self.tokens.extend(tokens.map(str::to_owned));
+        Ok(())
     }
 
     /// Where large payloads lie.
@@ -197,7 +225,7 @@ impl SchedulerConfig {
     pub fn check(&self) -> Result<(), String> {
         if !self.listen.ip().is_loopback() && self.tokens.is_empty() {
             return Err(format!(
-                "listening on {} needs authentication: set `tokens` (or CAPSTAN_TOKENS), or listen on 127.0.0.1",
+                "listening on {} needs authentication: set `tokens` (or CAPSTAN_TOKENS) or `tokens_file`, or listen on 127.0.0.1",
                 self.listen
             ));
         }

@@ -237,6 +237,7 @@ impl Env {
             env.claim(&link).await;
         }
         env.settle_in_time();
+        env.tell_of_room();
         Ok(env)
     }
 
@@ -267,6 +268,29 @@ impl Env {
             }
             env.settle().await;
             env.forget_silent().await;
+        });
+    }
+
+    /// Functions hear when the store has room for what runs alone, and when for everything again.
+    fn tell_of_room(self: &Arc<Self>) {
+        let (env, mut tight) = (self.clone(), self.committer.tight());
+        actix::spawn(async move {
+            loop {
+                tokio::select! {
+                    changed = tight.changed() => if changed.is_err() { return },
+                    () = env.closed.cancelled() => return,
+                }
+                let full = *tight.borrow_and_update();
+                tracing::warn!(
+                    full,
+                    room = env.store.room(),
+                    "what waits is given out only while the store has room for its ends"
+                );
+                for (_, function) in env.own_functions() {
+                    // A function that is gone gives nothing out.
+                    let _ = function.send(Happen(vec![Event::StoreFull(full)])).await;
+                }
+            }
         });
     }
 

@@ -5,13 +5,15 @@ import { ScaledObject } from "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObj
 import { HorizontalPodAutoscaler } from "kubernetes-models/autoscaling/v2/HorizontalPodAutoscaler";
 import { StatefulSet } from "kubernetes-models/apps/v1/StatefulSet";
 import { Service } from "kubernetes-models/v1/Service";
+import { NetworkPolicy } from "kubernetes-models/networking.k8s.io/v1/NetworkPolicy";
 
-const kinds = { ScaledObject, HorizontalPodAutoscaler, StatefulSet, Service };
+const kinds = { ScaledObject, HorizontalPodAutoscaler, StatefulSet, Service, NetworkPolicy };
 const broken = {
   ScaledObject: (manifest) => (manifest.spec.pollingInterval = "soon"),
   HorizontalPodAutoscaler: (manifest) => (manifest.spec.minReplicas = "none"),
   StatefulSet: (manifest) => (manifest.spec.template.spec.containers[0].ports[0].containerPort = "rest"),
   Service: (manifest) => (manifest.spec.ports[0].port = "rest"),
+  NetworkPolicy: (manifest) => (manifest.spec.ingress = "nobody"),
 };
 
 function fits(manifest) {

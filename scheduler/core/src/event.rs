@@ -43,6 +43,8 @@ pub enum Event {
     },
     /// A Prometheus server was asked how many requests the model had in its retention.
     Asked(Requests),
+    /// The store has room for what runs alone, or for everything again.
+    StoreFull(bool),
     /// An instance is about to be used.
     Touch,
     /// A client opens a call.

@@ -3,6 +3,7 @@
 use super::{function::Happen, registry::Registry};
 use actix::prelude::*;
 use capstan_common::{
+    gpu::GpuRequest,
     id::{Epoch, WorkerId},
     resource::Amount,
 };
@@ -73,6 +74,18 @@ impl Handler<Nodes> for AutoscalerActor {
     type Result = u64;
     fn handle(&mut self, Nodes(size): Nodes, _: &mut Context<Self>) -> u64 {
         self.core.nodes(size)
+    }
+}
+
+/// Why no worker could ever hold such a container, if that is so.
+#[derive(Message)]
+#[rtype(result = "Option<String>")]
+pub struct Impossible(pub Amount, pub Vec<GpuRequest>);
+
+impl Handler<Impossible> for AutoscalerActor {
+    type Result = Option<String>;
+    fn handle(&mut self, Impossible(amount, gpus): Impossible, _: &mut Context<Self>) -> Option<String> {
+        self.core.impossible(amount, &gpus)
     }
 }
 

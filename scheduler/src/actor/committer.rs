@@ -16,7 +16,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Requests that may wait for the committer.
@@ -46,6 +46,7 @@ pub struct Group {
 pub struct Committer {
     requests: flume::Sender<Request>,
     full: Arc<AtomicBool>,
+    tight: watch::Receiver<bool>,
     stopping: Arc<AtomicBool>,
     lost: CancellationToken,
 }
@@ -62,11 +63,13 @@ impl Committer {
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = CancellationToken::new();
         let (full_too, stopping_too) = (full.clone(), stopping.clone());
+        let (tell_tight, tight) = watch::channel(false);
         let mut thread = Thread {
             functions,
             outcomes,
             metrics,
             full: full_too,
+            tight: tell_tight,
             stopping: stopping_too,
             lost: lost.clone(),
             group_bytes: store.group_bytes(),
@@ -75,7 +78,7 @@ impl Committer {
             bytes: 0,
         };
         let handle = std::thread::Builder::new().name("committer".into()).spawn(move || thread.run(&waiting))?;
-        Ok((Self { requests, full, stopping, lost }, handle))
+        Ok((Self { requests, full, tight, stopping, lost }, handle))
     }
 
     /// Hands over a function's records; gives them back if too much waits.
@@ -101,6 +104,11 @@ impl Committer {
         self.full.load(Ordering::Acquire)
     }
 
+    /// Tells when the store has room for the ends of what runs alone, and when for everything again.
+    pub fn tight(&self) -> watch::Receiver<bool> {
+        self.tight.clone()
+    }
+
     /// Cancelled when another owner has taken over: nothing is written any more.
     pub fn lost(&self) -> &CancellationToken {
         &self.lost
@@ -120,6 +128,7 @@ struct Thread {
     outcomes: Outcomes,
     metrics: Arc<Metrics>,
     full: Arc<AtomicBool>,
+    tight: watch::Sender<bool>,
     stopping: Arc<AtomicBool>,
     lost: CancellationToken,
     group_bytes: usize,
@@ -138,13 +147,28 @@ impl Thread {
                     Err(flume::TryRecvError::Disconnected) => return,
                 }
             } else {
-                let Ok(request) = waiting.recv() else { return };
-                request
+                match self.next(waiting) {
+                    Ok(Some(request)) => request,
+                    Ok(None) => continue,
+                    Err(flume::RecvError::Disconnected) => return,
+                }
             };
             if !self.group(first, waiting) {
                 self.store.finish();
                 return;
             }
+        }
+    }
+
+    /// The next request. While the store is tight nobody may have any: then it is looked again and again whether there is room.
+    fn next(&self, waiting: &flume::Receiver<Request>) -> Result<Option<Request>, flume::RecvError> {
+        if !*self.tight.borrow() {
+            return waiting.recv().map(Some);
+        }
+        match waiting.recv_timeout(FULL_PAUSE) {
+            Ok(request) => Ok(Some(request)),
+            Err(flume::RecvTimeoutError::Timeout) => Ok(None),
+            Err(flume::RecvTimeoutError::Disconnected) => Err(flume::RecvError::Disconnected),
         }
     }
 
@@ -222,7 +246,10 @@ impl Thread {
                 }
                 Err(StoreError::Full) if owned => {
                     if !self.full.swap(true, Ordering::AcqRel) {
-                        tracing::error!("the disk of the data folder is full: new work is refused until there is room");
+                        tracing::error!(
+                            room = self.store.room(),
+                            "the store is full: new work is refused until there is room"
+                        );
                     }
                     if self.stopping.load(Ordering::Acquire) {
                         return Err(StoreError::Full);
@@ -258,6 +285,8 @@ impl Thread {
 
     /// One round of housekeeping. Whether there is more to do.
     fn maintain(&self) -> bool {
+        let tight = self.store.is_tight();
+        self.tight.send_if_modified(|before| std::mem::replace(before, tight) != tight);
         match self.store.maintain() {
             Ok(more) => more,
             // What is not reached or not ours shows with the next write.

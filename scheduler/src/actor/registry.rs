@@ -188,7 +188,10 @@ impl Registry {
     /// A container gets a place: reports of it go to that function, if they come from this worker.
     pub fn route(&self, container: ContainerId, function: &FunctionKey, worker: &WorkerId) {
         let mut tables = self.write();
-        tables.minted = tables.minted.max(Some(container));
+        // One that was adopted has an id of another life, which says nothing about what this one has given.
+        if let Some(minted) = tables.minted.as_mut().filter(|minted| minted.epoch() == container.epoch()) {
+            *minted = container.max(*minted);
+        }
         tables.containers.insert(container, (function.clone(), worker.clone()));
     }
 
@@ -356,5 +359,31 @@ impl Registry {
         let mut tables = self.write();
         let entry = tables.workers.get_mut(worker);
         entry.map(|entry| entry.state = state).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(epoch: u64, number: u64) -> ContainerId {
+        ContainerId(ContainerId::first(Epoch(epoch)).0 + number)
+    }
+
+    #[test]
+    fn a_worker_may_claim_what_was_given_to_it_and_nothing_that_this_life_has_yet_to_give() {
+        // RELIABILITY A4 F1
+        let (registry, function) = (Registry::default(), FunctionKey::new("default", "f"));
+        let (one, other) = (WorkerId("one".into()), WorkerId("other".into()));
+        registry.begin(Epoch(1));
+        registry.route(id(1, 1), &function, &one);
+        assert!(registry.adopt(id(1, 1), &function, &one), "it was given");
+        assert!(!registry.adopt(id(1, 1), &function, &other), "another's");
+        assert!(!registry.adopt(id(1, 2), &function, &one), "still to come");
+        // Another scheduler's life may have had a higher epoch: all of its containers are adopted, in any order.
+        assert!(registry.adopt(id(2, 1), &function, &one));
+        registry.route(id(2, 1), &function, &one);
+        assert!(registry.adopt(id(2, 4), &function, &other), "what the other life gave was refused");
+        assert!(!registry.adopt(id(1, 3), &function, &one), "still to come");
     }
 }

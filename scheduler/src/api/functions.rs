@@ -2,7 +2,10 @@
 
 use super::{Api, store_refusal};
 use crate::{
-    actor::function::{Deploy, Deployed, Tell},
+    actor::{
+        autoscaler::Impossible,
+        function::{Deploy, Deployed, Tell},
+    },
     clock,
     store::layout::{self, StoredCall},
 };
@@ -11,6 +14,7 @@ use capstan_common::{
     id::{CallId, FunctionKey},
     parameter,
     refusal::{Code, Refusal},
+    resource::Amount,
     time::Time,
     validate,
 };
@@ -27,6 +31,8 @@ use std::sync::Arc;
 
 /// Calls that are looked at for one piece of recorded traffic.
 const RECORDED_PAGE: usize = 256;
+/// Bytes of recorded traffic in a page, about.
+const RECORDED_BYTES: usize = 1 << 20;
 
 /// A function as users see it.
 #[derive(Debug, Clone, Serialize)]
@@ -162,6 +168,17 @@ impl Api {
         Ok(())
     }
 
+    /// What is odd about a spec that can be deployed here and now: that no worker could hold a container of it, for one.
+    pub async fn oddities(&self, spec: &FunctionSpec) -> Vec<String> {
+        let resources = &spec.resources;
+        let (cpu_milli, memory_mib) = (resources.cpu.milli.into(), resources.memory_mib.into());
+        let amount = Amount { cpu_milli, memory_mib, gpus: 0 };
+        let gpus = resources.gpu.iter().filter_map(|gpu| gpu.parse().ok()).collect();
+        // The autoscaler lives as long as the scheduler.
+        let impossible = self.env.autoscaler.send(Impossible(amount, gpus)).await.ok().flatten();
+        impossible.map(|why| format!("resources: {why}; its inputs wait")).into_iter().collect()
+    }
+
     /// Deploys a revision. Answers the function, and whether it is new.
     pub async fn deploy(
         &self,
@@ -266,6 +283,11 @@ impl Api {
         self.settings(key).await
     }
 
+    /// Why inputs of a function wait, if they do.
+    pub async fn waiting(&self, key: &FunctionKey) -> Result<Option<Waiting>, Refusal> {
+        self.ask(key, |core| core.waiting()).await
+    }
+
     /// A function's numbers.
     pub async fn stats(&self, key: &FunctionKey) -> Result<Stats, Refusal> {
         self.ask(key, |core| core.stats()).await
@@ -283,11 +305,16 @@ impl Api {
     }
 
     fn read_recorded(&self, key: &FunctionKey, after: Option<CallId>) -> Result<(String, Option<CallId>), Refusal> {
-        let mut lines = String::new();
+        let (mut lines, mut last) = (String::new(), None);
         let after = after.map(layout::ended);
         let store = &self.home(key.place())?.store;
         let page = store.keys(layout::ENDED, after.as_deref(), RECORDED_PAGE, false);
         for call in page.iter().filter_map(|key| layout::call_of(key)) {
+            if lines.len() > RECORDED_BYTES {
+                // The next page begins behind the last call that is in this one.
+                return Ok((lines, last));
+            }
+            last = Some(call);
             // One that expires meanwhile is passed over.
             let Some(bytes) = store.get(&layout::ended(call)).map_err(store_refusal)? else { continue };
             let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;

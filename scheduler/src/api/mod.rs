@@ -42,6 +42,10 @@ use serde::Serialize;
 use std::sync::{Arc, Mutex, atomic::AtomicU64};
 use tokio_util::sync::CancellationToken;
 
+/// The pause between two looks whether the store refuses writes, and how long a cancel waits for one that does.
+const FULL_LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+const FULL_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A scheduler's verbs.
 pub struct Api {
     env: Arc<Shared>,
@@ -297,7 +301,10 @@ impl Api {
             stored = self.stored_call(stored.record.id).await.unwrap_or(stored);
         }
         let record = &stored.record;
-        let (inputs, state) = live.unwrap_or((record.counts, record.state));
+        let (mut inputs, state) = live.unwrap_or((record.counts, record.state));
+        // Of one that has ended and is not written down yet only its begin is known: the rest counts as what it was then.
+        let known = inputs.pending + inputs.running + inputs.ended();
+        inputs.pending += inputs.total.saturating_sub(known);
         CallView {
             id: record.id,
             namespace: stored.function.namespace.clone(),
@@ -321,8 +328,26 @@ impl Api {
         let stored = self.seen_call(who, call).await?;
         if stored.record.finished.is_none() {
             let actor = self.actor(&stored.function)?;
-            let told = actor.send(crate::actor::function::Tell(Event::Cancel { call })).await;
-            told.map_err(|_| self.gone(&stored.function))??;
+            let told = actor.send(crate::actor::function::Tell(Event::Cancel { call }));
+            let env = self.home(call.place())?;
+            let full = async {
+                // A write that was refused, and is tried again: how long that takes nobody knows.
+                while !env.committer.is_full() {
+                    tokio::time::sleep(FULL_LOOK).await;
+                }
+                tokio::time::sleep(FULL_WAIT).await;
+            };
+            tokio::select! {
+                biased;
+                told = told => told.map_err(|_| self.gone(&stored.function))??,
+                () = full => {
+                    let detail = format!(
+                        "the call is cancelled and what ran of it stops, but that cannot be written down: {}. Free some space; a restart before that would let it go on",
+                        env.store.room()
+                    );
+                    return Err(Refusal { detail, ..store_full() });
+                }
+            }
         }
         self.call(who, call).await
     }
@@ -410,7 +435,9 @@ fn has_room(env: &Env) -> Result<(), Refusal> {
         return Err(Refusal { retry_after_s: Some(2), ..Refusal::new(Code::Unavailable, detail) });
     }
     if env.committer.is_full() || !env.store.has_room() {
-        return Err(store_full());
+        let detail =
+            format!("the store is full: {}; nothing was accepted, free some space and try again", env.store.room());
+        return Err(Refusal { detail, ..store_full() });
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::{
         layout::{self, StoredCall},
         load::each_key,
     },
+    tls,
 };
 use actix::ArbiterHandle;
 use capstan_common::refusal::Refusal;
@@ -38,6 +39,9 @@ impl Api {
     async fn sweep(&self) -> Result<(), Refusal> {
         // A full disk takes it no more, and is why there is something to sweep.
         let _ = self.env.globals.remember_time(clock::now()).await;
+        if let Err(error) = tls::forget_old_invitations(&self.env.globals).await {
+            tracing::warn!(%error, "join tokens that are too old could not be removed");
+        }
         if clock::now() < self.forgets_from {
             return Ok(());
         }

@@ -151,8 +151,10 @@ impl Session {
             held.entry(container.function.clone()).or_default().push(container);
         }
         for (key, function) in env.own_functions() {
-            let mut held = held.remove(&key).unwrap_or_default();
-            held.retain(|h| self.shared.registry.adopt(h.container, &key, &self.worker));
+            let told = held.remove(&key).unwrap_or_default();
+            let (held, refused) = told
+                .into_iter()
+                .partition::<Vec<_>, _>(|h| self.shared.registry.adopt(h.container, &key, &self.worker));
             if self.link.cut.is_cancelled() {
                 // A newer link may have told already what the worker holds by now.
                 return;
@@ -160,6 +162,9 @@ impl Session {
             let (worker, orders, generation) = (self.worker.clone(), self.link.orders.clone(), self.generation);
             // A function that ends meanwhile stops its containers itself.
             let _ = function.send(Joined { worker, generation, orders, held }).await;
+            for stranger in refused {
+                self.stop_orphan(stranger.container).await;
+            }
         }
         for orphan in held.into_values().flatten() {
             let leases = orphan.finished.iter().map(|done| done.held.lease).collect();

@@ -13,7 +13,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::BytesMut;
 use capstan_common::{
     call::CallState,
-    id::CallId,
+    id::{CallId, FunctionKey},
     refusal::{Code, Refusal},
     trace,
 };
@@ -50,18 +50,35 @@ pub fn terms(request: &HttpRequest) -> Result<Terms, Problem> {
     Ok(Terms { traceparent, key })
 }
 
+/// A refusal with an error, and for one that gives up with why the function's inputs wait.
+pub async fn with_waiting(api: &Api, key: &FunctionKey, refusal: Refusal, mut error: serde_json::Value) -> Problem {
+    if matches!(refusal.code, Code::Unavailable | Code::FunctionTimeout)
+        && let Ok(Some(waiting)) = api.waiting(key).await
+    {
+        error["waiting"] = json!(waiting);
+    }
+    if error.is_null() { refusal.into() } else { Problem::with(refusal, "error", error) }
+}
+
 pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = used(&api, &path).await?;
     let terms = terms(&request)?;
     let input = Body::of(&request, payload)?.json(api.config().payload_max_bytes).await?;
     let claim = Claim::of(&request, &key, &terms)?;
-    let invoked = api.invoke(&key, input, &terms).await.inspect_err(|_| Claim::undo(&claim))?;
+    let invoked = match api.invoke(&key, input, &terms).await {
+        Ok(invoked) => invoked,
+        Err(refusal) => {
+            Claim::undo(&claim);
+            return Err(with_waiting(&api, &key, refusal, serde_json::Value::Null).await);
+        }
+    };
     let call = ("Capstan-Call-Id", invoked.call.to_string());
     match invoked.output {
         Ok(output) => Ok(HttpResponse::Ok().insert_header(call).content_type("application/json").body(output)),
         Err(failed) => {
             let (refusal, error) = *failed;
-            let mut response = actix_web::ResponseError::error_response(&Problem::with(refusal, "error", error));
+            let problem = with_waiting(&api, &key, refusal, error).await;
+            let mut response = actix_web::ResponseError::error_response(&problem);
             let name = actix_web::http::header::HeaderName::from_static("capstan-call-id");
             if let Ok(value) = call.1.parse() {
                 response.headers_mut().insert(name, value);

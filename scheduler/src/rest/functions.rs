@@ -98,14 +98,16 @@ pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, paylo
     let expected = check(&api, &key, &request).await?;
     if query::<DeployQuery>(&request)?.dry_run {
         api.deployable(&key, &spec).await?;
-        return Ok(HttpResponse::Ok().json(json!({"dry_run": true, "spec": spec, "warnings": warnings(&bytes)})));
+        let warnings = [warnings(&bytes), api.oddities(&spec).await].concat();
+        return Ok(HttpResponse::Ok().json(json!({"dry_run": true, "spec": spec, "warnings": warnings})));
     }
+    let warnings = [warnings(&bytes), api.oddities(&spec).await].concat();
     let deploying = {
         let api = api.clone();
         async move { api.deploy(key, spec, expected).await }
     };
     let (mut function, new) = to_its_end(deploying).await?;
-    function.warnings = warnings(&bytes);
+    function.warnings = warnings;
     let mut response = if new { HttpResponse::Created() } else { HttpResponse::Ok() };
     response.insert_header((header::ETAG, format!("\"{}\"", function.revision)));
     Ok(response.json(function))

@@ -52,6 +52,8 @@ pub const PAYLOADS: &[u8] = b"B";
 pub const NAMESPACES: &[u8] = b"N";
 /// The key of the cluster's authority.
 pub const AUTHORITY: &[u8] = b"X";
+/// Prefix of join tokens.
+pub const JOINS: &[u8] = b"J";
 /// Prefix of API tokens.
 pub const TOKENS: &[u8] = b"U";
 /// Written with each revoking of a token: nobody sees that a key is gone.
@@ -162,7 +164,7 @@ pub fn decisions(function: &FunctionKey) -> Box<[u8]> {
 
 /// The key of a join token.
 pub fn join(id: &str) -> Box<[u8]> {
-    key(&[b"J", id.as_bytes()])
+    key(&[JOINS, id.as_bytes()])
 }
 
 /// The key of a worker whose certificate was revoked.

@@ -69,6 +69,14 @@ pub trait Store: Send + Sync + 'static {
     fn keys(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize, reverse: bool) -> Vec<Box<[u8]>>;
     /// Whether there is room for new work; what was accepted always has some left.
     fn has_room(&self) -> bool;
+    /// Whether what room is left is for the ends of what runs, and for cancels: nothing more is given out meanwhile.
+    fn is_tight(&self) -> bool {
+        false
+    }
+    /// How much room there is and how much is needed, in words.
+    fn room(&self) -> String {
+        "free some space".into()
+    }
     /// Bytes on disk, and bytes of live values.
     fn size(&self) -> (u64, u64);
     /// Whether it can be reached now: while not, nothing new is accepted.

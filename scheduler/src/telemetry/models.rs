@@ -8,6 +8,8 @@ use std::{
 
 /// Seconds that are kept.
 const KEPT_S: u64 = 24 * 3600;
+/// Models that are known at one time, about.
+const MODELS: usize = 20_000;
 
 #[derive(Debug, Default)]
 struct Model {
@@ -30,6 +32,10 @@ impl Models {
     /// The model exists, and all its requests after `since` are counted here: there may be none.
     pub fn know(&self, namespace: &str, model: &str, since: Time) {
         let mut table = self.table();
+        if table.len() >= MODELS {
+            // Those that nobody has asked for in a day: a function of one that is still there makes it known again.
+            table.retain(|_, model| !model.seconds.is_empty());
+        }
         let model = table.entry((namespace.into(), model.into())).or_default();
         model.since = model.since.max(since);
     }

@@ -180,6 +180,18 @@ pub async fn admit(globals: &Globals, claim: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes join tokens that nobody used in time.
+///
+/// # Errors
+/// The store's.
+pub async fn forget_old_invitations(globals: &Globals) -> Result<(), StoreError> {
+    let now = clock::now();
+    let old = |value: &[u8]| layout::decode::<Join>(value).map_or(true, |join| join.until < now);
+    let all = globals.pairs(layout::JOINS).await?;
+    let changes: Vec<_> = all.into_iter().filter(|(_, value)| old(value)).map(|(key, _)| Change::Delete(key)).collect();
+    if changes.is_empty() { Ok(()) } else { globals.write(changes).await }
+}
+
 /// Whether a certificate is a worker's.
 pub fn is_of(certificate: &CertificateDer<'_>, worker: &str) -> bool {
     is_called(certificate, &identity::worker(worker))

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message;
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher, Hasher, RandomState},
     io,
     path::PathBuf,
     sync::{
@@ -68,6 +69,12 @@ pub enum Dial {
     InProcess(mpsc::Sender<DuplexStream>),
     /// Elsewhere.
     At(Address),
+}
+
+/// A pause between half and all of its length: thousands that lost the same scheduler do not come back in step.
+fn jittered(pause: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    pause / 2 + (pause / 2).mul_f64(random as f64 / u64::MAX as f64)
 }
 
 async fn connect(dial: Dial, tls: Option<Arc<Tls>>) -> Result<Channel, tonic::transport::Error> {
@@ -198,7 +205,7 @@ impl Links {
                 }
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            tokio::time::sleep(jittered(Duration::from_millis(pause))).await;
         }
     }
 

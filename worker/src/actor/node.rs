@@ -25,6 +25,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+/// Reports that may wait before output is left out: 16 KiB each, at most.
+const LOGS_WAITING: usize = 2048;
+
 /// Owns the node.
 pub struct NodeActor {
     core: Node,
@@ -159,6 +162,10 @@ impl NodeActor {
     /// A report that finds no room breaks the link: the next inventory tells everything.
     fn tell(&mut self, link: LinkId, report: Report) {
         let Some((outbox, cut)) = self.outboxes.get(&link) else { return };
+        // Output is the first that is left out where a scheduler does not read: of all reports it alone has no bound of its own.
+        if matches!(report, Report::Log { .. }) && outbox.capacity() < BACKLOG - LOGS_WAITING {
+            return;
+        }
         if outbox.try_send(report).is_err() {
             tracing::warn!(waiting = BACKLOG, "the scheduler does not take reports: the link is cut");
             cut.cancel();

@@ -112,6 +112,15 @@ impl Autoscaler {
         gpus.iter().filter(open).cloned().collect()
     }
 
+    /// Why no worker of the cluster could ever hold such a container, if that is so: a wish that only waits until somebody asks.
+    pub fn impossible(&self, amount: Amount, gpus: &[GpuRequest]) -> Option<String> {
+        let asked = Asked { amount, gpus };
+        match place(asked, self.candidates(None, &self.leave_room())) {
+            Err(obstacle @ Obstacle::Impossible(_)) => Some(obstacle.sentence(asked)),
+            _ => None,
+        }
+    }
+
     fn candidates<'a>(
         &'a self,
         reserved: Option<&'a WorkerId>,

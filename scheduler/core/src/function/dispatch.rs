@@ -20,7 +20,7 @@ impl Function {
         let mut taken = Vec::new();
         let at_once = self.deployed.spec.groups_at_once();
         while let Some((container, room)) = self.pool.next_free(at_once, !self.web.waits()) {
-            let ready = self.queue.ready();
+            let ready = if self.store_full { 0 } else { self.queue.ready() };
             let due = size == 1 || ready >= size || self.batch_due().is_some_and(|due| due <= now);
             if self.web.has_turn(ready > 0 && due) {
                 self.admit(now, container, out);

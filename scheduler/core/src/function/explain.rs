@@ -138,6 +138,12 @@ impl Function {
         if self.holding {
             return Waiting::new("recovering", "after a restart, known workers are asked what they still hold");
         }
+        if self.store_full {
+            return Waiting::new(
+                "store",
+                "the store has room for the ends of what runs, and for nothing more: free some space on its disk, or cancel calls",
+            );
+        }
         if self.starts.failed > 0 {
             let detail = format!(
                 "{} starts in a row failed, the next is tried at most {} s after the last; last: {}",

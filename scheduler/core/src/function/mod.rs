@@ -90,6 +90,8 @@ pub struct Function {
     removed: bool,
     /// After a restart: what known workers hold is not known yet, so nothing is given out.
     holding: bool,
+    /// The store keeps what room it has for what runs and for cancels: nothing more is given out.
+    store_full: bool,
     calls: BTreeMap<CallId, Call>,
     /// Calls with outcomes of this step.
     touched: BTreeSet<CallId>,
@@ -167,6 +169,7 @@ impl Function {
             overrides,
             removed: false,
             holding: false,
+            store_full: false,
             calls: BTreeMap::new(),
             touched: BTreeSet::new(),
             tails: BTreeSet::new(),
@@ -268,6 +271,7 @@ impl Function {
             Event::Ended { container, ending, begun } => self.ended(now, container, ending, &begun, out),
             Event::Inventory { worker, held } => self.inventory(now, &worker, held, out),
             Event::WorkerLost { worker } => self.worker_lost(now, &worker, out),
+            Event::StoreFull(full) => self.store_full = full,
             Event::Settled => self.holding = false,
             Event::StopContainer { container } => self.stop_container(container, out)?,
             Event::DrainWorker { worker } => self.drain_worker(&worker, out),

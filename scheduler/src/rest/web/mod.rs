@@ -30,6 +30,7 @@ use actix_web::{
 use asked::Asked;
 use bytes::Bytes;
 use capstan_common::{
+    id::FunctionKey,
     identity,
     refusal::{Code, Refusal},
 };
@@ -157,17 +158,25 @@ pub async fn web(
     // A connection that was kept may be closed just when it is used again: what changes nothing is sent once more.
     let mut again = asked.is_repeatable();
     for tried in 1.. {
-        let (mut visit, mut place) = api.visit(&key, traceparent.clone()).await?;
+        let (mut visit, mut place) = match api.visit(&key, traceparent.clone()).await {
+            Ok(visit) => visit,
+            Err(why) => return Err(failed(&api, &key, why).await),
+        };
         let deadline = Instant::now() + place.timeout;
         let sent = tokio::select! {
             sent = proxy.containers.request(asked.request(&place, &visit)?) => sent,
             why = answer::broken(&mut place.expelled, deadline, place.timeout) => {
                 visit.broke(&why);
-                return Err(failed(why));
+                return Err(failed(&api, &key, why).await);
             }
         };
         match sent {
-            Ok(response) => return answer::answer(response, asked, visit, place, deadline).await.map_err(failed),
+            Ok(response) => {
+                return match answer::answer(response, asked, visit, place, deadline).await {
+                    Ok(answer) => Ok(answer),
+                    Err(why) => Err(failed(&api, &key, why).await),
+                };
+            }
             Err(error) => {
                 // Its container's end, which is heard of a moment later, says more, and frees the way for another one.
                 let ended = tokio::time::timeout(END, &mut place.expelled).await.ok().and_then(Result::ok);
@@ -182,7 +191,7 @@ pub async fn web(
                 }
                 let why = ended.unwrap_or_else(|| Refusal::new(Code::FunctionFailed, told(&error)));
                 visit.broke(&why);
-                return Err(failed(why));
+                return Err(failed(&api, &key, why).await);
             }
         }
     }
@@ -209,12 +218,12 @@ fn told(error: &Error) -> String {
 }
 
 /// The answer of a request that has none of its container's, in the form of a failed invoke.
-fn failed(why: Refusal) -> Problem {
+async fn failed(api: &Api, key: &FunctionKey, why: Refusal) -> Problem {
     let kind = match why.code {
         Code::FunctionTimeout => "FunctionTimeout",
         Code::FunctionFailed => "WebRequest",
-        _ => return why.into(),
+        _ => return calls::with_waiting(api, key, why, serde_json::Value::Null).await,
     };
     let error = serde_json::json!({"type": kind, "message": why.detail, "traceback": ""});
-    Problem::with(why, "error", error)
+    calls::with_waiting(api, key, why, error).await
 }

@@ -54,6 +54,11 @@ fn write_zeros(path: &Path, bytes: u64) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Whether a disk has no room.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Whether a prepared file waits.
 pub fn has_spare(folder: &Path) -> bool {
     folder.join(SPARE).exists()
@@ -64,9 +69,13 @@ impl LogFile {
         folder.join(format!("{number:010}.log"))
     }
 
-    /// Makes the next file, from the spare one if there is one.
+    /// Makes the next file, from the spare one if there is one; a smaller one where the disk has no room for that.
     pub fn create(folder: &Path, number: u32, bytes: u64) -> io::Result<Self> {
-        prepare_spare(folder, bytes)?;
+        let mut sizes = [1, 4, 16, 64].into_iter().map(|part| prepare_spare(folder, bytes / part));
+        let made = sizes.next().unwrap_or(Ok(()));
+        made.or_else(
+            |error| if is_full(&error) { sizes.find(Result::is_ok).unwrap_or(Err(error)) } else { Err(error) },
+        )?;
         let path = Self::path_of(folder, number);
         let salt = crc32c::crc32c_append(number, format!("{number}").as_bytes());
         let spare = Disk::of(OpenOptions::new().read(true).write(true).open(folder.join(SPARE))?);

@@ -33,6 +33,8 @@ use std::{
 
 /// The part of the current file that new work may not take: outcomes of accepted work need it on a full disk.
 const RESERVE: u64 = 8;
+/// The part that is left for the ends of what runs, and for cancels: nothing more is given out.
+const TIGHT: u64 = 16;
 /// Files' worth of dead bytes that is not worth reclaiming.
 const SLACK: u64 = 4;
 /// The file that says that the last life ended in order: every sync had succeeded, up to the batch that it names.
@@ -52,6 +54,8 @@ struct Index {
 struct Log {
     files: VecDeque<LogFile>,
     end: u64,
+    /// How large the last file is: smaller than others where the disk had no room for one of the usual size.
+    size: u64,
     /// Whether the last file has its end frame already: the last life ended between that and the next file's first frame.
     ended: bool,
     sequence: u64,
@@ -125,6 +129,15 @@ impl Embedded {
         Ok((store, opened))
     }
 
+    /// Bytes that can still be written, as far as that is known to matter.
+    fn left(&self) -> u64 {
+        if !self.no_spare.load(Ordering::Acquire) || file::has_spare(&self.folder) {
+            return u64::MAX;
+        }
+        let log = self.log();
+        log.size.saturating_sub(log.end)
+    }
+
     /// Takes a fencing number that nobody had before.
     ///
     /// # Errors
@@ -157,6 +170,7 @@ impl Embedded {
         }
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         index.files.insert(u64::from(number), next.file.clone());
+        log.size = next.file.len().map_err(StoreError::Read)?;
         log.files.push_back(next);
         log.end = FILE_HEAD;
         log.ended = false;
@@ -197,7 +211,7 @@ impl Embedded {
                 Change::Delete(k) => k.len() as u64 + 11,
             })
             .sum();
-        let room = self.file_bytes.saturating_sub(log.end + 2 * frame::FRAME_HEAD as u64);
+        let room = log.size.saturating_sub(log.end + 2 * frame::FRAME_HEAD as u64);
         if log.files.is_empty() || (size > room && log.end > FILE_HEAD) {
             self.roll(log)?;
         }
@@ -291,8 +305,15 @@ impl Embedded {
 fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, Opened), StoreError> {
     let mut paths = LogFile::list(folder).map_err(StoreError::Read)?;
     drop_unbegun(&mut paths)?;
-    let mut log =
-        Log { files: VecDeque::new(), end: FILE_HEAD, ended: false, sequence: 0, moved: 0, buffer: Vec::new() };
+    let mut log = Log {
+        files: VecDeque::new(),
+        end: FILE_HEAD,
+        size: file_bytes,
+        ended: false,
+        sequence: 0,
+        moved: 0,
+        buffer: Vec::new(),
+    };
     let mut opened = Opened::default();
     let mut first = true;
     let count = paths.len();
@@ -319,7 +340,8 @@ fn read_back(folder: &Path, file_bytes: u64, index: &mut Index) -> Result<(Log, 
         opened.cut += replayed.cut;
         log.sequence = replayed.sequence;
         log.ended = replayed.ended;
-        log.end = if replayed.ended { file_bytes } else { replayed.end };
+        log.size = file.file.len().map_err(StoreError::Read)?;
+        log.end = if replayed.ended { log.size } else { replayed.end };
         index.files.insert(u64::from(file.number), file.file.clone());
         log.files.push_back(file);
     }
@@ -363,10 +385,7 @@ fn first_sequence(file: &LogFile) -> io::Result<u64> {
 
 /// A failed write is either a full disk, with nothing changed that counts, or of unknown effect.
 fn written(error: io::Error) -> StoreError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full,
-        _ => StoreError::Unknown(error),
-    }
+    if file::is_full(&error) { StoreError::Full } else { StoreError::Unknown(error) }
 }
 
 impl Store for Embedded {
@@ -425,8 +444,20 @@ impl Store for Embedded {
     }
 
     fn has_room(&self) -> bool {
-        let no_spare = self.no_spare.load(Ordering::Acquire) && !file::has_spare(&self.folder);
-        !no_spare || self.log().end < self.file_bytes - self.file_bytes / RESERVE
+        self.left() > self.file_bytes / RESERVE
+    }
+
+    fn is_tight(&self) -> bool {
+        self.left() < self.file_bytes / TIGHT
+    }
+
+    fn room(&self) -> String {
+        let mib = |bytes: u64| bytes >> 20;
+        let disk = rustix::fs::statvfs(&self.folder);
+        let free =
+            disk.map_or_else(|_| "little".to_owned(), |disk| format!("{} MiB", mib(disk.f_bavail * disk.f_frsize)));
+        let needs = mib(self.file_bytes);
+        format!("the disk of {} has {free} free, and the log needs {needs} MiB at a time", self.folder.display())
     }
 
     fn size(&self) -> (u64, u64) {

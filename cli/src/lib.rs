@@ -7,7 +7,7 @@ mod commands;
 mod config;
 mod demo;
 pub mod local;
-mod manifest;
+pub mod manifest;
 mod output;
 mod top;
 mod up;

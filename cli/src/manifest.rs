@@ -4,6 +4,9 @@ use crate::client::Failed;
 use serde_json::{Map, Value};
 use std::path::Path;
 
+/// The longest manifest, in bytes.
+const LONGEST: u64 = 16 << 20;
+
 /// One function to deploy.
 #[derive(Debug, PartialEq)]
 pub struct Entry {
@@ -21,12 +24,21 @@ fn usage(path: &Path, what: impl std::fmt::Display) -> Failed {
 
 /// Reads a manifest. Relative working folders are taken from the manifest's own folder.
 pub fn read(path: &Path) -> Result<Vec<Entry>, Failed> {
+    let size = std::fs::metadata(path).map_or(0, |found| found.len());
+    if size > LONGEST {
+        return Err(usage(path, format!("has {size} bytes; a manifest has at most {LONGEST}")));
+    }
     let text = std::fs::read_to_string(path).map_err(|e| usage(path, format!("cannot be read: {e}")))?;
+    parse(path, &text)
+}
+
+/// Reads the text of a manifest, which is in the language that the path's extension names.
+pub fn parse(path: &Path, text: &str) -> Result<Vec<Entry>, Failed> {
     let documents: Vec<Value> = match path.extension().and_then(|e| e.to_str()) {
-        Some("toml") => vec![toml::from_str(&text).map_err(|e| usage(path, e))?],
-        Some("json") => vec![serde_json::from_str(&text).map_err(|e| usage(path, e))?],
+        Some("toml") => vec![toml::from_str(text).map_err(|e| usage(path, e))?],
+        Some("json") => vec![serde_json::from_str(text).map_err(|e| usage(path, e))?],
         // YAML 1.2: `on`, `off`, `y` and `n` are texts.
-        _ => serde_saphyr::from_multiple_with_options(&text, serde_saphyr::options! { strict_booleans: true })
+        _ => serde_saphyr::from_multiple_with_options(text, serde_saphyr::options! { strict_booleans: true })
             .map_err(|e| usage(path, e))?,
     };
     let folder = path.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default();

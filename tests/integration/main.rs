@@ -21,6 +21,7 @@ mod prometheus;
 mod scaling;
 mod servers;
 mod store;
+mod storm;
 mod telemetry;
 mod tls;
 mod volumes;

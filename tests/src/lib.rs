@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod etcd;
+pub mod mutate;
 pub mod raw;
 pub mod real;
 pub mod spec;

@@ -80,6 +80,22 @@ impl Raw {
         Ok(answer)
     }
 
+    /// Sends bytes over a connection of their own and nothing more, and reads all that is answered until the other side closes.
+    pub fn ask(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut stream = self.connect()?;
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let (mut answer, mut buffer) = (Vec::new(), [0; 8192]);
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(answer),
+                Ok(count) if answer.len() < ANSWER_MAX => answer.extend_from_slice(&buffer[..count]),
+                // What was cut off has been answered all the same.
+                Ok(_) | Err(_) => return Ok(answer),
+            }
+        }
+    }
+
     fn exchange(&mut self, mut stream: TcpStream, request: &[u8], method: &str) -> Result<Answer> {
         stream.write_all(request)?;
         let (mut got, mut buffer) = (Vec::new(), [0; 8192]);

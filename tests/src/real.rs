@@ -16,6 +16,18 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("{name} is not built: run `cargo build --workspace` first"))
 }
 
+/// Resident memory of a process and its children, in MiB.
+pub fn memory_mib(pid: u32) -> Result<f64> {
+    let of = |pid: u32| -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    };
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let theirs: f64 = children.split_whitespace().filter_map(|c| of(c.parse().ok()?).ok()).sum();
+    Ok(((of(pid)? + theirs) * 10.0).round() / 10.0)
+}
+
 /// A running `capstan up` and a client of it. Ends with it.
 pub struct Up {
     child: Child,
@@ -25,6 +37,8 @@ pub struct Up {
     pub data: PathBuf,
     /// A client.
     pub http: reqwest::Client,
+    /// Processes that end with it.
+    beside: Vec<Child>,
 }
 
 impl Up {
@@ -56,7 +70,13 @@ impl Up {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
             bail!("capstan up did not start: {log}");
         };
-        Ok(Self { url: url.into(), child, data: data.into(), http: reqwest::Client::new() })
+        Ok(Self { url: url.into(), child, data: data.into(), http: reqwest::Client::new(), beside: Vec::new() })
+    }
+
+    /// A process that ends with it.
+    pub fn with(mut self, child: Child) -> Self {
+        self.beside.push(child);
+        self
     }
 
     /// Its process id.
@@ -171,8 +191,10 @@ impl Up {
 impl Drop for Up {
     fn drop(&mut self) {
         // Ended already by `stop` or `kill`: nothing to do.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in self.beside.iter_mut().chain([&mut self.child]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -6,7 +6,7 @@ pub mod govern;
 pub mod instances;
 pub mod models;
 pub mod owner;
-mod promql;
+pub mod promql;
 pub mod results;
 pub mod submit;
 mod supply;

@@ -1,6 +1,6 @@
 //! The scheduler's side of the link: workers dial in, say what they hold, then reports come up and orders go down.
 
-mod check;
+pub mod check;
 mod orders;
 mod session;
 

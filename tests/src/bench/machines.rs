@@ -1,12 +1,9 @@
 //! Ten thousand workers with a hundred thousand containers, played by two processes, on one real scheduler.
 
-use super::{
-    percentile_ms,
-    scale::{cpu_s, memory_mib},
-};
+use super::{percentile_ms, scale::cpu_s};
 use crate::{
     cluster::eventually,
-    real::{Up, binary, spec},
+    real::{Up, binary, memory_mib, spec},
 };
 use anyhow::{Context, Result, ensure};
 use capstan::local::free_ports;

@@ -1,10 +1,7 @@
 //! Many functions, shares, days: what scaling costs and how true it is.
 
-use super::{
-    percentile_ms,
-    scale::{cpu_s, memory_mib},
-};
-use crate::real::{Up, spec};
+use super::{percentile_ms, scale::cpu_s};
+use crate::real::{Up, memory_mib, spec};
 use anyhow::{Context, Result};
 use capstan_common::{
     function::FunctionSpec,

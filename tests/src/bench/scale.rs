@@ -4,23 +4,11 @@ use super::{
     load::{lines, parked},
     percentile_ms,
 };
-use crate::real::{Up, echo};
+use crate::real::{Up, echo, memory_mib};
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-/// Resident memory of a process and its children, in MiB.
-pub fn memory_mib(pid: u32) -> Result<f64> {
-    let of = |pid: u32| -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-    };
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let theirs: f64 = children.split_whitespace().filter_map(|c| of(c.parse().ok()?).ok()).sum();
-    Ok(((of(pid)? + theirs) * 10.0).round() / 10.0)
-}
 
 /// CPU seconds that a process has used.
 pub fn cpu_s(pid: u32) -> Result<f64> {

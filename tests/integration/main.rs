@@ -1,9 +1,12 @@
 //! Black-box tests: the real binary, its real interface, real processes.
 
 mod access;
+mod bounds;
 mod calls;
 mod cli;
 mod cluster;
+mod console;
+mod disks;
 mod doors;
 mod examples;
 mod faults;

@@ -84,6 +84,11 @@ fn serve(how: &str, mut stream: TcpStream) -> Option<()> {
                     stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n");
             }
             "drops" => return None,
+            "verbose" => {
+                request.body(&mut reader);
+                let body = format!("\"{}\"", "x".repeat(20_000));
+                answer(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.as_bytes());
+            }
             "half" => {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n12");
                 return None;

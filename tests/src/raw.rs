@@ -1,6 +1,8 @@
-//! Requests as they are written: no client in between that mends a path or a header.
+//! Requests as they are written: no client in between that mends a path or a header. Acknowledgements are not delayed: what comes
+//! in two pieces comes at once.
 
 use anyhow::{Context, Result, bail};
+use rustix::net::sockopt::set_tcp_quickack;
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -103,6 +105,7 @@ impl Raw {
             if let Some(end) = got.windows(4).position(|four| four == b"\r\n\r\n") {
                 break end;
             }
+            set_tcp_quickack(&stream, true)?;
             match stream.read(&mut buffer)? {
                 0 => bail!("closed before the answer's head had come"),
                 count => got.extend_from_slice(&buffer[..count]),
@@ -119,6 +122,7 @@ impl Raw {
         let wanted = if bare { Some(0) } else { length };
         let mut body = got[end + 4..].to_vec();
         while wanted.is_none_or(|wanted| body.len() < wanted) && body.len() < ANSWER_MAX {
+            set_tcp_quickack(&stream, true)?;
             match stream.read(&mut buffer) {
                 // Of an endless answer the begin is enough.
                 Ok(0) | Err(_) => break,
@@ -128,7 +132,9 @@ impl Raw {
                 break;
             }
         }
-        let kept = wanted.is_some_and(|wanted| body.len() == wanted) && field("connection").as_deref() != Some("close");
+        let kept = wanted.is_some_and(|wanted| body.len() == wanted)
+            && head.starts_with("http/1.1")
+            && field("connection").as_deref() != Some("close");
         self.stream = kept.then_some(stream);
         Ok(Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() })
     }

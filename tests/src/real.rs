@@ -49,17 +49,28 @@ impl Up {
 
     /// The same, with more said to its process.
     pub fn start_with(data: &Path, arguments: &[&str], more: impl FnOnce(&mut Command)) -> Result<Self> {
+        let log = data.with_extension(format!("{}.log", arguments.len()));
+        let file = std::fs::File::create(&log)?;
+        let told = || std::fs::read_to_string(&log).unwrap_or_default();
+        Self::launch(data, arguments, more, file.into()).with_context(told)
+    }
+
+    /// The same, with its log somewhere else.
+    pub fn start_logging(data: &Path, arguments: &[&str], log: Stdio) -> Result<Self> {
+        Self::launch(data, arguments, |_| {}, log)
+    }
+
+    fn launch(data: &Path, arguments: &[&str], more: impl FnOnce(&mut Command), log: Stdio) -> Result<Self> {
         capstan::client::provide_crypto();
         let mut command = Command::new(binary("capstan")?);
         more(&mut command);
-        let log = data.with_extension(format!("{}.log", arguments.len()));
         let mut child = command
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data)
             .args(arguments)
             .env_remove("CAPSTAN_LISTEN")
             .stdout(Stdio::piped())
-            .stderr(Stdio::from(std::fs::File::create(&log)?))
+            .stderr(log)
             .spawn()?;
         let out = child.stdout.take().context("no standard output")?;
         let mut line = String::new();
@@ -67,8 +78,7 @@ impl Up {
         let Some(url) = line.trim().strip_prefix("ready ") else {
             let _ = child.kill();
             let _ = child.wait();
-            let log = std::fs::read_to_string(&log).unwrap_or_default();
-            bail!("capstan up did not start: {log}");
+            bail!("capstan up did not start");
         };
         Ok(Self { url: url.into(), child, data: data.into(), http: reqwest::Client::new(), beside: Vec::new() })
     }

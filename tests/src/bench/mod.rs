@@ -5,6 +5,7 @@ mod load;
 mod machines;
 mod pools;
 mod scale;
+mod servers;
 mod through;
 
 use anyhow::{Result, bail};
@@ -12,10 +13,12 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 24] = [
     "spawn_map",
     "spawn",
     "invoke",
+    "servers",
+    "servers_map",
     "backlog",
     "map",
     "map_two",
@@ -45,6 +48,8 @@ pub async fn run(names: &[String]) -> Result<()> {
             "spawn_map" => load::spawn_map().await?,
             "spawn" => load::spawn().await?,
             "invoke" => load::invoke().await?,
+            "servers" => servers::servers().await?,
+            "servers_map" => servers::map().await?,
             "backlog" => load::backlog().await?,
             "map" => through::map(16, 1, 200_000).await?,
             "map_two" => through::map(1, 2, 50_000).await?,

@@ -162,10 +162,17 @@ impl Client {
         let text = response.text().await.unwrap_or_default();
         let problem: Value = serde_json::from_str(&text).unwrap_or_default();
         let detail = problem["detail"].as_str().unwrap_or(&text);
-        let code = problem["code"].as_str().unwrap_or_default();
+        let Some(code) = problem["code"].as_str() else {
+            let (url, begin) = (&self.url, text.trim().chars().take(200).collect::<String>());
+            return Err(Failed::NoConnection(format!(
+                "what answers at {url} is no Capstan scheduler ({status}): {begin}"
+            )));
+        };
+        let remedy =
+            if status == StatusCode::UNAUTHORIZED { "; give a token with --token (CAPSTAN_TOKEN)" } else { "" };
         let traceback =
             problem["error"]["traceback"].as_str().map(|t| format!("\n{}", t.trim_end())).unwrap_or_default();
-        let told = format!("{detail}{traceback} ({code}, {})", status.as_u16());
+        let told = format!("{detail}{remedy}{traceback} ({code}, {})", status.as_u16());
         Err(match code {
             "function_failed" | "function_timeout" => Failed::Function(told, problem),
             _ => Failed::Refused(told, problem),

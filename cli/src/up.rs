@@ -27,6 +27,10 @@ pub struct Running {
 impl Running {
     /// Starts both.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            !settings.scheduler.link_tls,
+            "scheduler.link_tls=true encrypts the links of other machines, and `capstan up` has none: leave it out, or run `capstan scheduler` and `capstan worker`"
+        );
         let (dial, dialled) = mpsc::channel(4);
         let worker = worker_settings(&settings);
         let server = server::start(settings.scheduler, LinkListener::InProcess(dialled)).await?;

@@ -53,9 +53,9 @@ pub struct SchedulerConfig {
     pub bodies_max_bytes: usize,
     /// Payloads above this travel through the blob store.
     pub blob_threshold_bytes: usize,
-    /// Requests a second that a token may send, sustained.
+    /// Requests a second that a token may send which change something, sustained; reading is not counted.
     pub rate_per_s: u32,
-    /// Requests a second that a token may send in a burst.
+    /// The same in a burst.
     pub rate_burst: u32,
     /// How long such a burst may last, in seconds.
     pub rate_burst_s: u32,

@@ -166,5 +166,7 @@ pub async fn events(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-cache"))
+        // A proxy in between passes each event on as it comes.
+        .insert_header(("X-Accel-Buffering", "no"))
         .streaming(Box::pin(all))
 }

@@ -44,6 +44,7 @@ const HOPS: u32 = 3;
 const STILL: Duration = Duration::from_secs(3);
 /// What a request is told whose owner is gone.
 const BROKEN_OFF: &str = "the scheduler that owns this function ended in the middle of the request; whether it was accepted is not known: ask, or send it again with an Idempotency-Key";
+const MAP_BROKEN_OFF: &str = "the scheduler that owns this function ended in the middle of the map; what has no line here is not done: send those inputs again";
 /// The longest list that one scheduler tells another.
 pub const LIST_MAX: usize = 64 << 20;
 
@@ -219,7 +220,7 @@ fn lines(response: hyper::Response<hyper::body::Incoming>) -> HttpResponse {
         while let Some(piece) = pieces.next().await {
             let Ok(piece) = piece else {
                 let line_end = if whole { "" } else { "\n" };
-                yield Ok::<_, io::Error>(Bytes::from(format!("{line_end}{}", last_line(&unavailable(BROKEN_OFF)))));
+                yield Ok::<_, io::Error>(Bytes::from(format!("{line_end}{}", last_line(&unavailable(MAP_BROKEN_OFF)))));
                 return;
             };
             whole = piece.last().is_none_or(|byte| *byte == b'\n');

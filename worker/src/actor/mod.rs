@@ -44,7 +44,7 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
     let cgroups = if config.cgroups { Cgroups::detect(&format!("capstan-{instance}")) } else { Cgroups::default() };
     let limits = cgroups.describe();
     let parents: Vec<_> = cgroups.folders().filter_map(|f| f.parent().map(std::path::Path::to_path_buf)).collect();
-    keeper::clean_stale(&parents);
+    keeper::clean_stale(&instance, &parents);
     // From here on, whatever happens to us, nothing of ours is left behind.
     let keeper = keeper::start(&instance, &scratch, cgroups.folders()).context("the keeper cannot be started")?;
     let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;

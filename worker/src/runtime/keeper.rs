@@ -52,12 +52,14 @@ fn clean(instance: &str, folders: &[PathBuf]) {
     }
 }
 
-/// Cleans up after workers of this machine that died together with their keepers. `parents` are the folders that hold
+/// Cleans up after workers of this machine that died together with their keepers; `own` is the one that starts. `parents` are the folders that hold
 /// workers' cgroups.
-pub fn clean_stale(parents: &[PathBuf]) {
+pub fn clean_stale(own: &str, parents: &[PathBuf]) {
+    // Whatever else has this process's pid is left from an earlier one: in an image each is process 1.
+    let pid_of = |instance: &str| instance.split('-').next().unwrap_or_default().to_owned();
     let alive = |instance: &str| {
-        let pid = instance.split('-').next().unwrap_or_default();
-        Path::new("/proc").join(pid).exists()
+        let pid = pid_of(instance);
+        instance == own || (pid != pid_of(own) && Path::new("/proc").join(pid).exists())
     };
     for instance in tree::values(tree::WORKER).into_iter().filter(|instance| !alive(instance)) {
         tracing::warn!(instance, "processes of a dead worker were found and are ended");

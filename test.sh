@@ -47,7 +47,7 @@ if [ "${1:-}" = full ]; then
 fi
 
 cargo clippy --workspace --all-targets --all-features -- -D warnings
-command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny@0.20.2
 cargo deny check bans licenses sources
 tests/advisories.sh
 npm ci --prefix tests/kubernetes --ignore-scripts --no-audit --no-fund --silent

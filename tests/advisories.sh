@@ -17,4 +17,4 @@ git -C "$copy" init --quiet
 git -C "$copy" -c core.autocrlf=false add --all
 git -C "$copy" -c user.name=advisories -c user.email=advisories@localhost -c commit.gpgsign=false commit --quiet -m "advisories"
 sed "s|^db-path = .*|db-path = \"$base\"|" deny.toml >"$base/deny.toml"
-cargo deny check --config "$base/deny.toml" --disable-fetch advisories
+cargo deny --offline --config "$base/deny.toml" check advisories

@@ -27,6 +27,7 @@ pub struct Cli {
     pub token: Option<String>,
     /// The namespace.
     #[arg(long, short, global = true, env = "CAPSTAN_NAMESPACE", default_value = "default")]
+    #[arg(value_parser = named)]
     pub namespace: String,
     /// Print what the scheduler answered, as JSON.
     #[arg(long, global = true)]
@@ -81,10 +82,14 @@ Examples:
         instances: Option<String>,
     },
     /// Remove a function; its pending inputs end as cancelled.
-    Remove { function: String },
+    Remove {
+        #[arg(value_parser = named)]
+        function: String,
+    },
     /// Send one input and wait for its output.
     #[command(after_help = "Example:\n  capstan invoke examples.count '\"/etc/hosts\"'")]
     Invoke {
+        #[arg(value_parser = named)]
         function: String,
         /// The input, as JSON; `-` reads it from standard input.
         #[arg(default_value = "null")]
@@ -93,6 +98,7 @@ Examples:
     /// Send many inputs (NDJSON) and print their outputs while they come.
     #[command(after_help = "Example:\n  seq 1000 | capstan map square --collect > squares.ndjson")]
     Map {
+        #[arg(value_parser = named)]
         function: String,
         /// Lines of JSON; standard input without it.
         file: Option<PathBuf>,
@@ -111,6 +117,7 @@ Examples:
         after_help = "Examples:\n  capstan spawn examples.count '\"/etc/hosts\"'\n  seq 1000000 | capstan spawn square --file -"
     )]
     Spawn {
+        #[arg(value_parser = named)]
         function: String,
         /// One input, as JSON.
         #[arg(conflicts_with = "file")]
@@ -125,6 +132,7 @@ Examples:
     /// List calls, newest first.
     Calls {
         #[arg(long)]
+        #[arg(value_parser = named)]
         function: Option<String>,
         /// pending, running, succeeded, failed or cancelled.
         #[arg(long)]
@@ -151,6 +159,7 @@ Examples:
         after_help = "Examples:\n  capstan autoscaler f --min 2 --max 10\n  capstan autoscaler f --reset max_containers"
     )]
     Autoscaler {
+        #[arg(value_parser = named)]
         function: String,
         #[arg(long)]
         min: Option<u32>,
@@ -174,6 +183,7 @@ Examples:
     },
     /// Print what a function's containers write.
     Logs {
+        #[arg(value_parser = named)]
         function: String,
         /// Go on as more comes.
         #[arg(long, short)]
@@ -183,6 +193,7 @@ Examples:
     Top,
     /// Show a function's schedule, pause it, let it go on, or run it now.
     Schedule {
+        #[arg(value_parser = named)]
         function: String,
         #[command(subcommand)]
         action: Option<ScheduleAction>,
@@ -257,6 +268,7 @@ Examples:
     /// List containers.
     Containers {
         #[arg(long)]
+        #[arg(value_parser = named)]
         function: Option<String>,
     },
     /// Print the effective configuration of `up`, and where each value came from.
@@ -478,4 +490,12 @@ pub struct DemoArgs {
     /// The folder with the example functions; without it, the ones that came with this program.
     #[arg(long)]
     pub examples: Option<PathBuf>,
+}
+
+/// A name that may stand in a path: `..` would lead out of it.
+fn named(text: &str) -> Result<String, String> {
+    if text.is_empty() || matches!(text, "." | "..") || text.contains(['/', '?', '#']) {
+        return Err("a name has letters, digits, `.`, `_` and `-`, and is neither `.` nor `..`".into());
+    }
+    Ok(text.into())
 }

@@ -141,10 +141,21 @@ impl Client {
         let response = loop {
             let again = request.try_clone();
             let response = request.send().await.map_err(|error| {
+                if error.is_builder() {
+                    return Failed::Usage(format!(
+                        "the request cannot be made: {}; look at --token and --url",
+                        root(&error)
+                    ));
+                }
+                if error.is_body() {
+                    return Failed::Usage(format!("what is to be sent cannot be read: {}", root(&error)));
+                }
                 let url = &self.url;
                 let why = root(&error);
                 let remedy = if why.contains("certificate") {
                     "name the authority that signed it with --ca FILE (CAPSTAN_CA)"
+                } else if why.contains("InvalidContentType") {
+                    "it speaks plain http: write http:// in --url"
                 } else {
                     "is `capstan up` running there?"
                 };
@@ -274,6 +285,9 @@ pub async fn body_of(
     seen: impl Fn(&[u8]) + Send + Sync + 'static,
 ) -> Result<reqwest::Body, Failed> {
     let reader: Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin> = match file.filter(|f| *f != Path::new("-")) {
+        Some(path) if path.is_dir() => {
+            return Err(Failed::Usage(format!("{} cannot be read: it is a folder", path.display())));
+        }
         Some(path) => {
             let opened = tokio::fs::File::open(path).await;
             Box::new(opened.map_err(|e| Failed::Usage(format!("{} cannot be read: {e}", path.display())))?)

@@ -30,7 +30,10 @@ pub fn function_key(namespace: &str, name: &str) -> Result<FunctionKey, Refusal>
     for (what, text) in [("namespace", namespace), ("function", name)] {
         if !is_name(text) {
             let shown: String = text.chars().take(160).collect();
-            return Err(Refusal::field(what, format!("name `{shown}` must match [a-z0-9A-Z._-]{{1,128}}")));
+            return Err(Refusal::field(
+                what,
+                format!("name `{shown}` must match [a-z0-9A-Z._-]{{1,128}}, and be neither `.` nor `..`"),
+            ));
         }
     }
     Ok(FunctionKey::new(namespace, name))

@@ -63,6 +63,43 @@ async fn a_thousand_half_sent_bodies_take_no_more_than_their_share() {
     assert_eq!(status, 202, "{answer}");
 }
 
+/// The most memory that a process itself had since it was last asked.
+fn peak_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
+
+#[tokio::test]
+async fn outputs_that_waited_for_a_slow_first_one_are_given_piece_by_piece() {
+    // RELIABILITY B1: a map needs constant memory.
+    let (_folder, up) = fresh(&[]);
+    let program = "read n; [ $n = 0 ] && while [ ! -e go ]; do sleep 0.1; done; head -c 4000000 /dev/zero | tr '\\0' a";
+    let mut spec =
+        spec(&["sh", "-c", program], "exec", json!({"autoscaler": {"max_containers": 3}, "resources": {"cpu": 0.1}}));
+    let here = tempfile::tempdir().unwrap();
+    spec["runtime"]["process"]["working_dir"] = json!(here.path());
+    up.deploy("f", spec).await.unwrap();
+    let body: String = (0..40).map(|n| format!("{n}\n")).collect();
+    let mut answer = up.http.post(up.function("f", "/map")).body(body).send().await.unwrap();
+    let id = answer.headers()["Capstan-Call-Id"].to_str().unwrap().to_owned();
+    up.until_at(&format!("/v1/calls/{id}"), Duration::from_secs(60), |view| view["inputs"]["succeeded"] == 39)
+        .await
+        .unwrap();
+    peak_mib(up.pid());
+    let idle = memory_mib(up.pid()).unwrap();
+    std::fs::write(here.path().join("go"), "").unwrap();
+    let (mut lines, mut bytes) = (0, 0);
+    while let Some(piece) = answer.chunk().await.unwrap() {
+        lines += piece.iter().filter(|byte| **byte == b'\n').count();
+        bytes += piece.len();
+    }
+    assert!(lines == 40 && bytes > 160_000_000, "{lines} lines, {bytes} bytes");
+    let peak = peak_mib(up.pid());
+    assert!(peak < idle + 100.0, "{idle} MiB before, {peak} at most");
+}
+
 #[tokio::test]
 async fn long_lists_that_nobody_reads_are_not_held() {
     let (_folder, up) = fresh(&[]);

@@ -175,3 +175,16 @@ async fn a_request_that_meets_a_limit_is_sent_again() {
         assert_eq!(code(&listed), 0, "{}", String::from_utf8_lossy(&listed.stderr));
     }
 }
+
+#[tokio::test]
+async fn mistakes_on_this_side_are_told_as_such() {
+    let (folder, up) = served().await;
+    for name in ["..", ".", "", "a/../b"] {
+        let told = capstan(&up.url, &["invoke", name, "1"], "");
+        assert_eq!(code(&told), 2, "{name}: {told:?}");
+    }
+    let told = capstan(&up.url, &["--token", "a\nb", "functions"], "");
+    assert_eq!(code(&told), 2, "{told:?}");
+    let told = capstan(&up.url, &["map", "cat", &folder.path().display().to_string()], "");
+    assert_eq!(code(&told), 2, "a folder is no file: {told:?}");
+}

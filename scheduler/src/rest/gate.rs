@@ -189,8 +189,10 @@ fn same_origin(request: &ServiceRequest) -> Result<(), Refusal> {
         let shown: String = value.chars().take(80).collect();
         Err(Refusal::new(Code::Forbidden, format!("`{shown}` {why}; without tokens only local requests are served")))
     };
-    if let Some(host) = host.filter(|host| !is_local(host)) {
-        return refused(host, "is not an address of this machine");
+    // A target may name a host of its own.
+    let target = request.uri().authority().map(|authority| authority.as_str());
+    if let Some(foreign) = host.into_iter().chain(target).find(|host| !is_local(host)) {
+        return refused(foreign, "is not an address of this machine");
     }
     let own = |origin: &str| origin.split_once("://").is_some_and(|(_, at)| host.is_some_and(|host| host == at));
     if let Some(origin) = origin.filter(|origin| !own(origin)) {
@@ -202,11 +204,13 @@ fn same_origin(request: &ServiceRequest) -> Result<(), Refusal> {
 
 /// Whether a `Host` names this machine.
 fn is_local(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
+    let (name, port) = match host.strip_prefix('[') {
+        Some(v6) => v6.split_once(']').unwrap_or_default(),
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    let is_port =
+        port.is_empty() || port.strip_prefix(':').is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    is_port && (name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()))
 }
 
 /// Whether the gate is shared by all threads of a server; without it nobody passes.
@@ -248,7 +252,15 @@ mod tests {
         for local in ["127.0.0.1:7070", "localhost", "[::1]:7070", "127.8.9.1"] {
             assert!(is_local(local), "{local}");
         }
-        for foreign in ["example.com", "10.0.0.1:7070", "localhost.example.com", "null", ""] {
+        for foreign in [
+            "example.com",
+            "10.0.0.1:7070",
+            "localhost.example.com",
+            "127.0.0.1:7070@example.com",
+            "[::1]example.com",
+            "null",
+            "",
+        ] {
             assert!(!is_local(foreign), "{foreign}");
         }
     }

@@ -31,6 +31,8 @@ use tokio::sync::mpsc;
 const READ_AHEAD: usize = 2048;
 /// Bytes of inputs that were read and wait for credit.
 const READ_AHEAD_BYTES: usize = 4 << 20;
+/// Bytes of lines that are given to the client at once, about: what follows is read when those have gone.
+const PIECE_BYTES: usize = 256 << 10;
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -66,6 +68,8 @@ struct Stream {
     outputs: bool,
     /// Ended before their turn.
     early: BTreeMap<u64, Outcome>,
+    /// What has its turn and no line yet.
+    ready: VecDeque<(u64, Outcome)>,
     next: u64,
     succeeded: u64,
     failed: u64,
@@ -130,6 +134,7 @@ pub async fn map(
         raise,
         outputs,
         early: BTreeMap::new(),
+        ready: VecDeque::new(),
         next: 0,
         succeeded: 0,
         failed: 0,
@@ -140,7 +145,13 @@ pub async fn map(
     };
     let lines = async_stream::stream! {
         while !stream.over {
-            if let Err(problem) = stream.turn().await {
+            // News come when what is ready has been given: a piece at a time, as fast as the client reads.
+            let turned = if stream.ready.is_empty() { stream.turn().await } else { Ok(()) };
+            let written = match turned {
+                Ok(()) => stream.write_ready().await,
+                failed => failed,
+            };
+            if let Err(problem) = written {
                 stream.fail(&problem);
             }
             if !stream.out.is_empty() {
@@ -225,7 +236,7 @@ impl Stream {
             Some(Update::Credit(count)) => self.credit += count,
             Some(Update::Ended(entries)) => {
                 for entry in entries.iter() {
-                    self.ended(entry).await?;
+                    self.ended(entry);
                     if self.over {
                         return Ok(());
                     }
@@ -242,7 +253,7 @@ impl Stream {
         Ok(())
     }
 
-    async fn ended(&mut self, entry: &Entry) -> Result<(), Problem> {
+    fn ended(&mut self, entry: &Entry) {
         for index in entry.index..entry.index + entry.count {
             let outcome = &entry.outcome;
             match outcome {
@@ -256,17 +267,27 @@ impl Stream {
                 self.over = true;
                 self.write_counts(Some((index, outcome)));
             } else if !self.ordered {
-                self.write(index, outcome.clone()).await?;
+                self.ready.push_back((index, outcome.clone()));
             } else {
                 self.early.insert(index, outcome.clone());
-                while let Some(outcome) = self.early.remove(&self.next).filter(|_| !self.over) {
-                    self.write(self.next, outcome).await?;
+                while let Some(outcome) = self.early.remove(&self.next) {
+                    self.ready.push_back((self.next, outcome));
                     self.next += 1;
                 }
             }
             if self.over {
-                return Ok(());
+                return;
             }
+        }
+    }
+
+    /// Writes lines of what is ready, as many as make a piece: all that waited for a slow first one may be a thousand outputs.
+    async fn write_ready(&mut self) -> Result<(), Problem> {
+        while self.out.len() < PIECE_BYTES
+            && !self.over
+            && let Some((index, outcome)) = self.ready.pop_front()
+        {
+            self.write(index, outcome).await?;
         }
         Ok(())
     }

@@ -111,7 +111,9 @@ async fn reasons(body: Incoming) -> Bytes {
 /// An answer of the same status, and how long its body is, if that was said.
 pub fn begin(response: &hyper::Response<Incoming>) -> (HttpResponseBuilder, Option<u64>) {
     let status = actix_web::http::StatusCode::from_u16(response.status().as_u16());
-    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
+    // Where both are given the length is not true (RFC 9112, 6.3).
+    let chunked = response.headers().contains_key(hyper::header::TRANSFER_ENCODING);
+    let length = response.headers().get(hyper::header::CONTENT_LENGTH).filter(|_| !chunked);
     let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
     (HttpResponse::build(status.unwrap_or(actix_web::http::StatusCode::BAD_GATEWAY)), length)
 }

@@ -97,7 +97,9 @@ impl LogFile {
     pub fn open(path: PathBuf) -> io::Result<Result<Self, u32>> {
         let file = Disk::of(OpenOptions::new().read(true).write(true).open(&path)?);
         let mut head = [0u8; FILE_HEAD as usize];
-        file.read_exact_at(&mut head, 0)?;
+        file.read_exact_at(&mut head, 0).map_err(|error| {
+            io::Error::new(error.kind(), format!("{} has no whole header ({error})", path.display()))
+        })?;
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         if &head[..8] != MAGIC || crc32c::crc32c(&head[..20]) != word(20) {
             let what = format!("{} is not a log file of Capstan, or its header is damaged", path.display());
@@ -114,7 +116,9 @@ impl LogFile {
         let mut paths = Vec::new();
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "log") {
+            let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".log"));
+            // Whatever else lies there is none of ours.
+            if number.is_some_and(|number| number.len() == 10 && number.bytes().all(|digit| digit.is_ascii_digit())) {
                 paths.push(path);
             }
         }

@@ -99,13 +99,23 @@ impl Embedded {
 
     /// The same with log files of another size.
     pub fn open_with(folder: &Path, file_bytes: u64) -> Result<(Self, Opened), StoreError> {
-        folder::make(folder).map_err(written)?;
-        let lock = File::create(folder.join("lock")).map_err(written)?;
+        let unopened = |error: std::io::Error| {
+            StoreError::Read(std::io::Error::new(error.kind(), format!("{}: {error}", folder.display())))
+        };
+        folder::make(folder).map_err(unopened)?;
+        let lock = File::create(folder.join("lock")).map_err(unopened)?;
         take(&lock).map_err(|()| StoreError::InUse(folder.display().to_string()))?;
         let mut index = Index::default();
         let (log, mut opened) = read_back(folder, file_bytes, &mut index)?;
         let clean = folder.join(CLEAN);
         let ended = std::fs::read_to_string(&clean).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(known) = ended.filter(|known| *known > log.sequence) {
+            return Err(StoreError::Damaged(format!(
+                "{} has {} records, and {known} when it was closed: some are missing. Restore the folder from a backup",
+                folder.display(),
+                log.sequence
+            )));
+        }
         if let Some(last) = log.files.back().filter(|_| ended != Some(log.sequence)) {
             opened.rewritten = log.end;
             replay::rewrite(last, log.end.min(last.file.len().map_err(StoreError::Read)?))

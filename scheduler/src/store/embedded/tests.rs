@@ -317,3 +317,33 @@ fn a_crash_between_a_files_end_and_the_next_files_first_record_is_survived_more_
     let (store, _) = open(folder.path());
     assert!((0..3).all(|n| value(&store, &format!("b{n}")).is_some()));
 }
+
+#[test]
+fn a_log_that_is_shorter_than_when_it_was_closed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let (store, _) = Embedded::open_with(folder.path(), 1 << 20).unwrap();
+        for n in 0..20 {
+            store.commit(&[put(&format!("{n}"), "value")]).unwrap();
+        }
+        store.finish();
+    }
+    let log = folder.path().join("0000000001.log");
+    let whole = std::fs::read(&log).unwrap();
+    let refused = || match Embedded::open_with(folder.path(), 1 << 20) {
+        Err(StoreError::Damaged(what)) => what,
+        other => panic!("{:?}", other.map(|(_, opened)| opened)),
+    };
+    std::fs::write(&log, &whole[..400]).unwrap();
+    assert!(refused().contains("some are missing"));
+    std::fs::remove_file(&log).unwrap();
+    assert!(refused().contains("some are missing"));
+    std::fs::write(&log, b"").unwrap();
+    let told = Embedded::open_with(folder.path(), 1 << 20).map(drop).unwrap_err().to_string();
+    assert!(told.contains("0000000001.log"), "{told}");
+    // What is whole again opens; what is none of ours is left alone.
+    std::fs::write(&log, &whole).unwrap();
+    std::fs::write(folder.path().join("foo.log"), "").unwrap();
+    let (store, opened) = Embedded::open_with(folder.path(), 1 << 20).unwrap();
+    assert_eq!((opened.cut, store.get(b"19").unwrap().as_deref()), (0, Some(&b"value"[..])));
+}

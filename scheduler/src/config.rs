@@ -120,7 +120,7 @@ impl Default for SchedulerConfig {
             tokens: Vec::new(),
             tokens_file: PathBuf::new(),
             payload_max_bytes: 16 << 20,
-            bodies_max_bytes: 64 << 20,
+            bodies_max_bytes: 48 << 20,
             blob_threshold_bytes: 32 << 10,
             rate_per_s: 200,
             rate_burst: 1000,

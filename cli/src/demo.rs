@@ -283,7 +283,7 @@ fn report(client: &Client, seen: &[Seen], starts: &BTreeMap<String, (f64, f64)>)
     let url = client.url();
     let first = seen.first().map_or("examples.count", |s| &s.function);
     output::print(format!(
-        "Look further (with `capstan demo --keep`, or your own `capstan up`):\n  \
+        "Look further (while it runs: `capstan demo --keep` serves on until Ctrl-C, at the address that it says):\n  \
          capstan --url {url} explain {first}      why there were as many containers as there were\n  \
          capstan --url {url} top                         functions and containers, live\n  \
          {url}/docs/                  the REST interface in a browser\n  \

@@ -1,11 +1,10 @@
 //! Memory is bounded whatever is sent, and however slowly it is read (RELIABILITY B1).
 
-use crate::fresh;
+use crate::{fresh, introduction};
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Revision, Shard},
-    report::{Held, Hello, Report},
-    resource::Amount,
-    wire::{PROTOCOL, link},
+    report::{Held, Report},
+    wire::link,
 };
 use capstan_tests::{
     raw::Raw,
@@ -34,6 +33,7 @@ async fn still_small(up: &Up, idle: f64) {
     let health = up.http.get(up.at("/healthz")).timeout(Duration::from_secs(20)).send().await.expect("it answers");
     assert_eq!(health.status(), 200);
     let now = memory_mib(up.pid()).unwrap();
+    eprintln!("{idle} MiB idle, {now} now");
     assert!(now < idle + ABOVE_IDLE, "{idle} MiB idle, {now} now");
 }
 
@@ -158,17 +158,7 @@ async fn a_worker_that_floods_its_link_is_not_collected() {
     let up = Up::start(&folder.path().join("data"), &["--half", "scheduler", "--set", &listen]).unwrap();
     up.deploy("f", parked()).await.unwrap();
     let idle = memory_mib(up.pid()).unwrap();
-    let hello = Hello {
-        protocol: PROTOCOL,
-        worker: "flood".into(),
-        capacity: Amount { cpu_milli: 1000, memory_mib: 1000, gpus: 0 },
-        version: "1".into(),
-        limits: String::new(),
-        instance: "x".into(),
-        store: None,
-        host: None,
-        gpus: Vec::new(),
-    };
+    let hello = introduction("flood");
     let log = |n: u64| Report::Log {
         container: ContainerId(ContainerId::first(Epoch(9)).0 + n),
         stderr: n.is_multiple_of(2),

@@ -32,6 +32,7 @@ mod tls;
 mod volumes;
 mod web;
 
+use capstan_common::{report::Hello, resource::Amount, wire::PROTOCOL};
 use capstan_tests::real::Up;
 
 /// A fresh `capstan up` and the folder that it lives in.
@@ -39,4 +40,19 @@ fn fresh(arguments: &[&str]) -> (tempfile::TempDir, Up) {
     let folder = tempfile::tempdir().expect("a folder");
     let up = Up::start(&folder.path().join("data"), arguments).expect("capstan up");
     (folder, up)
+}
+
+/// What a worker says of itself that is played by a test.
+fn introduction(worker: &str) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        worker: worker.into(),
+        capacity: Amount { cpu_milli: 1000, memory_mib: 1000, gpus: 0 },
+        version: "1".into(),
+        limits: String::new(),
+        instance: "x".into(),
+        store: None,
+        host: None,
+        gpus: Vec::new(),
+    }
 }

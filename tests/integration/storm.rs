@@ -1,13 +1,13 @@
 //! What strangers may send, mutated: requests, messages, stored values, manifests. Nothing ends anything, no answer is a fault of
 //! ours, and memory stays where it was. `CAPSTAN_FUZZ_INPUTS=N` draws N inputs; an ordinary run draws twenty thousand.
 
-use crate::fresh;
+use crate::{fresh, introduction};
 use capstan_common::{
     id::{CallId, ContainerId, FunctionKey, LeaseId, Revision, Shard},
     input::{Blob, Failure, FailureKind, Payload},
-    report::{Done, Held, HeldAttempt, Hello, Report},
+    report::{Done, Held, HeldAttempt, Report},
     resource::Amount,
-    wire::{self, PROTOCOL, link},
+    wire::{self, link},
 };
 use capstan_scheduler::{
     api::{govern, promql},
@@ -157,17 +157,7 @@ fn reports() -> Vec<Vec<u8>> {
     let failure = Failure::new(FailureKind::Function, "E", "no");
     let function = FunctionKey::new("default", "echo");
     let container = ContainerId(1 << 40 | 1);
-    let hello = Hello {
-        protocol: PROTOCOL,
-        worker: "drawn".into(),
-        capacity: Amount { cpu_milli: 1000, memory_mib: 1000, gpus: 0 },
-        version: "1".into(),
-        limits: String::new(),
-        instance: "x".into(),
-        store: None,
-        host: None,
-        gpus: Vec::new(),
-    };
+    let hello = introduction("drawn");
     let part = Held {
         container,
         function,

@@ -188,3 +188,21 @@ async fn mistakes_on_this_side_are_told_as_such() {
     let told = capstan(&up.url, &["map", "cat", &folder.path().display().to_string()], "");
     assert_eq!(code(&told), 2, "a folder is no file: {told:?}");
 }
+
+#[tokio::test]
+async fn what_an_input_waits_for_is_said() {
+    use std::io::BufRead;
+    let (_folder, up) = served().await;
+    up.deploy("large", spec(&["cat"], "exec", json!({"resources": {"cpu": 10_000}}))).await.unwrap();
+    let mut child = Command::new(binary("capstan").unwrap())
+        .args(["--url", &up.url, "invoke", "large", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(line.starts_with("waiting: no_capacity: "), "{line}");
+}

@@ -75,6 +75,8 @@ pub struct Embedded {
     /// Held by whoever makes or takes the prepared file: two at once would mix their files up.
     spare: Arc<Mutex<()>>,
     no_spare: Arc<AtomicBool>,
+    /// The thread that prepares the next file.
+    preparer: Mutex<Option<std::thread::JoinHandle<()>>>,
     _lock: File,
 }
 
@@ -89,6 +91,15 @@ pub struct Opened {
     pub cut: u64,
     /// Bytes that were written once more, because the last life did not end in order.
     pub rewritten: u64,
+}
+
+impl Drop for Embedded {
+    /// Whoever opens the folder next has it alone.
+    fn drop(&mut self) {
+        let preparer = self.preparer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // One that panicked has left a draft, which the next one overwrites.
+        let _ = preparer.map(std::thread::JoinHandle::join);
+    }
 }
 
 impl Embedded {
@@ -133,6 +144,7 @@ impl Embedded {
             preparing: Arc::new(AtomicBool::new(false)),
             spare: Arc::default(),
             no_spare: Arc::new(AtomicBool::new(false)),
+            preparer: Mutex::default(),
             _lock: lock,
         };
         store.renew()?;
@@ -195,12 +207,13 @@ impl Embedded {
         }
         let (folder, bytes) = (self.folder.clone(), self.file_bytes);
         let (preparing, no_spare, spare) = (self.preparing.clone(), self.no_spare.clone(), self.spare.clone());
-        std::thread::spawn(move || {
+        let preparer = std::thread::spawn(move || {
             let _making = spare.lock().unwrap_or_else(PoisonError::into_inner);
             let failed = file::prepare_spare(&folder, bytes).is_err();
             no_spare.store(failed, Ordering::Release);
             preparing.store(false, Ordering::Release);
         });
+        *self.preparer.lock().unwrap_or_else(PoisonError::into_inner) = Some(preparer);
     }
 
     fn append(&self, log: &mut Log, changes: &[Change]) -> Result<(), StoreError> {

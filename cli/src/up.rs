@@ -7,7 +7,11 @@ use crate::{
     output,
 };
 use anyhow::{Context, bail};
-use capstan_scheduler::server::{self, LinkListener, Server};
+use capstan_common::{isolation::Level, users::Users};
+use capstan_scheduler::{
+    config::Here,
+    server::{self, LinkListener, Server},
+};
 use capstan_worker::{Address, Dial, Worker, config::WorkerConfig};
 use std::{path::PathBuf, time::Duration};
 use tokio::{
@@ -32,10 +36,20 @@ impl Running {
             "scheduler.link_tls=true encrypts the links of other machines, and `capstan up` has none: leave it out, or run `capstan scheduler` and `capstan worker`"
         );
         let (dial, dialled) = mpsc::channel(4);
-        let worker = worker_settings(&settings);
-        let server = server::start(settings.scheduler, LinkListener::InProcess(dialled)).await?;
+        let mut worker = worker_settings(&settings);
+        // Whoever starts both halves in one process is who would trust.
+        worker.trust_functions.get_or_insert(true);
+        let users = Users::read(&worker.function_uids).map_err(anyhow::Error::msg)?;
+        let mut scheduler = settings.scheduler;
+        worker.hidden = scheduler.secret_files();
+        scheduler.here = Some(Here { users, hidden: worker.unseen() });
+        let server = server::start(scheduler, LinkListener::InProcess(dialled)).await?;
         let worker = capstan_worker::start(worker, vec![Dial::InProcess(dial)]).await?;
         tracing::info!(limits = worker.limits, "a worker runs in this process");
+        match worker.isolation.level {
+            Level::Strict => tracing::info!(isolation = worker.isolation.describe(), "functions are kept apart"),
+            _ => tracing::warn!(isolation = worker.isolation.describe(), "functions are not wholly kept apart"),
+        }
         Ok(Self { server: Some(server), worker: Some(worker) })
     }
 

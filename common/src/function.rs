@@ -4,6 +4,7 @@ pub use crate::settings::{AutoscalerSettings, OLDER_NAMES, Overrides, OverridesP
 
 use crate::{
     gpu::GpuRequest,
+    isolation::Needs,
     parameter::Parameter,
     profile::Profile,
     resource::{Amount, Cpu},
@@ -79,6 +80,46 @@ pub struct FunctionSpec {
     /// Names of secrets put into the environment.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Whether it runs as the worker's user and sees what the worker sees; only admins may deploy such a function.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trusted: bool,
+    /// Whether it was deployed by a token of some namespaces, and may run only where everything is kept apart. Whoever deploys
+    /// it may ask for that too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confined: bool,
+    /// What its programs may ask of Capstan.
+    #[serde(default, skip_serializing_if = "FunctionToken::is_default")]
+    pub token: FunctionToken,
+}
+
+/// The token that a function's programs have in their environment.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionToken {
+    /// What it may do, in the function's namespace.
+    #[serde(default)]
+    pub role: TokenRole,
+}
+
+impl FunctionToken {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a function's token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenRole {
+    /// Nothing: there is none.
+    None,
+    /// Look at everything in its namespace.
+    Read,
+    /// Bring work, and cancel it.
+    #[default]
+    Invoke,
+    /// Deploy, scale and remove functions.
+    Deploy,
 }
 
 fn five_minutes() -> Seconds {
@@ -102,9 +143,27 @@ impl FunctionSpec {
         if self.single_use_containers { 1 } else { self.concurrency.max_inputs }
     }
 
+    /// Takes the values out of the environment: they may be secrets.
+    pub fn hide_env(&mut self) {
+        let env = match &mut self.runtime {
+            Runtime::Process(process) => &mut process.env,
+            Runtime::Container(image) => &mut image.env,
+        };
+        env.values_mut().for_each(|value| *value = "***".into());
+    }
+
     /// Inputs in a full group.
     pub fn group_size(&self) -> u32 {
         self.batching.as_ref().map_or(1, |b| b.max_batch_size)
+    }
+
+    /// What it needs of a worker's isolation.
+    pub fn needs(&self) -> Needs {
+        match (self.trusted, self.confined) {
+            (true, _) => Needs::Trust,
+            (false, true) => Needs::Strict,
+            (false, false) => Needs::Nothing,
+        }
     }
 
     /// GPUs that a container asks for, by preference.

@@ -9,6 +9,7 @@ pub mod gpu;
 pub mod id;
 pub mod identity;
 pub mod input;
+pub mod isolation;
 pub mod order;
 pub mod parameter;
 pub mod profile;
@@ -19,6 +20,8 @@ pub mod schedule;
 pub mod settings;
 pub mod time;
 pub mod trace;
+#[cfg(feature = "users")]
+pub mod users;
 pub mod validate;
 #[cfg(feature = "wire")]
 pub mod wire;

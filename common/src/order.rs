@@ -6,7 +6,7 @@ use crate::{
     input::Payload,
     resource::Amount,
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Imperatives, scheduler to worker.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +72,8 @@ pub struct Start {
     pub spec: Arc<FunctionSpec>,
     /// How many of the worker's GPUs it gets.
     pub gpus: u32,
+    /// What its programs find in their environment besides, unless the spec says otherwise.
+    pub env: BTreeMap<String, String>,
 }
 
 impl Start {

@@ -46,6 +46,8 @@ codes! {
     UnsupportedMedia = "unsupported_media_type", 415, "Unsupported media type";
     /// A field is unknown, of a wrong type, or out of range.
     Invalid = "invalid", 422, "Invalid request";
+    /// The function's user cannot reach what the spec names.
+    Unreachable = "unreachable", 422, "Out of the function's reach";
     /// Well formed, but nothing here can do it.
     Unsupported = "unsupported", 422, "Not supported";
     /// A limit was reached.

@@ -5,6 +5,7 @@ use crate::{
     gpu::Gpu,
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Failure, Payload},
+    isolation::Isolation,
     resource::Amount,
 };
 use bytes::Bytes;
@@ -140,6 +141,8 @@ pub struct Hello {
     pub store: Option<String>,
     /// Where others reach its containers; `None`: where the link comes from.
     pub host: Option<IpAddr>,
+    /// How far it keeps functions apart.
+    pub isolation: Isolation,
 }
 
 /// One container of an inventory.

@@ -5,6 +5,7 @@ use crate::{
     gpu::Gpu,
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Blob, Failure, FailureKind, Payload},
+    isolation::{Isolation, Level},
     order::{Assignment, Group, Order, Start},
     report::{Done, Held, HeldAttempt, Hello, Report},
     resource::Amount,
@@ -113,6 +114,7 @@ impl From<Order> for link::Order {
                 revision: start.revision.0,
                 spec: serde_json::to_vec(&*start.spec).unwrap_or_default().into(),
                 gpus: start.gpus,
+                env: start.env.into_iter().collect(),
             }),
             Order::Feed { container, groups } => {
                 Kind::Feed(link::Feed { container: container.0, groups: groups.into_iter().map(group_out).collect() })
@@ -182,6 +184,7 @@ pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
             revision: Revision(start.revision),
             spec: serde_json::from_slice(&start.spec).map(Arc::new).map_err(|e| WireError::Spec(Arc::new(e.into())))?,
             gpus: start.gpus,
+            env: start.env.into_iter().collect(),
         }),
         Kind::Feed(feed) => Order::Feed {
             container: ContainerId(feed.container),
@@ -257,7 +260,18 @@ fn hello_out(hello: Hello) -> link::Hello {
         store: hello.store,
         host: hello.host.map(|host| host.to_string()).unwrap_or_default(),
         gpus: hello.gpus.into_iter().map(gpu_out).collect(),
+        isolation: match hello.isolation.level {
+            Level::None => String::new(),
+            level => level.name().into(),
+        },
+        not_kept_apart: hello.isolation.not_kept_apart,
+        trusts: hello.isolation.trusts,
     }
+}
+
+/// A level that this version does not know is none.
+fn level_in(name: &str) -> Level {
+    [Level::Strict, Level::Partial].into_iter().find(|level| level.name() == name).unwrap_or(Level::None)
 }
 
 fn gpu_out(Gpu { uuid, model, memory_mib }: Gpu) -> link::Gpu {
@@ -279,6 +293,11 @@ fn hello_in(hello: link::Hello) -> Hello {
             .into_iter()
             .map(|link::Gpu { uuid, model, memory_mib }| Gpu { uuid, model, memory_mib })
             .collect(),
+        isolation: Isolation {
+            level: level_in(&hello.isolation),
+            not_kept_apart: hello.not_kept_apart,
+            trusts: hello.trusts,
+        },
     }
 }
 

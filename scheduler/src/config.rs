@@ -1,6 +1,7 @@
 //! A scheduler's configuration: one struct, defaults first, then file, environment and flags.
 
 use crate::store::etcd::EtcdConfig;
+use capstan_common::users::Users;
 use capstan_scheduler_core::limits::Limits;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,15 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
+
+/// What a scheduler knows of a worker that is started together with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Here {
+    /// As whom functions run.
+    pub users: Users,
+    /// What they do not see.
+    pub hidden: Vec<PathBuf>,
+}
 
 /// Everything that can be set of a scheduler.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +81,12 @@ pub struct SchedulerConfig {
     /// Where KEDA's external scaler is served; empty: nowhere. On other than loopback addresses it needs `keda_client_ca_file`,
     /// or `keda_open`.
     pub keda_listen: String,
+    /// Functions run on this machine, by a worker that is started together with this scheduler: as which users, and what they do
+    /// not see. Not a setting: whoever starts both knows.
+    #[serde(skip)]
+    pub here: Option<Here>,
+    /// Whether functions that are deployed with a token of some namespaces may run where they are not kept wholly apart.
+    pub trust_functions: bool,
     /// Where other schedulers reach this one's service for KEDA, like `10.0.0.1:7072`, to ask about what it owns; empty: where it
     /// is served, on the host of `advertise` if that is everywhere.
     pub keda_advertise: String,
@@ -130,6 +146,8 @@ impl Default for SchedulerConfig {
             trusted_proxies: Vec::new(),
             tls_names: Vec::new(),
             keda_listen: String::new(),
+            trust_functions: false,
+            here: None,
             keda_advertise: String::new(),
             keda_open: false,
             keda_tls: false,
@@ -153,6 +171,12 @@ fn host_name(otherwise: &str) -> String {
 }
 
 impl SchedulerConfig {
+    /// Files that hold secrets: no function may see them.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let files = [&self.tokens_file, &self.rest_key_file];
+        files.into_iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect()
+    }
+
     /// Whether it is one of a cluster.
     pub fn is_clustered(&self) -> bool {
         !self.etcd.endpoints.is_empty()

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod folder;
+pub mod function_token;
 pub mod global;
 pub mod keda;
 pub mod link;

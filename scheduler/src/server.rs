@@ -13,6 +13,7 @@ use crate::{
     cluster::{Cluster, Peer, Ready, Sessions, View},
     config::SchedulerConfig,
     folder,
+    function_token::FunctionTokens,
     global::Globals,
     link::LinkServer,
     rest,
@@ -242,6 +243,7 @@ impl Parts {
         if config.link_tls || config.rest_tls || config.keda_tls || config.is_clustered() {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
+        let function_tokens = FunctionTokens::settle(&globals).await?;
         let tokens = Tokens::default();
         let unreadable = tokens.hold(globals.tokens().await?);
         anyhow::ensure!(
@@ -261,6 +263,7 @@ impl Parts {
             zero: RwLock::new(Arc::new(zero)),
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
             tokens,
+            function_tokens,
             authority,
             globals,
             stopping: CancellationToken::new(),
@@ -297,6 +300,11 @@ impl Parts {
         }
         let (rest, address) = rest::serve(api.clone(), &config)?;
         let url = format!("{}://{address}", config.scheme());
+        shared.function_tokens.serve_at(if config.advertise.is_empty() {
+            url.clone()
+        } else {
+            config.advertise.clone()
+        });
         let arbiters = vec![functions, timers, sweeper];
         Ok(Server { url, link, keda, api, rest, arbiters, shared, keeper: None })
     }

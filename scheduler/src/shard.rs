@@ -14,6 +14,7 @@ use crate::{
     api::govern::ZeroConfig,
     clock,
     cluster::{Sessions, View},
+    function_token::FunctionTokens,
     global::Globals,
     store::{Store, blocking, load, outcomes::Outcomes},
     telemetry::Telemetry,
@@ -68,6 +69,8 @@ pub struct Shared {
     pub prometheus: Option<Prometheus>,
     /// API tokens.
     pub tokens: Tokens,
+    /// The tokens that functions have.
+    pub function_tokens: FunctionTokens,
     /// The cluster's own authority, where links or REST are encrypted, and in every cluster: other schedulers may encrypt REST
     /// before this one does.
     pub authority: Option<Arc<Authority>>,

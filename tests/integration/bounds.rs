@@ -78,7 +78,7 @@ async fn outputs_that_waited_for_a_slow_first_one_are_given_piece_by_piece() {
     let program = "read n; [ $n = 0 ] && while [ ! -e go ]; do sleep 0.1; done; head -c 4000000 /dev/zero | tr '\\0' a";
     let mut spec =
         spec(&["sh", "-c", program], "exec", json!({"autoscaler": {"max_containers": 3}, "resources": {"cpu": 0.1}}));
-    let here = tempfile::tempdir().unwrap();
+    let here = capstan_tests::real::shared_folder().unwrap();
     spec["runtime"]["process"]["working_dir"] = json!(here.path());
     up.deploy("f", spec).await.unwrap();
     let body: String = (0..40).map(|n| format!("{n}\n")).collect();
@@ -153,7 +153,7 @@ async fn twenty_thousand_idempotency_keys_are_small() {
 async fn a_worker_that_floods_its_link_is_not_collected() {
     // RELIABILITY §4.1 A4
     let port = capstan::local::free_ports(1).unwrap()[0];
-    let folder = tempfile::tempdir().unwrap();
+    let folder = capstan_tests::real::shared_folder().unwrap();
     let listen = format!("scheduler.link_listen=127.0.0.1:{port}");
     let up = Up::start(&folder.path().join("data"), &["--half", "scheduler", "--set", &listen]).unwrap();
     up.deploy("f", parked()).await.unwrap();

@@ -40,11 +40,13 @@ async fn a_function_of_an_app_is_found_by_its_name_and_updated_from_inside_anoth
     // SPEC D02 D16 N04 N16 N17
     let (_folder, up) = fresh(&[]);
     up.deploy("my-app.process", echo("", json!({})).unwrap()).await.unwrap();
-    // A container reaches Capstan as any client does.
+    // A container reaches Capstan as any client does, with the token that it was given.
     let curl = |settings: Value| {
         let url = up.function("my-app.process", "/autoscaler");
-        let script = format!("cat > /dev/null; curl -s -X PATCH {url} -d '{settings}'");
-        spec(&["sh", "-c", &script], "exec", json!({}))
+        let script = format!(
+            "cat > /dev/null; curl -s -H \"Authorization: Bearer $CAPSTAN_TOKEN\" -X PATCH {url} -d '{settings}'"
+        );
+        spec(&["sh", "-c", &script], "exec", json!({"token": {"role": "deploy"}}))
     };
     up.deploy("my-app.scale_up_for_peak", curl(json!({"min_containers": 3, "buffer_containers": 2}))).await.unwrap();
     up.deploy("my-app.scale_down_after_peak", curl(json!({"min_containers": 1}))).await.unwrap();

@@ -143,7 +143,8 @@ async fn what_needs_the_room_of_two_idle_containers_gets_it_although_they_became
     let (folder, up) = fresh(&["--set", "worker.cpu=2"]);
     let more = |cpu: u32| json!({"resources": {"cpu": cpu}, "autoscaler": {"scaledown_window": 600}});
     let script = "f=$(tr -d '\"'); until [ -e \"$f\" ]; do sleep 0.02; done; echo 1";
-    up.deploy("small", spec(&["sh", "-c", script], "exec", more(1))).await.unwrap();
+    let script = &["sh", "-c", script, folder.path().to_str().unwrap()];
+    up.deploy("small", spec(script, "exec", more(1))).await.unwrap();
     up.deploy("big", echo("", more(2)).unwrap()).await.unwrap();
     let gate = |n: u32| folder.path().join(format!("go{n}"));
     let inputs = [1, 2].map(|n| format!("{}\n", json!(gate(n).to_str().unwrap()))).concat();

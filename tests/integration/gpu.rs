@@ -11,7 +11,7 @@ const SOON: Duration = Duration::from_secs(20);
 const CARDS: &str = "NVIDIA H100 80GB HBM3|GPU-1|81559;NVIDIA L4|GPU-2|23034;NVIDIA H100 80GB HBM3|GPU-3|81559;NVIDIA H100 80GB HBM3|GPU-4|81559|mig";
 
 fn with_cards(arguments: &[&str]) -> anyhow::Result<(tempfile::TempDir, Up)> {
-    let folder = tempfile::tempdir()?;
+    let folder = capstan_tests::real::shared_folder()?;
     let library = format!("worker.nvml={}", binary("libcapstan_fake_nvml.so")?.display());
     let arguments: Vec<&str> = ["--set", &library].into_iter().chain(arguments.iter().copied()).collect();
     let up = Up::start_with(&folder.path().join("data"), &arguments, |command| {
@@ -20,10 +20,11 @@ fn with_cards(arguments: &[&str]) -> anyhow::Result<(tempfile::TempDir, Up)> {
     Ok((folder, up))
 }
 
-/// Says which GPUs it sees, once the file that its input names is there.
-fn shows(gpu: Value) -> Value {
+/// Says which GPUs it sees, once the file that its input names is there, in the folder for temporary files that it names.
+fn shows(folder: &tempfile::TempDir, gpu: Value) -> Value {
     let script = r#"wait=$(tr -d '"'); until [ -z "$wait" ] || [ -e "$wait" ]; do sleep 0.02; done; echo "\"$CUDA_VISIBLE_DEVICES|$NVIDIA_VISIBLE_DEVICES\"""#;
-    spec(&["sh", "-c", script], "exec", json!({"resources": {"gpu": gpu}}))
+    let folder = folder.path().to_str().unwrap();
+    spec(&["sh", "-c", script, folder], "exec", json!({"resources": {"gpu": gpu}}))
 }
 
 /// The outputs of a call that was just accepted, in some order.
@@ -47,10 +48,10 @@ async fn the_gpus_that_the_driver_lists_are_given_to_one_container_each() {
         (&worker["capacity"]["gpus"], &worker["free"]["gpus"]),
         (&gpus(&["GPU-1", "GPU-3"]), &gpus(&["GPU-1", "GPU-3"]))
     );
-    up.deploy("gpu", shows(json!("H100"))).await.unwrap();
-    up.deploy("two", shows(json!(["B200", "H100:2"]))).await.unwrap();
-    up.deploy("l4", shows(json!(["L4"]))).await.unwrap();
-    up.deploy("plain", shows(json!([]))).await.unwrap();
+    up.deploy("gpu", shows(&folder, json!("H100"))).await.unwrap();
+    up.deploy("two", shows(&folder, json!(["B200", "H100:2"]))).await.unwrap();
+    up.deploy("l4", shows(&folder, json!(["L4"]))).await.unwrap();
+    up.deploy("plain", shows(&folder, json!([]))).await.unwrap();
     let go = folder.path().join("go");
     let wait = json!(go.to_str().unwrap()).to_string();
     let (_, map) = up.post(&up.function("gpu", "/spawn_map"), format!("{wait}\n").repeat(2)).await.unwrap();
@@ -83,7 +84,7 @@ async fn a_namespace_takes_no_more_gpus_than_its_quota() {
         String::from_utf8(output.stdout).unwrap()
     };
     capstan(&["namespace", "default", "--gpus", "1"]);
-    up.deploy("gpu", shows(json!(["H100"]))).await.unwrap();
+    up.deploy("gpu", shows(&folder, json!(["H100"]))).await.unwrap();
     let go = folder.path().join("go");
     let wait = json!(go.to_str().unwrap()).to_string();
     let (_, map) = up.post(&up.function("gpu", "/spawn_map"), format!("{wait}\n").repeat(3)).await.unwrap();
@@ -103,11 +104,11 @@ async fn a_namespace_takes_no_more_gpus_than_its_quota() {
 
 #[tokio::test]
 async fn idle_containers_of_a_namespace_make_room_in_its_quota_at_once() {
-    let (_folder, up) = with_cards(&[]).unwrap();
+    let (folder, up) = with_cards(&[]).unwrap();
     let policy = json!({"quota": {"gpus": 1}});
     up.http.put(up.at("/v1/namespaces/default")).json(&policy).send().await.unwrap().error_for_status().unwrap();
     for name in ["first", "second"] {
-        up.deploy(name, shows(json!("H100"))).await.unwrap();
+        up.deploy(name, shows(&folder, json!("H100"))).await.unwrap();
     }
     // Its window is a minute: the second function waits for no part of it.
     for name in ["first", "second", "first"] {
@@ -120,14 +121,14 @@ async fn idle_containers_of_a_namespace_make_room_in_its_quota_at_once() {
 
 #[tokio::test]
 async fn gpus_that_are_declared_are_numbered_and_those_that_are_not_there_are_refused_at_the_start() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = capstan_tests::real::shared_folder().unwrap();
     let up = Up::start(&folder.path().join("data"), &["--set", "worker.gpus=MI300X:2"]).unwrap();
-    up.deploy("f", shows(json!(["any:2"]))).await.unwrap();
+    up.deploy("f", shows(&folder, json!(["any:2"]))).await.unwrap();
     assert_eq!(up.invoke("f", json!("")).await.unwrap(), (200, json!("0,1|0,1")));
     for (gpus, part) in [("B200", "this machine has none of it; it has: H100, L4"), ("H100:0", "worker.gpus must be")] {
         let error = with_cards(&["--set", &format!("worker.gpus={gpus}")]).err().unwrap().to_string();
         assert!(error.contains(part), "{error}");
     }
-    let error = up.deploy("wrong", shows(json!(["H100:9"]))).await.unwrap_err().to_string();
+    let error = up.deploy("wrong", shows(&folder, json!(["H100:9"]))).await.unwrap_err().to_string();
     assert!(error.contains("/resources/gpu/0") && error.contains("from 1 to 8"), "{error}");
 }

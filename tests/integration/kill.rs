@@ -63,7 +63,7 @@ fn echo_servers() -> usize {
 #[tokio::test]
 async fn killed_at_random_moments_every_accepted_input_ends_exactly_once() {
     // SPEC G09 G13, RELIABILITY F1 F17 I1 I2 I3 L2
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = capstan_tests::real::shared_folder().expect("a folder");
     let data = folder.path().join("data");
     let mut seed = Seed(std::env::var("CAPSTAN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1));
     let body: String = (0..inputs()).map(|n| format!("{n}\n")).collect();
@@ -121,7 +121,7 @@ async fn killed_at_random_moments_every_accepted_input_ends_exactly_once() {
 #[tokio::test]
 async fn a_worker_killed_together_with_its_scheduler_leaves_no_process() {
     // RELIABILITY F15 R2
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = capstan_tests::real::shared_folder().expect("a folder");
     let mut up = Up::start(&folder.path().join("data"), &[]).expect("capstan up");
     let mark = format!("{}", folder.path().display());
     let spec = json!({
@@ -151,7 +151,7 @@ async fn a_worker_killed_together_with_its_scheduler_leaves_no_process() {
 #[tokio::test]
 async fn a_new_scheduler_adopts_what_the_worker_still_runs_and_takes_what_it_finished() {
     // RELIABILITY F1 I6
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = capstan_tests::real::shared_folder().expect("a folder");
     let (data, link) = (folder.path().join("data"), folder.path().join("link"));
     let link = link.display().to_string();
     let half = |half: &'static str| Up::start(&data, &["--half", half, "--link", &link]);

@@ -261,6 +261,7 @@ fn hello(worker: &str, protocol: u32) -> Report {
         instance: "x".into(),
         store: None,
         host: None,
+        isolation: Default::default(),
         gpus: Vec::new(),
     })
 }

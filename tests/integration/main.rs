@@ -37,7 +37,7 @@ use capstan_tests::real::Up;
 
 /// A fresh `capstan up` and the folder that it lives in.
 fn fresh(arguments: &[&str]) -> (tempfile::TempDir, Up) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = capstan_tests::real::shared_folder().expect("a folder");
     let up = Up::start(&folder.path().join("data"), arguments).expect("capstan up");
     (folder, up)
 }
@@ -53,6 +53,7 @@ fn introduction(worker: &str) -> Hello {
         instance: "x".into(),
         store: None,
         host: None,
+        isolation: Default::default(),
         gpus: Vec::new(),
     }
 }

@@ -57,7 +57,7 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts one of this size.
     pub async fn start(size: Size) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = crate::real::shared_folder()?;
         let programs = binary("capstan-scheduler")?;
         let local = LocalCluster::start(programs.parent().context("a folder")?, folder.path(), &size).await?;
         let http = local.http()?.build()?;

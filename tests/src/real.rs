@@ -16,6 +16,14 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("{name} is not built: run `cargo build --workspace` first"))
 }
 
+/// A folder in which functions may write too: they run as users of their own.
+pub fn shared_folder() -> Result<tempfile::TempDir> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir()?;
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777))?;
+    Ok(folder)
+}
+
 /// Resident memory of a process and its children, in MiB.
 pub fn memory_mib(pid: u32) -> Result<f64> {
     let of = |pid: u32| -> Result<f64> {

@@ -1,7 +1,7 @@
 //! A worker's configuration.
 
 use crate::runtime::gpu::Offer;
-use capstan_common::resource::Amount;
+use capstan_common::{resource::Amount, users::Users};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -50,6 +50,15 @@ pub struct WorkerConfig {
     pub output_max_bytes: usize,
     /// Whether limits are enforced by cgroups where the machine allows it.
     pub cgroups: bool,
+    /// The users that functions run as, FIRST-LAST: each namespace has one of them, computed from its name. The same on all workers
+    /// that share volumes.
+    pub function_uids: String,
+    /// Whether functions that are deployed as `trusted` may run here, as the worker's user. By default they may in `capstan up`,
+    /// and may not on a worker of its own.
+    pub trust_functions: Option<bool>,
+    /// What no function may see besides the folders of this worker. Not a setting: whoever starts the worker knows.
+    #[serde(skip)]
+    pub hidden: Vec<PathBuf>,
 }
 
 /// How containers run.
@@ -86,6 +95,9 @@ impl Default for WorkerConfig {
             blob_threshold_bytes: 32 << 10,
             output_max_bytes: 16 << 20,
             cgroups: true,
+            function_uids: "1073741824-1610612735".into(),
+            trust_functions: None,
+            hidden: Vec::new(),
         }
     }
 }
@@ -109,6 +121,7 @@ impl WorkerConfig {
             ));
         }
         Offer::read(&self.gpus)?;
+        Users::read(&self.function_uids)?;
         if let Some(cpu) = self.cpu.filter(|cpu| !(0.001..=100_000.0).contains(cpu)) {
             return Err(format!("worker.cpu must be a number of cores from 0.001 to 100000, is {cpu}"));
         }
@@ -135,6 +148,15 @@ impl WorkerConfig {
     /// Where volumes lie.
     pub fn volumes(&self) -> PathBuf {
         if self.volume_dir.as_os_str().is_empty() { self.data_dir.join("volumes") } else { self.volume_dir.clone() }
+    }
+
+    /// What no function may see: all of Capstan's own.
+    pub fn unseen(&self) -> Vec<PathBuf> {
+        let own = [self.data_dir.clone(), self.blobs(), self.volumes()];
+        own.into_iter()
+            .chain(self.hidden.clone())
+            .filter_map(|path| path.canonicalize().or_else(|_| std::path::absolute(&path)).ok())
+            .collect()
     }
 
     /// What the worker offers, but for GPUs.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::isolation::{Isolation, Level};
 
 fn held(n: u64) -> HeldAttempt {
     HeldAttempt { lease: LeaseId(n), call: CallId(u128::from(n) << 70), index: n * 3, attempt: 2 }
@@ -21,6 +22,7 @@ fn reports_survive_the_wire() {
             store: Some("payloads".into()),
             host: Some([10, 0, 0, 7].into()),
             gpus: vec![Gpu { uuid: "GPU-1".into(), model: "H100".into(), memory_mib: 81_559 }],
+            isolation: Isolation { level: Level::Partial, not_kept_apart: vec!["/tmp".into()], trusts: true },
         }),
         Report::Inventory {
             shard: Shard(3),
@@ -77,6 +79,7 @@ fn orders_survive_the_wire_and_a_short_call_id_is_refused() {
         revision: Revision(3),
         spec: Arc::new(spec),
         gpus: 2,
+        env: [("CAPSTAN_URL".to_owned(), "http://127.0.0.1:7070".to_owned())].into(),
     });
     let own = Order::Own { shard: Shard(3), shards: 16, epoch: Epoch(2) };
     let peers = Order::Peers { links: vec!["10.0.0.1:7071".into()] };

@@ -6,6 +6,7 @@ use capstan_common::{
     container::Phase,
     gpu::GpuRequest,
     id::{CallId, ContainerId, FunctionKey, LeaseId, RequestId, WorkerId},
+    isolation::Needs,
     order::Order,
     refusal::Refusal,
     resource::Amount,
@@ -94,6 +95,8 @@ pub struct Demand {
     pub amount: Amount,
     /// GPUs by preference.
     pub gpus: Vec<GpuRequest>,
+    /// What it needs of a worker's isolation.
+    pub needs: Needs,
     /// Idle containers above the minimum, which could give way.
     pub spare: u32,
     /// Containers that take nothing new and will leave.

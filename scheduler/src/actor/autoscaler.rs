@@ -5,6 +5,7 @@ use actix::prelude::*;
 use capstan_common::{
     gpu::GpuRequest,
     id::{Epoch, WorkerId},
+    isolation::Needs,
     resource::Amount,
 };
 use capstan_scheduler_core::{
@@ -80,12 +81,12 @@ impl Handler<Nodes> for AutoscalerActor {
 /// Why no worker could ever hold such a container, if that is so.
 #[derive(Message)]
 #[rtype(result = "Option<String>")]
-pub struct Impossible(pub Amount, pub Vec<GpuRequest>);
+pub struct Impossible(pub Amount, pub Vec<GpuRequest>, pub Needs);
 
 impl Handler<Impossible> for AutoscalerActor {
     type Result = Option<String>;
-    fn handle(&mut self, Impossible(amount, gpus): Impossible, _: &mut Context<Self>) -> Option<String> {
-        self.core.impossible(amount, &gpus)
+    fn handle(&mut self, Impossible(amount, gpus, needs): Impossible, _: &mut Context<Self>) -> Option<String> {
+        self.core.impossible(amount, &gpus, needs)
     }
 }
 

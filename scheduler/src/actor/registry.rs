@@ -6,6 +6,7 @@ use actix::Addr;
 use capstan_common::{
     gpu::Gpu,
     id::{ContainerId, Epoch, FunctionKey, Shard, WorkerId},
+    isolation::Isolation,
     order::Order,
     parameter,
     resource::Amount,
@@ -67,6 +68,8 @@ pub struct WorkerEntry {
     pub version: String,
     /// How it enforces limits.
     pub limits: String,
+    /// How far it keeps functions apart.
+    pub isolation: Isolation,
     /// When it last joined.
     pub joined: Time,
     /// Which life of it this is.

@@ -110,6 +110,7 @@ impl Api {
             "capacity": amount(entry.capacity, entry.gpus.iter().collect()),
             "free": amount(entry.capacity.minus(used), free_gpus),
             "containers": containers, "version": entry.version, "limits": entry.limits,
+            "isolation": entry.isolation.level, "not_kept_apart": entry.isolation.not_kept_apart,
             "joined_at": clock::rfc3339(entry.joined),
             "flaps_until": self.env.registry.flaps_until(id).map(clock::rfc3339),
         })

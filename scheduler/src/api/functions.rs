@@ -12,11 +12,13 @@ use crate::{
 use capstan_common::{
     function::{ActivitySource, AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
     id::{CallId, FunctionKey},
+    isolation::Needs,
     parameter,
     refusal::{Code, Refusal},
     resource::Amount,
     time::Time,
     validate,
+    worker::WorkerState,
 };
 use capstan_scheduler_core::{
     access::Subject,
@@ -137,6 +139,7 @@ impl Api {
             validate::profiles(&checked)
         });
         checked.await.map_err(|_| Refusal::new(Code::Unavailable, "the scheduler ends"))??;
+        self.must_reach(key, spec).await?;
         self.must_have_room_for(key, size)?;
         let most = self.config.limits.system_max_containers;
         validate::within_system(&spec.autoscaler, "/autoscaler", most)?;
@@ -168,6 +171,45 @@ impl Api {
         Ok(())
     }
 
+    /// Whether this subject may deploy this spec, and the spec as it is deployed then: only admins deploy what runs as a worker's
+    /// user, and whoever is limited to namespaces deploys what is kept apart wholly.
+    ///
+    /// # Errors
+    /// They may not.
+    pub async fn entrusted(&self, who: &Subject, mut spec: FunctionSpec) -> Result<FunctionSpec, Refusal> {
+        if spec.trusted && *who != Subject::admin() {
+            return Err(Refusal::new(
+                Code::Forbidden,
+                "/trusted: only admins of the whole cluster deploy trusted functions, which run as the worker's user; leave it out",
+            ));
+        }
+        if who.namespaces.is_none() || self.config.trust_functions {
+            return Ok(spec);
+        }
+        spec.confined = true;
+        let amount = spec.amount().with_gpus(0);
+        let gpus: Vec<_> = spec.resources.gpu.iter().filter_map(|gpu| gpu.parse().ok()).collect();
+        let fits = async |needs| {
+            let asked = Impossible(amount, gpus.clone(), needs);
+            self.env.autoscaler.send(asked).await.ok().flatten().is_none()
+        };
+        if !fits(Needs::Strict).await && fits(Needs::Nothing).await {
+            let ready = self.env.registry.workers().into_iter().filter(|(_, entry)| entry.state == WorkerState::Ready);
+            let lax = ready.filter(|(_, entry)| !entry.isolation.ground().strict);
+            let names: Vec<String> =
+                lax.take(8).map(|(id, entry)| format!("{id} ({})", entry.isolation.level.name())).collect();
+            return Err(Refusal::new(
+                Code::Forbidden,
+                format!(
+                    "a token of some namespaces deploys functions for workers that keep them wholly apart, and those that fit do not: {}; \
+                     `capstan doctor` on them says why, scheduler.trust_functions=true lifts this",
+                    names.join(", ")
+                ),
+            ));
+        }
+        Ok(spec)
+    }
+
     /// What is odd about a spec that can be deployed here and now: that no worker could hold a container of it, for one.
     pub async fn oddities(&self, spec: &FunctionSpec) -> Vec<String> {
         let resources = &spec.resources;
@@ -175,7 +217,7 @@ impl Api {
         let amount = Amount { cpu_milli, memory_mib, gpus: 0 };
         let gpus = resources.gpu.iter().filter_map(|gpu| gpu.parse().ok()).collect();
         // The autoscaler lives as long as the scheduler.
-        let impossible = self.env.autoscaler.send(Impossible(amount, gpus)).await.ok().flatten();
+        let impossible = self.env.autoscaler.send(Impossible(amount, gpus, spec.needs())).await.ok().flatten();
         impossible.map(|why| format!("resources: {why}; its inputs wait")).into_iter().collect()
     }
 

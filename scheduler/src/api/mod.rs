@@ -7,6 +7,7 @@ pub mod instances;
 pub mod models;
 pub mod owner;
 pub mod promql;
+mod reach;
 pub mod results;
 pub mod submit;
 mod supply;

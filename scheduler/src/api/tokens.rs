@@ -4,6 +4,7 @@ use super::{Api, store_refusal};
 use crate::{
     access::{Token, Tokens, Wanted},
     clock,
+    function_token::Claim,
     store::{Change, layout},
 };
 use capstan_common::{
@@ -31,6 +32,17 @@ impl Api {
     /// Whose token this is.
     pub fn bearer(&self, token: &str) -> Option<Token> {
         self.env.tokens.find(token)
+    }
+
+    /// What a function's token opens, if its container lives. Of a container that another scheduler of the cluster owns only the
+    /// signature is known here.
+    pub fn function_bearer(&self, token: &str) -> Option<Claim> {
+        let claim = self.env.function_tokens.read(token)?;
+        let lives = match self.env.registry.owner(claim.container) {
+            Some((function, _)) => claim.subject.sees(&function.namespace),
+            None => self.is_clustered(),
+        };
+        lives.then_some(claim)
     }
 
     /// Whether tokens were made.

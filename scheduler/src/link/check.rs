@@ -19,6 +19,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 const WORD: usize = 128;
 /// Bytes of a sentence.
 const SENTENCE: usize = 4 << 10;
+/// Things that a worker may say it does not keep apart.
+const NOT_KEPT_APART: usize = 16;
 /// Bytes of one chunk of output.
 const CHUNK: usize = 256 << 10;
 /// GPUs of a worker.
@@ -75,6 +77,8 @@ pub fn hello(mut hello: Hello) -> Result<Hello, String> {
         cut(store, WORD);
     }
     cut(&mut hello.limits, SENTENCE);
+    hello.isolation.not_kept_apart.truncate(NOT_KEPT_APART);
+    hello.isolation.not_kept_apart.iter_mut().for_each(|what| cut(what, SENTENCE));
     hello.capacity = bounded(hello.capacity);
     Ok(hello)
 }
@@ -299,6 +303,7 @@ mod tests {
             instance: String::new(),
             store: None,
             host: None,
+            isolation: Default::default(),
         };
         let known = hello(named("worker-1.example")).unwrap();
         assert!(known.capacity.cpu_milli.checked_mul(1 << 20).is_some() && known.version.len() == WORD);

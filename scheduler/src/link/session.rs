@@ -14,6 +14,7 @@ use actix::Addr;
 use bytes::Bytes;
 use capstan_common::{
     id::{ContainerId, FunctionKey, LeaseId, Shard, WorkerId},
+    isolation::Ground,
     order::Order,
     report::{Done, Held, Hello, Report},
     resource::Amount,
@@ -44,7 +45,7 @@ pub struct Session {
     generation: u64,
     link: Link,
     /// What it has, and the model of its GPUs.
-    offer: (Amount, Arc<str>),
+    offer: (Amount, Arc<str>, Ground),
     state: WorkerState,
     /// Shards of ours of which the worker has not told yet; it is given nothing before that.
     untold: BTreeSet<Shard>,
@@ -80,6 +81,7 @@ impl Session {
             host,
             version: hello.version.clone(),
             limits: hello.limits.clone(),
+            isolation: hello.isolation.clone(),
             joined: clock::now(),
             instance: hello.instance.clone(),
             generation: 0,
@@ -98,7 +100,7 @@ impl Session {
         }
         let (generation, state) = (entry.generation, entry.state);
         let gpu = entry.gpus.first().map_or_else(|| "".into(), |gpu| gpu.model.as_str().into());
-        let offer = (hello.capacity, gpu);
+        let offer = (hello.capacity, gpu, hello.isolation.ground());
         let mut session = Self {
             shared,
             worker,
@@ -185,10 +187,10 @@ impl Session {
             return;
         }
         self.joined = true;
-        let ((capacity, gpu), worker, state) = (self.offer.clone(), self.worker.clone(), self.state);
+        let ((capacity, gpu, ground), worker, state) = (self.offer.clone(), self.worker.clone(), self.state);
         // The autoscaler lives as long as the scheduler.
         let until = self.shared.registry.flaps_until(&self.worker);
-        let joined = autoscaler::Event::Joined { worker, capacity, gpu, state, flaps: until.is_some() };
+        let joined = autoscaler::Event::Joined { worker, capacity, gpu, ground, state, flaps: until.is_some() };
         let _ = self.shared.autoscaler.send(Told(joined)).await;
         if let Some(until) = until {
             self.pass_over(until);

@@ -3,17 +3,20 @@
 use super::{
     body::Body,
     gather::{gather, merge},
+    guard,
     problem::{Answer, Problem, parse, parse_large, query},
 };
-use crate::api::Api;
+use crate::api::{Api, functions::FunctionView};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::{
     id::FunctionKey,
     refusal::{Code, Refusal},
     validate,
 };
+use capstan_scheduler_core::access::{Role, Subject};
 use serde::Deserialize;
 use serde_json::json;
+use std::sync::Arc;
 
 /// The largest spec or patch.
 const SPEC_BYTES: usize = 1 << 20;
@@ -94,7 +97,7 @@ struct DeployQuery {
 pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let key = key_of(&path)?;
     let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
-    let spec = parse_large(bytes.clone()).await?;
+    let spec = api.entrusted(&guard::subject(&request), parse_large(bytes.clone()).await?).await?;
     let expected = check(&api, &key, &request).await?;
     if query::<DeployQuery>(&request)?.dry_run {
         api.deployable(&key, &spec).await?;
@@ -123,8 +126,16 @@ fn warnings(bytes: &[u8]) -> Vec<String> {
     warnings
 }
 
-pub async fn get(api: web::Data<Api>, path: Path) -> Answer {
-    let function = api.function(&seen(&api, &path).await?).await?;
+/// A function as this subject may see it.
+fn shown(mut function: FunctionView, who: &Subject) -> FunctionView {
+    if who.role < Role::Deploy {
+        Arc::make_mut(&mut function.spec).hide_env();
+    }
+    function
+}
+
+pub async fn get(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
+    let function = shown(api.function(&seen(&api, &path).await?).await?, &guard::subject(&request));
     let etag = (header::ETAG, format!("\"{}\"", function.revision));
     Ok(HttpResponse::Ok().insert_header(etag).json(function))
 }
@@ -149,6 +160,8 @@ pub async fn list(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
     let asked: ListQuery = query(&request)?;
     let limit = limit_of(asked.limit, 100, PAGE)?;
     let (functions, next) = api.functions(&path, asked.after.as_deref(), limit).await;
+    let who = guard::subject(&request);
+    let functions = functions.into_iter().map(|function| shown(function, &who)).collect();
     let theirs = gather(&api, &request, "functions").await;
     let page = merge(functions, theirs, next, limit, |a, b| a["name"].as_str().cmp(&b["name"].as_str()), "name");
     let (functions, next) = page?;

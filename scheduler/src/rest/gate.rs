@@ -1,7 +1,14 @@
 //! Who asks, and how often: tokens, open loopback doors, rates.
 
-use super::{problem::Problem, web::TOKEN_HEADER};
-use crate::{api::Api, config::SchedulerConfig};
+use super::{
+    peer::{Ends, Peer},
+    problem::Problem,
+    web::TOKEN_HEADER,
+};
+use crate::{
+    api::Api,
+    config::{Here, SchedulerConfig},
+};
 use actix_web::{
     HttpMessage, HttpRequest,
     dev::ServiceRequest,
@@ -99,6 +106,8 @@ impl Visitor {
 /// Who may pass, and how often.
 pub struct Gate {
     tokens: Vec<String>,
+    /// Whose functions run on this machine.
+    here: Option<Here>,
     by_token: Rate,
     /// Of each function's server, if there is a limit.
     by_server: Option<Rate>,
@@ -112,6 +121,7 @@ impl Gate {
         };
         Self {
             tokens: config.tokens.clone(),
+            here: config.here.clone(),
             by_token: Rate::of(config.rate_per_s, config.rate_burst, config.rate_burst_s),
             by_server: Some(config.web_rate_per_s).filter(|per_s| *per_s > 0).map(rate),
         }
@@ -128,6 +138,22 @@ impl Gate {
         self.tokens.is_empty() && !api.has_tokens()
     }
 
+    /// Refuses a function of this machine that asks an open door without its token: it is not the operator.
+    fn must_be_no_function(&self, request: &ServiceRequest) -> Result<(), Refusal> {
+        let Some(here) = &self.here else { return Ok(()) };
+        match request.request().conn_data::<Ends>().map_or(Peer::Unknown, |ends| ends.peer(&here.users)) {
+            Peer::Anybody => Ok(()),
+            Peer::Function => Err(Refusal::new(
+                Code::Unauthenticated,
+                "a function has the rights of its own token: send what CAPSTAN_TOKEN holds as `Authorization: Bearer TOKEN`",
+            )),
+            Peer::Unknown => Err(Refusal::new(
+                Code::Unauthenticated,
+                "nobody holds the connection's other end any more, so that nobody can say whose it is: keep it open until the answer",
+            )),
+        }
+    }
+
     /// Whose token this is: its id, and what it may do.
     fn find(&self, given: &str, api: &Api) -> Option<(Arc<str>, Subject)> {
         // Every token of the configuration is compared, in constant time: neither its position nor a common start can be measured.
@@ -142,8 +168,14 @@ impl Gate {
 
     /// Who asks, if that is somebody who may ask at all now.
     fn admit(&self, request: &ServiceRequest, api: &Api) -> Result<Visitor, Refusal> {
+        if let Some(claim) = bearer(request).and_then(|token| api.function_bearer(token)) {
+            // A container's own calls count for no token's rate; pages and proxies have their own limits.
+            let token = format!("function:{}", claim.container).into();
+            return Ok(Visitor { subject: claim.subject, token, spent: true });
+        }
         if self.is_open(api) {
             let subject = same_origin(request).map(|()| Subject::admin())?;
+            self.must_be_no_function(request)?;
             return Ok(Visitor { subject, token: NOBODY.into(), spent: false });
         }
         let bearer = bearer(request);

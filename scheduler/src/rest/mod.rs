@@ -14,6 +14,7 @@ mod guard;
 mod keys;
 mod map;
 mod openapi;
+mod peer;
 mod problem;
 mod route;
 mod tokens;
@@ -54,6 +55,11 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
             .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
             .configure(routes)
+    })
+    .on_connect(|connection, data| {
+        if let Some(ends) = peer::Ends::of(connection) {
+            data.insert(ends);
+        }
     })
     .workers(config.rest_threads)
     // An answer in two pieces must not wait for the client to acknowledge the first.

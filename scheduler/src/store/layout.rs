@@ -16,6 +16,7 @@
 //! | `T` ns `\0` name | the last revision of a function that was removed |
 //! | `H` | when the store was last known to be in use |
 //! | `X` | the cluster's authority: its certificate and key |
+//! | `Y` | the key that functions' tokens are signed with |
 //! | `J` token id | a join token that was not used yet |
 //! | `R` worker | a worker whose certificate is not good any more |
 //! | `U` token id | an API token's role, namespaces and hash |
@@ -52,6 +53,8 @@ pub const PAYLOADS: &[u8] = b"B";
 pub const NAMESPACES: &[u8] = b"N";
 /// The key of the cluster's authority.
 pub const AUTHORITY: &[u8] = b"X";
+/// The key that functions' tokens are signed with.
+pub const FUNCTION_KEY: &[u8] = b"Y";
 /// Prefix of join tokens.
 pub const JOINS: &[u8] = b"J";
 /// Prefix of API tokens.

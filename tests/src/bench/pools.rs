@@ -104,7 +104,14 @@ pub fn decision() -> Result<Value> {
         let worker = WorkerId(format!("w{n}").as_str().into());
         let capacity = Amount { cpu_milli: 64_000, memory_mib: 256_000, gpus: 0 };
         autoscaler.step(
-            autoscaler::Event::Joined { worker, capacity, gpu: "".into(), state: WorkerState::Ready, flaps: false },
+            autoscaler::Event::Joined {
+                worker,
+                capacity,
+                gpu: "".into(),
+                ground: Default::default(),
+                state: WorkerState::Ready,
+                flaps: false,
+            },
             &mut granted,
         );
     }

@@ -222,7 +222,10 @@ impl World {
             return;
         }
         let (capacity, gpu, state) = (workers::CAPACITY, workers::GPU.into(), WorkerState::Ready);
-        let joined = self.tell_autoscaler(s, autoscaler::Event::Joined { worker, capacity, gpu, state, flaps: false });
+        let joined = self.tell_autoscaler(
+            s,
+            autoscaler::Event::Joined { worker, capacity, gpu, ground: Default::default(), state, flaps: false },
+        );
         joined.expect("a worker that joins breaks nothing");
     }
 

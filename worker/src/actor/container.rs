@@ -9,12 +9,11 @@ use crate::{
         slots::Slots,
     },
     runtime::{
-        obstacle,
         output::Output,
         port::{Port, Ports},
-        process::{Setting, code_and_signal, kill_group},
+        process::Setting,
+        served::Served,
         sim::Simulated,
-        tree,
     },
 };
 use actix::Addr;
@@ -27,7 +26,6 @@ use capstan_common::{
     order::{Assignment, Start},
 };
 use capstan_worker_core::node::{CONNECTION_BROKEN, Event};
-use rustix::process::{Pid, Signal};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -37,7 +35,6 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    process::Child,
     sync::watch,
     task::JoinHandle,
 };
@@ -317,7 +314,7 @@ struct HttpLife {
 impl HttpLife {
     async fn run(self, stopped: watch::Receiver<Stop>, over: watch::Sender<bool>) {
         let ending = match self.spawn().await {
-            Ok(child) => self.live(child, stopped).await,
+            Ok(served) => self.live(served, stopped).await,
             Err(reason) => Ending { reason, ..Ending::default() },
         };
         over.send_replace(true);
@@ -328,26 +325,14 @@ impl HttpLife {
         let _ = removing.await;
     }
 
-    async fn spawn(&self) -> Result<Child, String> {
-        if let Some(obstacle) = self.setting.obstacle() {
-            return Err(obstacle);
-        }
-        let (setting, port) = (self.setting.clone(), self.port.number());
-        let spawning = tokio::task::spawn_blocking(move || {
-            setting.spawn_watched(setting.command(&BTreeMap::from([("PORT", port.to_string())])))
-        });
-        let spawned = spawning.await.map_err(|e| e.to_string())?;
-        spawned.map_err(|error| obstacle::not_started(&self.setting, &error))
+    async fn spawn(&self) -> Result<Served, String> {
+        Served::start(self.setting.clone(), BTreeMap::from([("PORT", self.port.number().to_string())])).await
     }
 
     /// From its first breath to its last.
-    async fn live(&self, mut child: Child, mut stopped: watch::Receiver<Stop>) -> Ending {
-        let number = child.id().unwrap_or(0);
-        let Some(pid) = Pid::from_raw(number as i32) else {
-            return Ending { reason: "it ended at once".into(), ..Ending::default() };
-        };
-        self.tell.tell(Event::Spawned { container: self.tell.container, pid: number }).await;
-        let outputs = [self.forward(child.stdout.take(), false), self.forward(child.stderr.take(), true)];
+    async fn live(&self, mut served: Served, mut stopped: watch::Receiver<Stop>) -> Ending {
+        self.tell.tell(Event::Spawned { container: self.tell.container, pid: served.pid() }).await;
+        let outputs = [self.forward(served.stdout.take(), false), self.forward(served.stderr.take(), true)];
         let begun = Instant::now();
         let looked = async |detail| {
             self.tell.tell(Event::Looked { container: self.tell.container, detail }).await;
@@ -355,7 +340,7 @@ impl HttpLife {
         let mut late = false;
         let mut reason = tokio::select! {
             () = self.server.ready(looked) => None,
-            _ = child.wait() => Some("it ended before it was ready".to_owned()),
+            _ = served.ended() => Some("it ended before it was ready".to_owned()),
             why = asked(&mut stopped) => Some(why.1),
             () = tokio::time::sleep(Duration::from_millis(self.start.spec.startup_timeout_s.ms)) => {
                 late = true;
@@ -372,15 +357,15 @@ impl HttpLife {
             self.tell.tell(Event::Ready { container, phases, port }).await;
             let _counting = self.count_requests();
             reason = Some(tokio::select! {
-                _ = child.wait() => "it ended by itself".to_owned(),
+                _ = served.ended() => "it ended by itself".to_owned(),
                 (grace, why) = asked(&mut stopped) => {
-                    tree::signal_group(pid, Signal::TERM);
-                    let _ = tokio::time::timeout(grace, child.wait()).await;
+                    served.terminate();
+                    let _ = tokio::time::timeout(grace, served.ended()).await;
                     why
                 }
             });
         }
-        let ending = self.end(child, pid, reason.unwrap_or_default(), outputs).await;
+        let ending = self.end(served, reason.unwrap_or_default(), outputs).await;
         // The signal that ends one that is late is ours, and tells nothing.
         if late { Ending { exit_code: None, signal: None, ..ending } } else { ending }
     }
@@ -396,20 +381,14 @@ impl HttpLife {
         Some(AbortOnDropHandle::new(task))
     }
 
-    async fn end(&self, mut child: Child, pid: Pid, reason: String, outputs: [JoinHandle<()>; 2]) -> Ending {
-        kill_group(pid);
-        let status = child.wait().await.ok();
+    async fn end(&self, served: Served, reason: String, outputs: [JoinHandle<()>; 2]) -> Ending {
+        let (exit_code, signal) = served.end(self.setting.clone()).await;
         let setting = self.setting.clone();
-        let reaping = tokio::task::spawn_blocking(move || {
-            let oom = setting.cgroup.as_ref().is_some_and(|c| c.oom_kills() > 0);
-            setting.kill_rest();
-            oom
-        });
-        let oom = reaping.await.unwrap_or(false);
+        let asking = tokio::task::spawn_blocking(move || setting.cgroup.as_ref().is_some_and(|c| c.oom_kills() > 0));
+        let oom = asking.await.unwrap_or(false);
         // Its last words may still be in the pipes; everything that wrote to them is gone.
         let last_words = futures_util::future::join_all(outputs);
         let _ = tokio::time::timeout(Duration::from_millis(END_MS), last_words).await;
-        let (exit_code, signal) = status.map_or((None, None), code_and_signal);
         Ending { exit_code, signal, oom, ordered: false, reason, tail: self.output.tail() }
     }
 

@@ -9,13 +9,13 @@ pub use link::{Address, Dial};
 
 use crate::{
     config::{Runtime, WorkerConfig},
-    runtime::{cgroup::Cgroups, gpu, keeper},
+    runtime::{cgroup::Cgroups, gpu, isolation::Keeping, keeper},
     tls::{Open, Tls},
 };
 use actix::{Actor, Addr, Arbiter};
 use anyhow::Context;
 use capstan_blob::Blobs;
-use capstan_common::gpu::Gpu;
+use capstan_common::{gpu::Gpu, isolation::Isolation, users::Users};
 use futures_util::future::join_all;
 use node::{NodeActor, Shut};
 use std::{process::Child, sync::Arc, time::Duration};
@@ -27,6 +27,8 @@ pub struct Worker {
     keeper: Option<Child>,
     /// How limits are enforced, in words.
     pub limits: String,
+    /// How far functions are kept apart.
+    pub isolation: Isolation,
 }
 
 /// Starts a worker that dials its schedulers and keeps dialling.
@@ -49,17 +51,20 @@ pub async fn start(config: WorkerConfig, dials: Vec<Dial>) -> anyhow::Result<Wor
     let keeper = keeper::start(&instance, &scratch, cgroups.folders()).context("the keeper cannot be started")?;
     let blobs = Blobs::open(config.blobs(), config.blob_threshold_bytes)?;
     let gpus = gpu::offered(&config).await.map_err(anyhow::Error::msg)?;
+    let users = Users::read(&config.function_uids).map_err(anyhow::Error::msg)?;
+    let keeping = Keeping::find_out(users, config.trust_functions.unwrap_or(false), &scratch, config.unseen());
+    let isolation = keeping.isolation.clone();
     let arbiter = Arbiter::new();
     let told = limits.clone();
     let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
-        NodeActor::new((config, gpus), instance, scratch, cgroups, told, blobs)
+        NodeActor::new((config, gpus), instance, scratch, cgroups, told, keeping, blobs)
     });
     let linked = node.clone();
     if let Some((tls, open)) = &tls {
         arbiter.spawn(tls.clone().keep_fresh(open.clone()));
     }
     arbiter.spawn_fn(move || link::Links::keep(linked, dials, tls.map(|(tls, _)| tls)));
-    Ok(Worker { nodes: vec![node], arbiters: vec![arbiter], keeper: Some(keeper), limits })
+    Ok(Worker { nodes: vec![node], arbiters: vec![arbiter], keeper: Some(keeper), limits, isolation })
 }
 
 /// Threads that simulated workers share.
@@ -77,13 +82,14 @@ fn start_simulated(config: &WorkerConfig, gpus: &[Gpu], dials: &[Dial]) -> anyho
         let gpus = gpus.to_vec();
         let (blobs, told, arbiter) = (blobs.clone(), limits.clone(), &arbiters[n as usize % SIMULATING]);
         let node = NodeActor::start_in_arbiter(&arbiter.handle(), move |_| {
-            NodeActor::new((config, gpus), instance, std::path::PathBuf::new(), Cgroups::default(), told, blobs)
+            let (nowhere, none) = (std::path::PathBuf::new(), Keeping::nothing());
+            NodeActor::new((config, gpus), instance, nowhere, Cgroups::default(), told, none, blobs)
         });
         let (linked, dials) = (node.clone(), dials.to_vec());
         arbiter.spawn_fn(move || link::Links::keep(linked, dials, None));
         nodes.push(node);
     }
-    Ok(Worker { nodes, arbiters, keeper: None, limits })
+    Ok(Worker { nodes, arbiters, keeper: None, limits, isolation: Isolation::default() })
 }
 
 /// The worker's certificate, which it has or now gets, and the way to renew it.

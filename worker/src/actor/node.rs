@@ -3,14 +3,17 @@
 use super::{container::Running, link::BACKLOG};
 use crate::{
     config::{self, WorkerConfig},
-    runtime::{cgroup::Cgroups, gpu, port::Ports, process::Setting, volume::Volumes},
+    runtime::{
+        cgroup::Cgroups, gpu, isolation::Keeping, port::Ports, process::Setting, program::Program, tree,
+        volume::Volumes,
+    },
 };
 use actix::prelude::*;
 use capstan_blob::Blobs;
 use capstan_clock::now;
 use capstan_common::{
     container::Ending,
-    function::{FunctionSpec, Process, Runtime},
+    function::{Process, Runtime},
     gpu::Gpu,
     id::{ContainerId, LinkId},
     order::{Order, Start},
@@ -21,7 +24,12 @@ use capstan_common::{
     wire::PROTOCOL,
 };
 use capstan_worker_core::node::{Effect, Event, Node};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +45,7 @@ pub struct NodeActor {
     scratch: PathBuf,
     cgroups: Cgroups,
     limits: String,
+    keeping: Keeping,
     blobs: Blobs,
     ports: Ports,
     containers: BTreeMap<ContainerId, Running>,
@@ -101,6 +110,7 @@ impl NodeActor {
         scratch: PathBuf,
         cgroups: Cgroups,
         limits: String,
+        keeping: Keeping,
         blobs: Blobs,
     ) -> Self {
         Self {
@@ -111,6 +121,7 @@ impl NodeActor {
             scratch,
             cgroups,
             limits,
+            keeping,
             blobs,
             ports: Ports::new(),
             containers: BTreeMap::new(),
@@ -198,18 +209,35 @@ impl NodeActor {
             return Err("this worker runs processes only".into());
         };
         let (id, resources) = (start.container.to_string(), &start.spec.resources);
-        let volumes = Volumes::open(&self.config.volumes(), &start.function, &start.spec.volumes)?;
         let scratch = self.scratch.join(&id);
-        std::fs::create_dir_all(&scratch).map_err(|error| format!("the scratch folder cannot be made: {error}"))?;
+        let apart = self.keeping.of(&start.function, &start.spec)?;
+        if apart.is_none() {
+            std::fs::create_dir_all(&scratch).map_err(|error| format!("the scratch folder cannot be made: {error}"))?;
+        }
+        let owner = apart.as_ref().and_then(|apart| apart.user);
+        let volumes = Volumes::open(&self.config.volumes(), &start.function, &start.spec.volumes, owner)?;
         Ok(Setting {
             container: start.container,
-            process: with_parameters(process, &start.spec),
+            program: self.program(start, process, &scratch, gpus),
             scratch,
             volumes,
             instance: self.instance.clone(),
             cgroup: self.cgroups.create(&id, resources.memory_mib, resources.cpu.milli),
-            gpus: gpu::environment(&self.gpus, gpus),
+            apart,
         })
+    }
+
+    /// The program with its whole environment: the function's own part wins over ours, but for what names its container.
+    fn program(&self, start: &Start, process: &Process, scratch: &Path, gpus: &[Arc<str>]) -> Program {
+        let mut env = Program::base_env(scratch);
+        env.extend(start.env.clone());
+        env.extend(process.env.clone());
+        env.extend(parameter::environment(&start.spec));
+        env.extend(gpu::environment(&self.gpus, gpus).into_iter().map(|(name, value)| (name.to_owned(), value)));
+        env.insert(tree::CONTAINER.into(), start.container.to_string());
+        env.insert(tree::WORKER.into(), self.instance.to_string());
+        let folder = process.working_dir.as_deref().map_or_else(|| scratch.to_owned(), PathBuf::from);
+        Program { command: process.command.clone(), folder, env }
     }
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
@@ -226,13 +254,6 @@ impl NodeActor {
             let _ = node.send(Happen(Event::Alarm)).await;
         });
     }
-}
-
-/// The program, told the values of its function's parameters.
-fn with_parameters(process: &Process, spec: &FunctionSpec) -> Process {
-    let mut process = process.clone();
-    process.env.extend(parameter::environment(spec));
-    process
 }
 
 impl Actor for NodeActor {
@@ -278,6 +299,7 @@ impl Handler<Introduce> for NodeActor {
             capacity: self.core.resources().0,
             version: env!("CARGO_PKG_VERSION").into(),
             limits: self.limits.clone(),
+            isolation: self.keeping.isolation.clone(),
             instance: self.instance.to_string(),
             // One that cannot be read is another than the schedulers'.
             store: real.then(|| self.blobs.name().unwrap_or_default()),

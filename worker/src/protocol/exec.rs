@@ -1,12 +1,10 @@
 //! The `exec` protocol: one process an input; JSON on standard input, the output on standard output.
 
-use super::{one_line, timed_out, too_large};
-use crate::runtime::{
-    obstacle,
-    output::Output,
-    process::{Setting, kill_group, pid_of},
-    tree,
+use super::{
+    attempt::{self, Attempt, Handle, Status},
+    one_line, timed_out, too_large,
 };
+use crate::runtime::{init::Init, output::Output, process::Setting};
 use bytes::Bytes;
 use capstan_common::{
     id::LeaseId,
@@ -17,17 +15,13 @@ use capstan_common::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, memfd_create},
-    process::{Pid, PidfdFlags, Signal, pidfd_open},
+    process::Signal,
 };
 use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, ErrorKind, Read, Seek, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::process::ExitStatusExt,
-    },
-    process::{Child, ExitStatus, Stdio},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -62,12 +56,12 @@ pub struct Ended {
 }
 
 /// Where an attempt stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Stage {
     /// Its process runs.
-    Runs(Pid),
+    Runs(Handle),
     /// Its process was told to end.
-    Interrupted(Pid),
+    Interrupted(Handle),
     /// It will not begin.
     Forbidden,
 }
@@ -96,16 +90,16 @@ impl Running {
         // Signalled while the table is held: the process is not yet waited for, so its number cannot have been reused.
         let mut table = self.table();
         let stage = table.attempts.entry(lease).or_insert(Stage::Forbidden);
-        if let Stage::Runs(pid) = *stage {
-            tree::signal_group(pid, Signal::TERM);
-            *stage = Stage::Interrupted(pid);
+        if let Stage::Runs(handle) = stage {
+            handle.terminate();
+            *stage = Stage::Interrupted(handle.clone());
         }
     }
 
     /// Ends the attempt's processes if they were asked to end and have not.
     pub fn kill(&self, lease: LeaseId) {
-        if let Some(Stage::Interrupted(pid)) = self.table().attempts.get(&lease) {
-            kill_group(*pid);
+        if let Some(Stage::Interrupted(handle)) = self.table().attempts.get(&lease) {
+            handle.kill();
         }
     }
 
@@ -131,10 +125,10 @@ impl Running {
     }
 
     /// The attempt's process was started. Whether it may run.
-    fn begin(&self, lease: LeaseId, pid: Pid) -> bool {
+    fn begin(&self, lease: LeaseId, handle: Handle) -> bool {
         let mut table = self.table();
         let forbidden = table.closed || table.attempts.contains_key(&lease);
-        table.attempts.insert(lease, if forbidden { Stage::Interrupted(pid) } else { Stage::Runs(pid) });
+        table.attempts.insert(lease, if forbidden { Stage::Interrupted(handle) } else { Stage::Runs(handle) });
         !forbidden
     }
 
@@ -174,7 +168,13 @@ impl Shared {
     }
 }
 
-pub(super) fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Result<Bytes, Failure> {
+/// Works on an input in a slot; `slot` holds its init between two inputs.
+pub(super) fn run(
+    shared: &Shared,
+    slot: &mut Option<Init>,
+    assignment: &Assignment,
+    input: &[u8],
+) -> Result<Bytes, Failure> {
     let Assignment { lease, call, index, attempt, .. } = *assignment;
     // Another worker on this machine counts its leases from one too.
     let mark = format!("{}-{}", shared.setting.instance, lease.0);
@@ -183,50 +183,39 @@ pub(super) fn run(shared: &Shared, assignment: &Assignment, input: &[u8]) -> Res
         ("CAPSTAN_INPUT_INDEX", index.to_string()),
         ("CAPSTAN_ATTEMPT", attempt.to_string()),
         ("TRACEPARENT", trace::traceparent(&assignment.traceparent, call, index, attempt)),
-        (tree::ATTEMPT, mark.clone()),
     ]);
     more.extend(trace::state_of(&assignment.traceparent).map(|state| ("TRACESTATE", state.to_owned())));
-    let failed =
-        |what: &str, error: io::Error| Failure::new(FailureKind::Function, "StartFailed", format!("{what}: {error}"));
-    let (stdin, rest) = stdin_of(input).map_err(|e| failed("the input cannot be handed over", e))?;
-    let mut child = shared
-        .setting
-        .spawn(shared.setting.command(&more), stdin)
-        .map_err(|e| Failure::new(FailureKind::Function, "StartFailed", obstacle::not_started(&shared.setting, &e)))?;
-    let pid = pid_of(&child);
-    if !shared.running.begin(assignment.lease, pid) {
-        kill_group(pid);
+    let start_failed = |why: String| Failure::new(FailureKind::Function, "StartFailed", why);
+    let failed = |what: &str, error: io::Error| start_failed(format!("{what}: {error}"));
+    let stdin = stdin_of(input).map_err(|e| failed("the input cannot be handed over", e))?;
+    let mut program = attempt::start(&shared.setting, slot, more, mark, stdin).map_err(start_failed)?;
+    let handle = program.handle().ok_or_else(|| start_failed("the program cannot be reached".into()))?;
+    if !shared.running.begin(lease, handle.clone()) {
+        handle.kill();
     }
-    if rest && let Some(mut pipe) = child.stdin.take() {
-        // A program need not read its input.
-        let _ = pipe.write_all(input);
-    }
-    let watched = watch(shared, &mut child, pid);
-    let interrupted = shared.running.end(assignment.lease);
-    // Whatever it started and left behind ends with it.
-    kill_group(pid);
-    if interrupted || watched.as_ref().is_ok_and(|seen| seen.timed_out) {
-        // What was cut off may have left its process group.
-        tree::kill_marked(tree::ATTEMPT, &mark);
-    }
-    let status = child.wait().map_err(|e| failed("the process cannot be waited for", e))?;
+    let watched = watch(shared, &mut program, &handle);
+    let interrupted = shared.running.end(lease);
+    let cut_off = interrupted || watched.as_ref().map_or(true, |seen| seen.timed_out || seen.overflow);
+    let status = program.end(cut_off);
     let watched = watched.map_err(|e| failed("the process cannot be watched", e))?;
     if interrupted {
         return Err(Failure::new(FailureKind::Crashed, "Interrupted", "the attempt was interrupted"));
     }
-    let oom = status.signal() == Some(Signal::KILL.as_raw()) && shared.saw_oom();
+    let oom = status.1 == Some(Signal::KILL.as_raw()) && shared.saw_oom();
     judge(shared, watched, status, oom)
 }
 
-/// Small inputs fit a pipe; larger ones lie in memory as a file, so that nobody has to write while the program runs.
-fn stdin_of(input: &[u8]) -> io::Result<(Stdio, bool)> {
+/// Small inputs fit a pipe; larger ones lie in memory as a file: nobody has to write while the program runs.
+fn stdin_of(input: &[u8]) -> io::Result<OwnedFd> {
     if input.len() <= PIPE_BYTES {
-        return Ok((Stdio::piped(), true));
+        let (reader, mut writer) = io::pipe()?;
+        writer.write_all(input)?;
+        return Ok(reader.into());
     }
     let mut file = File::from(memfd_create("capstan-input", MemfdFlags::CLOEXEC)?);
     file.write_all(input)?;
     file.rewind()?;
-    Ok((Stdio::from(file), false))
+    Ok(file.into())
 }
 
 struct Watched {
@@ -237,24 +226,24 @@ struct Watched {
 }
 
 /// Reads both outputs until the process has ended or its time is up.
-fn watch(shared: &Shared, child: &mut Child, pid: Pid) -> io::Result<Watched> {
-    let exited = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut stdout = nonblocking(child.stdout.take().map(OwnedFd::from))?;
-    let mut stderr = nonblocking(child.stderr.take().map(OwnedFd::from))?;
+fn watch(shared: &Shared, program: &mut Attempt<'_>, handle: &Handle) -> io::Result<Watched> {
+    let mut stdout = program.stdout.take().map(nonblocking).transpose()?;
+    let mut stderr = program.stderr.take().map(nonblocking).transpose()?;
     let mut deadline = Instant::now() + Duration::from_millis(shared.timeout_ms);
     let mut seen = Watched { stdout: Vec::new(), stderr: Vec::new(), timed_out: false, overflow: false };
     let mut buffer = vec![0u8; 16 << 10];
     let mut over = false;
     while !over {
-        over = wait_any(&exited, [stdout.as_ref(), stderr.as_ref()], deadline)?;
+        let exited = program.exited().ok_or(ErrorKind::NotConnected)?;
+        over = wait_any(exited, [stdout.as_ref(), stderr.as_ref()], deadline)?;
         if Instant::now() >= deadline && !over {
             if seen.timed_out {
-                kill_group(pid);
+                handle.kill();
                 return Ok(seen);
             }
             // Asked first; what does not listen is killed after the grace.
             seen.timed_out = true;
-            tree::signal_group(pid, Signal::TERM);
+            handle.terminate();
             deadline = Instant::now() + GRACE;
         }
         drain(&mut stdout, &mut buffer, |bytes| {
@@ -275,22 +264,21 @@ fn watch(shared: &Shared, child: &mut Child, pid: Pid) -> io::Result<Watched> {
             true
         })?;
         if seen.overflow {
-            kill_group(pid);
+            handle.kill();
             return Ok(seen);
         }
     }
     Ok(seen)
 }
 
-fn nonblocking(fd: Option<OwnedFd>) -> io::Result<Option<File>> {
-    let Some(fd) = fd else { return Ok(None) };
+fn nonblocking(fd: OwnedFd) -> io::Result<File> {
     rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(Some(File::from(fd)))
+    Ok(File::from(fd))
 }
 
 /// Waits for the end of the process, output, or the deadline. Whether the process has ended.
-fn wait_any(exited: &OwnedFd, pipes: [Option<&File>; 2], deadline: Instant) -> io::Result<bool> {
-    let mut fds = vec![PollFd::new(exited, PollFlags::IN)];
+fn wait_any(exited: BorrowedFd<'_>, pipes: [Option<&File>; 2], deadline: Instant) -> io::Result<bool> {
+    let mut fds = vec![PollFd::from_borrowed_fd(exited, PollFlags::IN)];
     fds.extend(pipes.into_iter().flatten().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
     let left = deadline.saturating_duration_since(Instant::now());
     let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
@@ -318,15 +306,15 @@ fn drain(pipe: &mut Option<File>, buffer: &mut [u8], mut take: impl FnMut(&[u8])
     Ok(())
 }
 
-fn judge(shared: &Shared, watched: Watched, status: ExitStatus, oom: bool) -> Result<Bytes, Failure> {
+fn judge(shared: &Shared, watched: Watched, status: Status, oom: bool) -> Result<Bytes, Failure> {
     if watched.timed_out {
         return Err(timed_out(shared.timeout_ms));
     }
     if watched.overflow {
         return Err(too_large(shared.output_max));
     }
-    if !status.success() {
-        let (code, signal) = crate::runtime::process::code_and_signal(status);
+    let (code, signal) = status;
+    if code != Some(0) {
         let how = match (oom, code, signal) {
             (true, _, _) => "was ended by the kernel: out of memory".into(),
             (_, Some(code), _) => format!("ended with exit code {code}"),

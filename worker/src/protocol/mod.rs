@@ -1,6 +1,7 @@
 //! Protocols: how an input reaches a program and its output comes back.
 
 pub mod activity;
+mod attempt;
 pub mod exec;
 pub mod http;
 pub mod slots;

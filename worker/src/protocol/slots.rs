@@ -59,9 +59,13 @@ impl Slots {
 
 /// A slot: takes work until there has been none for a while.
 fn slot(shared: &Shared, work: &flume::Receiver<Box<Work>>, made: &AtomicU32) {
-    if let Some(cgroup) = &shared.setting.cgroup {
+    // Children of ours are born in the cgroup; an init enters it by itself.
+    let own = shared.setting.cgroup.as_ref().filter(|_| shared.setting.apart.is_none());
+    if let Some(cgroup) = own {
         cgroup.enter_thread();
     }
+    // Made with the first input, and gone with the thread: an idle slot holds no process.
+    let mut init = None;
     let next = || {
         work.recv_timeout(IDLE).ok().or_else(|| {
             made.fetch_sub(1, Ordering::SeqCst);
@@ -73,11 +77,12 @@ fn slot(shared: &Shared, work: &flume::Receiver<Box<Work>>, made: &AtomicU32) {
     while let Some(work) = next() {
         let Work { assignment, input } = *work;
         let begun = Instant::now();
-        let result = exec::run(shared, &assignment, &input);
+        let result = exec::run(shared, &mut init, &assignment, &input);
         // Whoever listens lives as long as the container.
         let _ = shared.ended.send(Box::new(Ended { assignment, result, run: begun.elapsed() }));
     }
-    if let Some(cgroup) = &shared.setting.cgroup {
+    drop(init);
+    if let Some(cgroup) = own {
         cgroup.leave_thread();
     }
 }

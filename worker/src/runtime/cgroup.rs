@@ -165,6 +165,11 @@ impl Cgroup {
         }
     }
 
+    /// Its folders: what writes itself into each is in it.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.folders().map(|(_, folder)| folder)
+    }
+
     /// Caps the CPU from now on.
     pub fn cap_cpu(&self, milli: u32) {
         let quota = (u64::from(milli) * PERIOD_US / 1000).max(1000);

@@ -1,7 +1,9 @@
 //! Why a program does not start, in words that name it: the kernel's answer names neither the file nor its interpreter.
 
-use super::process::Setting;
-use rustix::io::Errno;
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+};
 use std::{
     fs::File,
     io::{self, Read},
@@ -14,6 +16,9 @@ const LINE_BYTES: u64 = 256;
 
 /// What stands in the way of a program at this path, if that can be seen from outside.
 pub fn in_the_way(shown: &str, path: &Path) -> Option<String> {
+    if let Some(closed) = closed(path) {
+        return Some(closed);
+    }
     let Ok(found) = path.metadata() else {
         return Some(format!("`{shown}` is not a file on this worker"));
     };
@@ -22,6 +27,9 @@ pub fn in_the_way(shown: &str, path: &Path) -> Option<String> {
     }
     if found.permissions().mode() & 0o111 == 0 {
         return Some(format!("`{shown}` may not be executed: make it so with chmod +x"));
+    }
+    if access(path, Access::EXEC_OK).is_err() {
+        return Some(format!("`{shown}` may not be executed by the function's user: allow it with chmod o+rx"));
     }
     interpreter(shown, path)
 }
@@ -42,12 +50,22 @@ fn interpreter(shown: &str, path: &Path) -> Option<String> {
     missing.then(|| format!("`{shown}` names `{name}` in its first line, which is not a program on this worker"))
 }
 
+/// Why a path cannot be reached by whoever asks: the first folder on the way that is closed to them.
+pub fn closed(path: &Path) -> Option<String> {
+    let mut folders: Vec<&Path> = path.ancestors().skip(1).collect();
+    folders.reverse();
+    let denied = |folder: &&&Path| access(**folder, Access::EXEC_OK) == Err(Errno::ACCESS);
+    let folder = folders.iter().find(denied)?;
+    Some(format!(
+        "`{}` cannot be reached: the folder `{}` is closed to the function's user; open it (chmod o+rx), or move what the function \
+         needs to where every user may read it",
+        path.display(),
+        folder.display()
+    ))
+}
+
 /// Why the kernel did not start a process.
-pub fn not_started(setting: &Setting, error: &io::Error) -> String {
-    let name = setting.process.command.first().map_or("", String::as_str);
-    if let Some(seen) = setting.obstacle() {
-        return seen;
-    }
+pub fn not_started(name: &str, error: &io::Error) -> String {
     let more = match Errno::from_io_error(error) {
         Some(Errno::TOOBIG) => {
             ": arguments and environment are too long for Linux (128 KiB each, 2 MiB in all); pass it as the input"

@@ -1,19 +1,21 @@
 //! Processes: one command, in its own process group, inside its container's cgroup.
 
-use super::{cgroup::Cgroup, obstacle, tree, volume::Volumes};
-use capstan_common::{function::Process, id::ContainerId};
+use super::{
+    cgroup::Cgroup,
+    init::{Birth, Init, Launcher, View, temporary_in},
+    program::Program,
+    tree,
+    volume::Volumes,
+};
+use capstan_common::id::ContainerId;
 use rustix::process::{Pid, Signal};
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::Arc,
 };
-
-/// Where programs are found unless a function says otherwise.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What all processes of one container share.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ pub struct Setting {
     /// The container.
     pub container: ContainerId,
     /// What is run.
-    pub process: Process,
+    pub program: Program,
     /// Its own folder, removed with it.
     pub scratch: PathBuf,
     /// What it sees besides.
@@ -30,76 +32,76 @@ pub struct Setting {
     pub instance: Arc<str>,
     /// Its limits, where they can be enforced.
     pub cgroup: Option<Cgroup>,
-    /// What its programs are told of GPUs.
-    pub gpus: Vec<(&'static str, String)>,
+    /// How it is kept apart; without it, it runs as the worker's user and sees what the worker sees.
+    pub apart: Option<Apart>,
+}
+
+/// How a container is kept apart from everything else.
+#[derive(Debug, Clone)]
+pub struct Apart {
+    /// Who makes inits.
+    pub launcher: Arc<Launcher>,
+    /// Whom they become; without one they stay who the worker is.
+    pub user: Option<u32>,
+    /// What they see, but for volumes and scratch.
+    pub view: View,
 }
 
 impl Setting {
-    /// The command with its environment: nothing of ours leaks into it.
+    /// The command of a program that is not kept apart.
     pub fn command(&self, more: &BTreeMap<&str, String>) -> Command {
-        let process = &self.process;
-        let name = process.command.first().map_or("", String::as_str);
         // By its path: a name that is looked up in an environment of its own costs a fork of the whole worker.
-        let program = self.program(name).unwrap_or_else(|| name.into());
-        let mut command = self.volumes.command(&program, name, self.folder());
-        command
-            .args(process.command.iter().skip(1))
-            .env_clear()
-            .env("PATH", PATH)
-            .env("HOME", &self.scratch)
-            .env("LANG", "C.UTF-8")
-            // What a server prints is in its logs at once, and not when four KiB have come together.
-            .env("PYTHONUNBUFFERED", "1")
-            .envs(&process.env)
-            .envs(more)
-            .envs(self.gpus.iter().map(|(name, value)| (name, value)))
-            .env(tree::CONTAINER, self.container.to_string())
-            .env(tree::WORKER, &*self.instance)
-            .process_group(0);
+        let found = self.program.find(|path| self.volumes.behind(path)).unwrap_or_else(|| self.program.name().into());
+        let mut command = self.volumes.command(&self.program, &found);
+        command.envs(more);
         command
     }
 
-    fn folder(&self) -> &Path {
-        self.process.working_dir.as_deref().map_or(&self.scratch, Path::new)
-    }
-
-    /// Why the command could not be started, found before it is tried.
+    /// Why the command could not be started, found before it is tried: by the init where there is one, as it has the function's
+    /// rights.
     pub fn obstacle(&self) -> Option<String> {
-        if !self.volumes.behind(self.folder()).is_dir() {
-            return Some(format!("working_dir `{}` is not a folder on this worker", self.folder().display()));
+        if self.apart.is_some() {
+            return None;
         }
-        let name = self.process.command.first()?;
-        match self.program(name) {
-            Some(program) => obstacle::in_the_way(name, &self.volumes.behind(&program)),
-            None if name.contains('/') => obstacle::in_the_way(name, &self.volumes.behind(&self.folder().join(name))),
-            None => Some(format!("`{name}` is not a program on this worker (looked in {})", self.path())),
-        }
+        self.program.obstacle(|path| self.volumes.behind(path))
     }
 
-    fn path(&self) -> &str {
-        self.process.env.get("PATH").map_or(PATH, String::as_str)
+    /// Why the kernel did not start it.
+    pub fn not_started(&self, error: &io::Error) -> String {
+        self.program.not_started(error, |path| self.volumes.behind(path))
     }
 
-    /// Where a program lies: a path is taken from the working folder, a name is looked up.
-    fn program(&self, name: &str) -> Option<PathBuf> {
-        let candidates: Vec<PathBuf> = if name.contains('/') {
-            vec![self.folder().join(name)]
-        } else {
-            self.path().split(':').map(|folder| self.folder().join(folder).join(name)).collect()
+    /// Starts an init for its programs, if they are kept apart. Blocks.
+    ///
+    /// # Errors
+    /// Why it cannot be, in words.
+    pub fn init(&self) -> Option<Result<Init, String>> {
+        let apart = self.apart.as_ref()?;
+        let birth = Birth {
+            cgroups: self.cgroup.iter().flat_map(Cgroup::paths).collect(),
+            user: apart.user,
+            view: View {
+                // Its own folder may lie there, and is not what it names.
+                named: temporary_in(self.program.words().filter(|word| !Path::new(word).starts_with(&self.scratch))),
+                volumes: self.volumes.seen(),
+                scratch: self.scratch.clone(),
+                ..apart.view.clone()
+            },
+            program: self.program.clone(),
         };
-        candidates.into_iter().find(|candidate| is_program(&self.volumes.behind(candidate)))
+        Some(Init::start(&apart.launcher, &birth))
     }
 
     /// Starts a process; it is born inside the cgroup where the calling thread has entered it.
-    pub fn spawn(&self, mut command: Command, stdin: Stdio) -> io::Result<Child> {
-        let child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    pub fn spawn(&self, mut command: Command) -> io::Result<Child> {
+        let child = command.spawn()?;
         self.started(pid_of(&child));
         Ok(child)
     }
 
     /// The same from a thread of its own, which enters the cgroup; the child's end can be awaited.
     pub fn spawn_watched(&self, mut command: Command) -> io::Result<tokio::process::Child> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null());
         let runtime = tokio::runtime::Handle::current();
         std::thread::scope(|scope| {
             let born = scope.spawn(|| {
@@ -135,14 +137,9 @@ impl Setting {
 impl Drop for Setting {
     fn drop(&mut self) {
         self.kill_rest();
-        // A container that never wrote has an empty folder; either way nobody needs it.
+        // Whoever is kept apart has its folder in memory, and never had this one.
         let _ = std::fs::remove_dir_all(&self.scratch);
     }
-}
-
-fn is_program(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 /// A child's process id.
@@ -153,9 +150,4 @@ pub fn pid_of(child: &Child) -> Pid {
 /// Ends a process group at once.
 pub fn kill_group(leader: Pid) {
     tree::signal_group(leader, Signal::KILL);
-}
-
-/// An exit status as code or signal.
-pub fn code_and_signal(status: ExitStatus) -> (Option<i32>, Option<i32>) {
-    (status.code(), status.signal())
 }

@@ -3,6 +3,7 @@
 //! Each process is started through this program once more, which makes a mount namespace, binds the volumes into it, and then
 //! becomes the process: so nobody else sees them there, and the kernel takes the mounts away with the process.
 
+use super::{owner, program::Program};
 use capstan_common::id::FunctionKey;
 use nix::sched::{CloneFlags, unshare};
 use rustix::{
@@ -29,16 +30,25 @@ const CANNOT_START: i32 = 126;
 pub struct Volumes(Vec<(PathBuf, PathBuf)>);
 
 impl Volumes {
-    /// Those of a function, kept under `base`, by namespace and name; made if they are new.
+    /// Those of a function, kept under `base`, by namespace and name; made if they are new, and the owner's.
     ///
     /// # Errors
-    /// A folder cannot be made.
-    pub fn open(base: &Path, function: &FunctionKey, spec: &BTreeMap<String, String>) -> Result<Self, String> {
+    /// A folder cannot be made, or given to its owner.
+    pub fn open(
+        base: &Path,
+        function: &FunctionKey,
+        spec: &BTreeMap<String, String>,
+        owner: Option<u32>,
+    ) -> Result<Self, String> {
         let mut volumes = Vec::with_capacity(spec.len());
         for (seen, name) in spec {
             let kept = base.join(&*function.namespace).join(name);
             let ready = fs::create_dir_all(&kept).and_then(|()| kept.canonicalize());
             let kept = ready.map_err(|e| format!("the volume `{name}` cannot be made in {}: {e}", base.display()))?;
+            if let Some(owner) = owner {
+                owner::give(&kept, owner)
+                    .map_err(|e| format!("the volume `{name}` cannot be given to its user: {e}"))?;
+            }
             volumes.push((PathBuf::from(seen), kept));
         }
         Ok(Self(volumes))
@@ -50,20 +60,23 @@ impl Volumes {
         innermost.unwrap_or_else(|| path.into())
     }
 
-    /// A command that becomes `program`, called `name`, in `folder`, where it sees the volumes. Its further arguments are the
-    /// program's.
-    pub fn command(&self, program: &Path, name: &str, folder: &Path) -> Command {
+    /// Where each is seen, and the folder behind it; a path comes before those that lie in it.
+    pub fn seen(&self) -> Vec<(PathBuf, PathBuf)> {
+        self.0.clone()
+    }
+
+    /// A command that becomes the program that lies at `found`, in its folder, where it sees the volumes.
+    pub fn command(&self, program: &Program, found: &Path) -> Command {
         if self.0.is_empty() {
-            let mut command = Command::new(program);
-            command.arg0(name).current_dir(folder);
-            return command;
+            return program.command(found);
         }
         // Ourselves even after an upgrade has replaced the file.
         let mut command = Command::new("/proc/self/exe");
         command.arg(ARGUMENT).arg(self.0.len().to_string());
         command.args(self.0.iter().flat_map(|(seen, kept)| [seen, kept]));
         // The folder may lie in a volume, which the worker does not see: it is entered when all is in place.
-        command.arg(folder).arg(program).arg(name).current_dir("/");
+        command.arg(&program.folder).arg(found).args(&program.command).current_dir("/");
+        command.env_clear().envs(&program.env).process_group(0);
         command
     }
 }
@@ -136,7 +149,7 @@ mod tests {
     fn what_lies_behind_a_path_is_told_by_the_innermost_volume() {
         let base = tempfile::tempdir().unwrap();
         let spec = [("/data", "outer"), ("/data/in", "inner")].map(|(at, name)| (at.to_owned(), name.to_owned()));
-        let volumes = Volumes::open(base.path(), &FunctionKey::new("ns", "f"), &spec.into()).unwrap();
+        let volumes = Volumes::open(base.path(), &FunctionKey::new("ns", "f"), &spec.into(), None).unwrap();
         let kept = base.path().canonicalize().unwrap().join("ns");
         for (seen, behind) in [
             ("/data", kept.join("outer")),

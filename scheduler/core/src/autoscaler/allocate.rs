@@ -1,7 +1,7 @@
 //! One round: who lacks containers gets them, one after the other, as far as there is room and quotas allow.
 
 use super::{
-    Autoscaler, Effect,
+    Autoscaler, Effect, Worker,
     elsewhere::Left,
     place::{Asked, Candidate, Obstacle, Placed, place},
     share::Class,
@@ -10,6 +10,7 @@ use crate::decision::Waiting;
 use capstan_common::{
     gpu::GpuRequest,
     id::{ContainerId, FunctionKey, WorkerId},
+    isolation::Needs,
     resource::Amount,
     worker::WorkerState,
 };
@@ -41,7 +42,7 @@ impl Autoscaler {
                 continue;
             }
             let gpus = self.allowed(&function, amount, &class.2);
-            let asked = Asked { amount, gpus: &gpus };
+            let asked = Asked { amount, gpus: &gpus, needs: class.3 };
             match self.place(asked, reserved.as_ref(), &left) {
                 Ok(placed) => self.grant(function, placed, out),
                 Err(obstacle) => {
@@ -67,7 +68,8 @@ impl Autoscaler {
 
     /// What a container would take of a ready worker, by each of its preferences that this could ever hold.
     pub(super) fn could_hold(&self, worker: &WorkerId, asked: Asked) -> Vec<Amount> {
-        let worker = self.workers.get(worker).filter(|worker| worker.state == WorkerState::Ready);
+        let takes = |worker: &&Worker| worker.state == WorkerState::Ready && worker.ground.takes(asked.needs);
+        let worker = self.workers.get(worker).filter(takes);
         worker.map_or_else(Vec::new, |worker| asked.on(worker.capacity, &worker.gpu))
     }
 
@@ -113,8 +115,8 @@ impl Autoscaler {
     }
 
     /// Why no worker of the cluster could ever hold such a container, if that is so: a wish that only waits until somebody asks.
-    pub fn impossible(&self, amount: Amount, gpus: &[GpuRequest]) -> Option<String> {
-        let asked = Asked { amount, gpus };
+    pub fn impossible(&self, amount: Amount, gpus: &[GpuRequest], needs: Needs) -> Option<String> {
+        let asked = Asked { amount, gpus, needs };
         match place(asked, self.candidates(None, &self.leave_room())) {
             Err(obstacle @ Obstacle::Impossible(_)) => Some(obstacle.sentence(asked)),
             _ => None,
@@ -138,6 +140,7 @@ impl Autoscaler {
             state: worker.state,
             reserved: reserved == Some(id),
             flaps: worker.flaps,
+            ground: worker.ground,
         })
     }
 

@@ -13,6 +13,7 @@ use crate::ownership::Member;
 use capstan_common::{
     gpu::GpuRequest,
     id::{FunctionKey, WorkerId},
+    isolation::Needs,
     resource::Amount,
     time::Time,
 };
@@ -34,13 +35,16 @@ pub struct Lack {
     /// GPUs by preference.
     #[serde(default)]
     pub gpus: Vec<GpuRequest>,
+    /// What it needs of a worker's isolation.
+    #[serde(default)]
+    pub needs: Needs,
     /// How many.
     pub count: u32,
 }
 
 impl Lack {
     fn asked(&self) -> Asked<'_> {
-        Asked { amount: self.amount, gpus: &self.gpus }
+        Asked { amount: self.amount, gpus: &self.gpus, needs: self.needs }
     }
 }
 
@@ -361,7 +365,9 @@ impl Autoscaler {
         let count = count.min(quota.unwrap_or(u32::MAX)).saturating_sub(coming);
         let since = self.lacked.get(&function.namespace).copied().unwrap_or(self.elsewhere.now);
         if count > 0 {
-            self.lacking.entry(function.namespace.clone()).or_insert((Lack { amount, gpus, count }, since));
+            self.lacking
+                .entry(function.namespace.clone())
+                .or_insert((Lack { amount, gpus, needs: asked.needs, count }, since));
         }
     }
 

@@ -5,6 +5,7 @@ use crate::{decision::Waiting, effect::Demand, ownership::Member};
 use capstan_common::{
     gpu::GpuRequest,
     id::{ContainerId, FunctionKey, WorkerId},
+    isolation::Ground,
     resource::Amount,
     time::Time,
     worker::WorkerState,
@@ -22,6 +23,8 @@ pub enum Event {
         capacity: Amount,
         /// The model of its GPUs; empty if it has none.
         gpu: Arc<str>,
+        /// What its isolation is good for.
+        ground: Ground,
         /// Whether it takes containers.
         state: WorkerState,
         /// Whether its links break again and again.

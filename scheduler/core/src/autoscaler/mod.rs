@@ -18,6 +18,7 @@ pub use share::{Policy, Quota};
 use crate::{decision::Waiting, effect::Demand};
 use capstan_common::{
     id::{ContainerId, Epoch, FunctionKey, Minter, WorkerId},
+    isolation::Ground,
     resource::Amount,
     time::Time,
     worker::WorkerState,
@@ -42,6 +43,8 @@ struct Worker {
     state: WorkerState,
     /// It is passed over while a steady one has room.
     flaps: bool,
+    /// What its isolation is good for.
+    ground: Ground,
 }
 
 #[derive(Debug, Clone)]
@@ -90,7 +93,7 @@ impl Want {
 
     fn class(&self) -> Class {
         let demand = &self.demand;
-        (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpus.clone())
+        (demand.amount.cpu_milli, demand.amount.memory_mib, demand.gpus.clone(), demand.needs)
     }
 }
 
@@ -198,7 +201,12 @@ impl Autoscaler {
     /// Whether what was told can change who gets what.
     fn apply(&mut self, event: Event, out: &mut Vec<Effect>) -> bool {
         match event {
-            Event::Joined { worker, capacity, gpu, state, flaps } => self.joined(worker, (capacity, gpu), state, flaps),
+            Event::Joined { worker, capacity, gpu, ground, state, flaps } => {
+                let others = self.workers.get(&worker).map_or(Amount::default(), |w| w.others);
+                let used = of(&self.taken, &worker);
+                self.add(worker, Worker { capacity, gpu, used, others, state, flaps, ground });
+                self.count_total();
+            }
             Event::Turned { worker, state } => {
                 self.change(&worker, |worker| worker.state = state);
                 self.count_total();
@@ -231,13 +239,6 @@ impl Autoscaler {
             Event::Released(container) => self.released(container),
         }
         true
-    }
-
-    fn joined(&mut self, id: WorkerId, (capacity, gpu): (Amount, Arc<str>), state: WorkerState, flaps: bool) {
-        let used = of(&self.taken, &id);
-        let others = self.workers.get(&id).map_or(Amount::default(), |w| w.others);
-        self.add(id, Worker { capacity, gpu, used, others, state, flaps });
-        self.count_total();
     }
 
     /// Shares are parts of what there is: when that changes, all of them do.

@@ -1,6 +1,12 @@
 //! Which worker gets a container: filter, score, take; ties by id.
 
-use capstan_common::{gpu::GpuRequest, id::WorkerId, resource::Amount, worker::WorkerState};
+use capstan_common::{
+    gpu::GpuRequest,
+    id::WorkerId,
+    isolation::{Ground, Needs},
+    resource::Amount,
+    worker::WorkerState,
+};
 use std::{cmp::Reverse, collections::BTreeMap};
 
 /// A worker as placement sees it.
@@ -20,6 +26,8 @@ pub struct Candidate<'a> {
     pub reserved: bool,
     /// Whether it is passed over while a steady worker has room.
     pub flaps: bool,
+    /// What its isolation is good for.
+    pub ground: Ground,
 }
 
 /// What one container asks for.
@@ -29,6 +37,8 @@ pub struct Asked<'a> {
     pub amount: Amount,
     /// GPUs by preference: the first that can be placed is taken.
     pub gpus: &'a [GpuRequest],
+    /// What it needs of a worker's isolation.
+    pub needs: Needs,
 }
 
 impl Asked<'_> {
@@ -123,8 +133,13 @@ fn place_by<'a>(
     let (mut ready, mut models) = (0, BTreeMap::new());
     // Steady ones, and those that flap: which fits, and which is large enough.
     let mut found: [(Best<'a>, Best<'a>); 2] = Default::default();
+    let mut grounds = 0;
     for worker in workers.filter(|w| w.state == WorkerState::Ready) {
         ready += 1;
+        if !worker.ground.takes(asked.needs) {
+            continue;
+        }
+        grounds += 1;
         if let Some(request) = request {
             let most: &mut u64 = models.entry(worker.gpu).or_default();
             *most = worker.capacity.gpus.max(*most);
@@ -155,6 +170,7 @@ fn place_by<'a>(
         (Some((_, id)), _) => Ok(id.clone()),
         (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),
         (None, None) if ready == 0 => Err(Obstacle::NoWorker),
+        (None, None) if grounds == 0 => Err(Obstacle::Impossible(asked.needs.lacking().into())),
         (None, None) => Err(Obstacle::Impossible(impossible(asked, &models))),
     }
 }

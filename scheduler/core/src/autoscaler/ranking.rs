@@ -79,7 +79,8 @@ impl Autoscaler {
     /// mean that there is none.
     pub(super) fn quickly(&self, asked: Asked, reserved: Option<&WorkerId>, left: &Left) -> Option<Placed> {
         let fits = |id: &&WorkerId, amount: Amount| {
-            let free = self.workers.get(*id).map(|worker| worker.free().minus(left.on(id)));
+            let worker = self.workers.get(*id).filter(|worker| worker.ground.takes(asked.needs));
+            let free = worker.map(|worker| worker.free().minus(left.on(id)));
             Some(*id) != reserved && free.is_some_and(|free| free.covers(amount))
         };
         let placed = |id: &WorkerId, amount, gpu| Placed { worker: id.clone(), amount, gpu };

@@ -1,7 +1,7 @@
 //! Who is next: namespaces by what they hold against their weight, then functions by the same. What is held is measured by
 //! the resource that is scarcest for it (dominant resource fairness, Ghodsi et al., NSDI 2011).
 
-use capstan_common::{gpu::GpuRequest, id::FunctionKey, resource::Amount};
+use capstan_common::{gpu::GpuRequest, id::FunctionKey, isolation::Needs, resource::Amount};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -94,7 +94,7 @@ pub fn share(used: Amount, total: Amount, weight: u32) -> u64 {
 }
 
 /// What one container asks for: functions that ask for the same can be placed or not alike.
-pub type Class = (u64, u64, Vec<GpuRequest>);
+pub type Class = (u64, u64, Vec<GpuRequest>, Needs);
 
 /// Functions by share, by what they ask for.
 type Classes = BTreeMap<Class, BTreeSet<(u64, FunctionKey)>>;

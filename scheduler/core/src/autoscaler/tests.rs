@@ -1,5 +1,6 @@
 use super::*;
 use crate::ownership::Member;
+use capstan_common::isolation::Needs;
 
 const WORKER_CPU: u64 = 8_000;
 
@@ -22,6 +23,7 @@ fn demand(function: &FunctionKey, missing: u32, cpu_milli: u64) -> Demand {
         grants_seen: 0,
         amount: amount(cpu_milli),
         gpus: Vec::new(),
+        needs: Needs::Nothing,
         spare: 0,
         leaving: 0,
         min: 0,
@@ -54,6 +56,7 @@ impl Table {
                 worker: worker(n),
                 capacity,
                 gpu: "".into(),
+                ground: Ground::default(),
                 state: WorkerState::Ready,
                 flaps: false,
             });
@@ -295,3 +298,4 @@ fn a_worker_that_flaps_is_passed_over_while_a_steady_one_has_room() {
 
 mod elsewhere;
 mod gpu;
+mod ground;

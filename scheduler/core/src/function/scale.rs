@@ -144,6 +144,7 @@ impl Function {
             grants_seen: self.grants_seen,
             amount: spec.amount(),
             gpus: spec.gpus(),
+            needs: spec.needs(),
             spare,
             leaving: self.pool.leaving(),
             min,

@@ -55,6 +55,7 @@ impl Function {
             revision: self.deployed.revision,
             spec: spec.clone(),
             gpus,
+            env: Default::default(),
         });
         out.effects.push(Effect::Order(worker.clone(), start));
         self.pool.add(

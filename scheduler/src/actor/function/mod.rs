@@ -21,7 +21,7 @@ use crate::{
 use actix::prelude::*;
 use capstan_common::{
     id::{CallId, FunctionKey, WorkerId},
-    order::Order,
+    order::{Order, Start},
     refusal::{Code, Refusal},
     time::Time,
 };
@@ -142,7 +142,7 @@ impl FunctionActor {
 
     fn effect(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         match effect {
-            Effect::Order(worker, order) => self.order(&worker, order),
+            Effect::Order(worker, order) => self.order(&worker, self.completed(order)),
             Effect::Demand(demand) => self.tell_autoscaler(autoscaler::Event::Wanted(demand), ctx),
             Effect::Release(container) => {
                 self.env.registry.unroute(container);
@@ -183,6 +183,14 @@ impl FunctionActor {
                 }
                 telemetry.scaled(&self.key, from, to, reason);
             }
+        }
+    }
+
+    /// An order with what only the shell knows: what programs are told of this scheduler.
+    fn completed(&self, order: Order) -> Order {
+        match order {
+            Order::Start(start) => Order::Start(Start { env: self.env.function_tokens.environment(&start), ..start }),
+            other => other,
         }
     }
 

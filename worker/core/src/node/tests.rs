@@ -13,6 +13,7 @@ fn start(n: u64, extra: &str) -> Order {
         revision: Revision(1),
         spec: Arc::new(serde_json::from_str(&json).unwrap()),
         gpus: 0,
+        env: Default::default(),
     })
 }
 

@@ -135,7 +135,7 @@ fn a_minimum_elsewhere_is_never_taken_away() {
 fn room_that_is_left_to_another_and_not_taken_is_taken_after_a_while() {
     // The other scheduler cannot reach the worker: what it lacks is left to it for some seconds, not for ever.
     let mut table = Table::new(1);
-    let lack = Lack { amount: amount(1_000), gpus: Vec::new(), count: 8 };
+    let lack = Lack { amount: amount(1_000), gpus: Vec::new(), needs: Needs::Nothing, count: 8 };
     let told = |held| {
         BTreeMap::from([(
             member(1),

@@ -5,7 +5,14 @@ use capstan_common::gpu::GpuRequest;
 fn with_gpus(table: &mut Table, id: u32, gpu: &str, gpus: u64) {
     let capacity = Amount { cpu_milli: WORKER_CPU, memory_mib: 1_000, gpus };
     let (worker, gpu) = (worker(id), gpu.into());
-    table.step(Event::Joined { worker, capacity, gpu, state: WorkerState::Ready, flaps: false });
+    table.step(Event::Joined {
+        worker,
+        capacity,
+        gpu,
+        ground: Ground::default(),
+        state: WorkerState::Ready,
+        flaps: false,
+    });
 }
 
 fn asks(function: &FunctionKey, missing: u32, gpus: &[&str]) -> Demand {

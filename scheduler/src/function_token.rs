@@ -1,0 +1,129 @@
+//! The tokens that functions' programs have: signed values, of which nothing is stored. Each is good while its container lives.
+
+use crate::{global::Globals, store::layout};
+use anyhow::{Context, Result};
+use capstan_common::{function::TokenRole, id::ContainerId, order::Start};
+use capstan_scheduler_core::access::{Role, Subject};
+use ring::hmac;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+};
+
+/// What every such token begins with.
+const BEGIN: &str = "capf_";
+
+/// Makes them and knows them again; all schedulers of a cluster have the same key.
+pub struct FunctionTokens {
+    key: hmac::Key,
+    /// Where functions reach REST: known once it listens.
+    url: OnceLock<String>,
+}
+
+/// What a token says that we signed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The container whose programs have it.
+    pub container: ContainerId,
+    /// What they may do, in their namespace.
+    pub subject: Subject,
+}
+
+impl FunctionTokens {
+    /// With the cluster's key, made if there is none.
+    pub async fn settle(globals: &Globals) -> Result<Self> {
+        let random = || uuid::Uuid::new_v4().into_bytes();
+        let drawn: [[u8; 16]; 2] = [random(), random()];
+        // Another scheduler may be faster: its key holds.
+        globals.create(layout::FUNCTION_KEY, layout::encode(&drawn)).await?;
+        let stored = globals.get(layout::FUNCTION_KEY).await?.context("the key of functions' tokens is gone")?;
+        let key: [[u8; 16]; 2] = layout::decode(&stored).context("the key of functions' tokens cannot be read")?;
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, key.as_flattened()), url: OnceLock::new() })
+    }
+
+    /// From now on programs are told that REST is here.
+    pub fn serve_at(&self, url: String) {
+        // A scheduler listens once.
+        let _ = self.url.set(url);
+    }
+
+    /// What a container's programs find in their environment.
+    pub fn environment(&self, start: &Start) -> BTreeMap<String, String> {
+        let namespace = &start.function.namespace;
+        let url = self.url.get().map(|url| ("CAPSTAN_URL", url.clone()));
+        let token =
+            role_of(start.spec.token.role).map(|role| ("CAPSTAN_TOKEN", self.sign(start.container, role, namespace)));
+        let named =
+            [("CAPSTAN_NAMESPACE", namespace.to_string()), ("CAPSTAN_FUNCTION", start.function.name.to_string())];
+        named.into_iter().chain(url).chain(token).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn sign(&self, container: ContainerId, role: Role, namespace: &str) -> String {
+        let said = said(container, role, namespace);
+        let seal: String =
+            hmac::sign(&self.key, said.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{BEGIN}{seal}_{said}")
+    }
+
+    /// What a token says, if we signed it. Whether its container lives is another question.
+    pub fn read(&self, token: &str) -> Option<Claim> {
+        let (seal, said) = token.strip_prefix(BEGIN)?.split_once('_')?;
+        let nibbles = seal.bytes().map(|digit| (digit as char).to_digit(16)).collect::<Option<Vec<u32>>>()?;
+        let seal: Vec<u8> =
+            nibbles.chunks(2).map(|pair| pair.iter().fold(0, |sum, digit| sum << 4 | *digit as u8)).collect();
+        hmac::verify(&self.key, said.as_bytes(), &seal).ok()?;
+        let mut parts = said.splitn(3, '/');
+        let container = ContainerId(parts.next()?.parse().ok()?);
+        let name = parts.next()?;
+        let role = [Role::Read, Role::Invoke, Role::Deploy].into_iter().find(|role| name_of(*role) == name)?;
+        let namespaces = Some(BTreeSet::from([Arc::from(parts.next()?)]));
+        Some(Claim { container, subject: Subject { role, namespaces } })
+    }
+}
+
+fn said(container: ContainerId, role: Role, namespace: &str) -> String {
+    format!("{}/{}/{namespace}", container.0, name_of(role))
+}
+
+fn name_of(role: Role) -> &'static str {
+    match role {
+        Role::Read => "read",
+        Role::Invoke => "invoke",
+        Role::Deploy => "deploy",
+        Role::Admin => "admin",
+    }
+}
+
+fn role_of(role: TokenRole) -> Option<Role> {
+    match role {
+        TokenRole::None => None,
+        TokenRole::Read => Some(Role::Read),
+        TokenRole::Invoke => Some(Role::Invoke),
+        TokenRole::Deploy => Some(Role::Deploy),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_what_was_signed_and_nothing_else_opens() {
+        let of = |key: u8| FunctionTokens { key: hmac::Key::new(hmac::HMAC_SHA256, &[key; 32]), url: OnceLock::new() };
+        let (ours, theirs) = (of(1), of(2));
+        let token = ours.sign(ContainerId(77), Role::Invoke, "team.a_b");
+        let claim = ours.read(&token).unwrap();
+        assert_eq!(claim.container, ContainerId(77));
+        let namespaces = Some(BTreeSet::from([Arc::from("team.a_b")]));
+        assert_eq!(claim.subject, Subject { role: Role::Invoke, namespaces });
+        assert_eq!(theirs.read(&token), None);
+        for (part, other) in
+            [("invoke", "deploy"), ("team.a_b", "team.b_b"), ("/invoke", "7/invoke"), ("capf_", "capf_0")]
+        {
+            assert_eq!(ours.read(&token.replace(part, other)), None, "{part}");
+        }
+        for wrong in ["", "capf_", "capf__", "capf_zz_1/read/a", "cap_1", &token[..token.len() - 1]] {
+            assert_eq!(ours.read(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Black-box tests: the real binary, its real interface, real processes.
 
 mod access;
+mod apart;
 mod bounds;
 mod calls;
 mod cli;

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cluster;
 pub mod etcd;
 pub mod mutate;
+pub mod probes;
 pub mod raw;
 pub mod real;
 pub mod spec;

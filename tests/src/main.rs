@@ -19,6 +19,8 @@ enum Command {
     },
     /// Writes docs/spec-status.md: which test proves which statement.
     SpecStatus,
+    /// Runs the escape probes and writes docs/isolation-probes.md.
+    Probes,
     /// Replays a seed in virtual time, or runs many.
     Sim(Sim),
 }
@@ -104,6 +106,11 @@ fn main() -> anyhow::Result<()> {
         Command::Bench { names } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(capstan_tests::bench::run(&names))
+        }
+        Command::Probes => {
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            tokio::runtime::Runtime::new()?
+                .block_on(capstan_tests::probes::write(&root.join("docs/isolation-probes.md")))
         }
         Command::SpecStatus => {
             let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

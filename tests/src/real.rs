@@ -68,10 +68,24 @@ impl Up {
         Self::launch(data, arguments, |_| {}, log)
     }
 
+    /// The same, of a binary that another program starts, which does what must be done before: another user, other namespaces.
+    pub fn start_under(data: &Path, under: &[&str], binary: &Path, arguments: &[&str]) -> Result<Self> {
+        let log = std::fs::File::create(data.with_extension("log"))?;
+        let (program, before) = under.split_first().context("a program")?;
+        let mut command = Command::new(program);
+        command.args(before).arg(binary);
+        let told = || std::fs::read_to_string(data.with_extension("log")).unwrap_or_default();
+        Self::launch_as(command, data, arguments, log.into()).with_context(told)
+    }
+
     fn launch(data: &Path, arguments: &[&str], more: impl FnOnce(&mut Command), log: Stdio) -> Result<Self> {
-        capstan::client::provide_crypto();
         let mut command = Command::new(binary("capstan")?);
         more(&mut command);
+        Self::launch_as(command, data, arguments, log)
+    }
+
+    fn launch_as(mut command: Command, data: &Path, arguments: &[&str], log: Stdio) -> Result<Self> {
+        capstan::client::provide_crypto();
         let mut child = command
             .args(["up", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(data)

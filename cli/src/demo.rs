@@ -73,10 +73,25 @@ pub async fn demo(args: DemoArgs) -> anyhow::Result<ExitCode> {
     result
 }
 
+fn is_open(folder: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    folder.metadata().is_ok_and(|found| found.permissions().mode() & 0o001 != 0)
+}
+
 fn files_of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     // Functions run in folders of their own: their inputs are named in full.
     let whole = folder.canonicalize().map_err(|e| Failed::Usage(format!("--inputs {}: {e}", folder.display())))?;
+    if rustix::process::getuid().is_root()
+        && let Some(closed) = whole.ancestors().find(|folder| !is_open(folder))
+    {
+        let detail = format!(
+            "--inputs {}: functions run as a user of their own, and `{1}` is closed to it: open it (chmod o+rx {1}), or name another folder",
+            folder.display(),
+            closed.display()
+        );
+        return Err(Failed::Usage(detail).into());
+    }
     let mut folders = vec![whole];
     while let Some(folder) = folders.pop() {
         let entries =

@@ -129,9 +129,14 @@ fn abort_on_panic() {
     }));
 }
 
+/// What the kernel adds to our score when it looks for somebody to end for want of memory: functions have the highest.
+const OOM_SCORE: &str = "-500";
+
 /// Runs until a signal, then drains; a second signal ends at once.
 pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>) -> anyhow::Result<()> {
     abort_on_panic();
+    // Not allowed for a plain user: then we are as likely as anybody, and functions go before us all the same.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     let running = match half {
         Some(half) => Running::start_half(settings, half, socket).await?,
         None => Running::start(settings).await?,

@@ -1,6 +1,9 @@
 //! What functions are kept from: the escape probes, against a real `capstan up` as root and as a plain user.
 
-use capstan_tests::probes::{Answers, Worker, run};
+use capstan_tests::{
+    probes::{Answers, Worker, run},
+    stays,
+};
 
 /// Groups of which a plain user's worker lets nothing through.
 const KEPT_BY_PLAIN: [&str; 5] = ["environment", "memory", "mounts", "processes", "signals"];
@@ -33,4 +36,12 @@ async fn a_plain_users_worker_keeps_processes_memory_environments_signals_and_mo
     let plain = run(Worker::Plain, false).await.unwrap();
     assert_eq!(reached(&plain, &KEPT_BY_PLAIN), Vec::<&str>::new());
     assert_eq!(reached(&plain, &["files"]), SHARED);
+}
+
+#[tokio::test]
+async fn of_programs_that_try_to_stay_nothing_is_left_whoever_is_killed() {
+    // RELIABILITY F20 R2
+    let count = std::env::var("CAPSTAN_STAYS").ok().and_then(|n| n.parse().ok()).unwrap_or(500);
+    let left = stays::run(count, 4).await.unwrap();
+    assert!(left.ended >= count, "{} ended", left.ended);
 }

@@ -8,4 +8,5 @@ pub mod probes;
 pub mod raw;
 pub mod real;
 pub mod spec;
+pub mod stays;
 pub mod world;

@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod config;
+pub mod doctor;
 pub mod protocol;
 pub mod runtime;
 pub mod tls;

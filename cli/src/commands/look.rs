@@ -35,6 +35,20 @@ pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
     output::print(output::table(&["setting", "value", "from"], rows))
 }
 
+/// What this machine keeps apart and limits, and what is in the way.
+pub fn doctor(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
+    let settings = super::usage(config::load(args))?.settings;
+    let found = super::usage(capstan_worker::doctor::examine(&settings.worker).map_err(anyhow::Error::msg))?;
+    if as_json {
+        return output::print_json(&json!({"findings": found}));
+    }
+    let rows = found.into_iter().map(|finding| {
+        let detail = [vec![finding.detail], finding.help.into_iter().collect()].concat().join("\n→ ");
+        vec![finding.what.to_owned(), finding.state.to_owned(), detail]
+    });
+    output::print(output::table(&["what", "here", "why"], rows))
+}
+
 /// A function's decisions, or one input's life.
 pub async fn explain(client: &Client, what: &str, index: Option<u64>, as_json: bool) -> anyhow::Result<()> {
     if what.starts_with("ca-") {

@@ -72,6 +72,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return chaos::chaos(args, json).await;
         }
         Command::Config(args) => look::config(&args, json)?,
+        Command::Doctor(args) => look::doctor(&args, json)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut script);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 26] = [
     "spawn_map",
     "spawn",
     "invoke",
@@ -24,6 +24,8 @@ const NAMES: [&str; 24] = [
     "map_two",
     "map_batch",
     "exec",
+    "apart",
+    "stays",
     "cold_start",
     "pending",
     "growth",
@@ -55,6 +57,8 @@ pub async fn run(names: &[String]) -> Result<()> {
             "map_two" => through::map(1, 2, 50_000).await?,
             "map_batch" => through::map_batch().await?,
             "exec" => through::exec().await?,
+            "apart" => through::apart().await?,
+            "stays" => crate::stays::bench().await?,
             "cold_start" => scale::cold_start().await?,
             "pending" => scale::pending().await?,
             "growth" => through::growth().await?,

@@ -1,6 +1,7 @@
 //! Runtimes: how a container becomes processes, and how they end without leaving any behind.
 
 pub mod cgroup;
+pub mod first;
 pub mod gpu;
 pub mod init;
 pub mod isolation;
@@ -23,4 +24,5 @@ pub fn become_helper_if_asked() {
     keeper::run_if_asked();
     volume::run_if_asked();
     gpu::run_if_asked();
+    first::step_aside_if_first();
 }

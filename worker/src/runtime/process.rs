@@ -17,6 +17,9 @@ use std::{
     sync::Arc,
 };
 
+/// Functions go first when memory is short: the kernel's worst score.
+pub const OOM_SCORE: &str = "1000";
+
 /// What all processes of one container share.
 #[derive(Debug)]
 pub struct Setting {
@@ -120,6 +123,8 @@ impl Setting {
     }
 
     fn started(&self, pid: Pid) {
+        // What it would inherit is ours, and we are to be ended last. Ended already: nothing to do.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()), OOM_SCORE);
         if let Some(cgroup) = &self.cgroup {
             cgroup.add(pid);
         }

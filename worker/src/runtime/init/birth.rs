@@ -1,6 +1,7 @@
 //! How a copy of the launcher becomes an init: cgroup, namespaces, view, and at last a user without rights.
 
 use super::{Answer, Birth, serve, wire};
+use crate::runtime::process::OOM_SCORE;
 use fork::Fork;
 use nix::{
     sched::{CloneFlags, unshare},
@@ -17,9 +18,6 @@ use std::{
     fs, io,
     os::{fd::AsFd, unix::net::UnixStream},
 };
-
-/// Functions go first when memory is short: the kernel's worst score.
-const OOM_SCORE: &str = "1000";
 
 /// Becomes an init that speaks over `socket`. Does not come back.
 pub fn bear(socket: &UnixStream, birth: Birth) -> ! {

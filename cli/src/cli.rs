@@ -250,6 +250,14 @@ Examples:
         #[command(subcommand)]
         action: TokenAction,
     },
+    /// Secrets of the namespace: set, list, remove. Functions that name one have its variables in their environment.
+    #[command(
+        after_help = "Examples:\n  capstan secret set db USER=app PASSWORD=@password.txt\n  capstan secret list\n  capstan secret remove db"
+    )]
+    Secret {
+        #[command(subcommand)]
+        action: SecretAction,
+    },
     /// Make a join token: it lets one worker into a cluster with encrypted links, within ten minutes.
     #[command(
         after_help = "Example:\n  capstan-worker --set worker.link_tls=true --set worker.join=$(capstan invite) --set worker.schedulers=10.0.0.1:7071"
@@ -398,6 +406,27 @@ pub struct UpArgs {
     /// Any one setting, for example --set scheduler.limits.map_running=100; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// What to do with secrets.
+#[derive(Subcommand)]
+pub enum SecretAction {
+    /// Set a secret; containers that start from now on have it.
+    Set {
+        /// Its name.
+        #[arg(value_parser = named)]
+        name: String,
+        /// Its variables; `KEY=@FILE` takes what a file holds, without the line end behind it.
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        values: Vec<String>,
+    },
+    /// List secrets and the names of their variables.
+    List,
+    /// Remove a secret that no function has.
+    Remove {
+        #[arg(value_parser = named)]
+        name: String,
+    },
 }
 
 /// What to do with tokens.

@@ -121,6 +121,11 @@ impl Client {
         &self.url
     }
 
+    /// The path of something in the namespace.
+    pub fn in_namespace(&self, what: &str) -> String {
+        format!("/v1/namespaces/{}{what}", segment(&self.namespace))
+    }
+
     /// The path of a function, and what of it.
     pub fn function(&self, name: &str, what: &str) -> String {
         let slash = if what.is_empty() { "" } else { "/" };

@@ -141,9 +141,11 @@ pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>)
         Some(half) => Running::start_half(settings, half, socket).await?,
         None => Running::start(settings).await?,
     };
+    let pages = running.server.as_ref().and_then(|server| server.pages.clone());
+    let pages = pages.map(|url| format!("\npages {url}")).unwrap_or_default();
     let link = running.link().map(|link| format!("\nlink {link}")).unwrap_or_default();
     // Whoever started it may have read enough already.
-    let _ = output::print(format!("ready {}{link}", running.url()));
+    let _ = output::print(format!("ready {}{link}{pages}", running.url()));
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     // The terminal was closed: that is no reason to end otherwise.

@@ -9,6 +9,8 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
+/// Secrets that a function may name.
+const MAX_SECRETS: usize = 64;
 /// The longest time-out of an attempt: 24 hours (SPEC §2.1).
 pub const MAX_TIMEOUT_S: u64 = 86_400;
 
@@ -92,8 +94,8 @@ fn runtime(spec: &FunctionSpec, findings: &mut Findings) {
             "container images are not supported by this version; use {\"process\":{\"command\":[…]}}".into()
         }),
     }
-    findings.check(spec.secrets.is_empty(), "/secrets", || {
-        "secrets are not supported by this version; leave the list empty".into()
+    findings.check(spec.secrets.len() <= MAX_SECRETS, "/secrets", || {
+        format!("must be at most {MAX_SECRETS} names, are {}", spec.secrets.len())
     });
 }
 

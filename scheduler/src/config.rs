@@ -81,6 +81,12 @@ pub struct SchedulerConfig {
     /// Where KEDA's external scaler is served; empty: nowhere. On other than loopback addresses it needs `keda_client_ca_file`,
     /// or `keda_open`.
     pub keda_listen: String,
+    /// A file with the key that secrets are sealed with before they are stored: 64 hexadecimal digits, the same at all schedulers of
+    /// a cluster; empty: they are stored as they are, where only Capstan's user can read them.
+    pub secrets_key_file: PathBuf,
+    /// Where functions' pages are served on an origin of their own, like `127.0.0.1:7073`; empty: only beside the API, where
+    /// browsers keep them in a sandbox.
+    pub web_listen: String,
     /// Functions run on this machine, by a worker that is started together with this scheduler: as which users, and what they do
     /// not see. Not a setting: whoever starts both knows.
     #[serde(skip)]
@@ -148,6 +154,8 @@ impl Default for SchedulerConfig {
             keda_listen: String::new(),
             trust_functions: false,
             here: None,
+            web_listen: String::new(),
+            secrets_key_file: PathBuf::new(),
             keda_advertise: String::new(),
             keda_open: false,
             keda_tls: false,
@@ -173,7 +181,7 @@ fn host_name(otherwise: &str) -> String {
 impl SchedulerConfig {
     /// Files that hold secrets: no function may see them.
     pub fn secret_files(&self) -> Vec<PathBuf> {
-        let files = [&self.tokens_file, &self.rest_key_file];
+        let files = [&self.tokens_file, &self.rest_key_file, &self.secrets_key_file];
         files.into_iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect()
     }
 
@@ -233,6 +241,11 @@ impl SchedulerConfig {
         address("keda_listen", &self.keda_listen, "127.0.0.1:7072")
     }
 
+    /// Where functions' pages have an origin of their own, if anywhere.
+    pub fn web_address(&self) -> Result<Option<SocketAddr>, String> {
+        address("web_listen", &self.web_listen, "127.0.0.1:7073")
+    }
+
     /// Where the Prometheus server answers queries, if there is one.
     pub fn prometheus(&self) -> Result<Option<hyper::Uri>, String> {
         let base = self.prometheus_url.trim_end_matches('/');
@@ -247,14 +260,15 @@ impl SchedulerConfig {
 
     /// Says what must not be started like this.
     pub fn check(&self) -> Result<(), String> {
-        if !self.listen.ip().is_loopback() && self.tokens.is_empty() {
+        let doors = || [Some(self.listen), self.web_address().ok().flatten()].into_iter().flatten();
+        self.web_address()?;
+        if let Some(open) = doors().find(|door| !door.ip().is_loopback() && self.tokens.is_empty()) {
             return Err(format!(
-                "listening on {} needs authentication: set `tokens` (or CAPSTAN_TOKENS) or `tokens_file`, or listen on 127.0.0.1",
-                self.listen
+                "listening on {open} needs authentication: set `tokens` (or CAPSTAN_TOKENS) or `tokens_file`, or listen on 127.0.0.1"
             ));
         }
         let links = self.link_address()?.filter(|link| !link.ip().is_loopback() && !self.link_tls);
-        let open = links.or(Some(self.listen).filter(|listen| !listen.ip().is_loopback() && !self.rest_tls));
+        let open = links.or_else(|| doors().find(|door| !door.ip().is_loopback() && !self.rest_tls));
         if let Some(open) = open.filter(|_| !self.plaintext_on_my_own_network) {
             return Err(format!(
                 "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Set rest_tls=true and link_tls=true, listen on 127.0.0.1, or say plaintext_on_my_own_network=true if nobody else is on that network"

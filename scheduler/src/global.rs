@@ -26,7 +26,7 @@ pub enum Globals {
 static TAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// A key and its value.
-type Pair = (Box<[u8]>, Bytes);
+pub type Pair = (Box<[u8]>, Bytes);
 
 impl Globals {
     /// Makes changes durable.
@@ -217,6 +217,11 @@ impl Globals {
     /// API tokens, as they are stored.
     pub async fn tokens(&self) -> Result<Vec<Vec<u8>>, StoreError> {
         Ok(self.pairs(layout::TOKENS).await?.into_iter().map(|(_, value)| value.to_vec()).collect())
+    }
+
+    /// Secrets, as they are stored.
+    pub async fn secrets(&self) -> Result<Vec<Pair>, StoreError> {
+        self.pairs(layout::SECRETS).await
     }
 
     /// The scale-to-zero configuration, as it was put.

@@ -15,6 +15,7 @@ pub mod global;
 pub mod keda;
 pub mod link;
 pub mod rest;
+pub mod secrets;
 pub mod server;
 pub mod shard;
 pub mod store;

@@ -17,6 +17,7 @@ use crate::{
     global::Globals,
     link::LinkServer,
     rest,
+    secrets::Secrets,
     shard::{Env, Shards, Shared},
     store::{
         Store, blocking,
@@ -68,13 +69,15 @@ pub enum LinkListener {
 pub struct Server {
     /// Where REST is served, like `http://127.0.0.1:7070`.
     pub url: String,
+    /// Where functions' pages have an origin of their own.
+    pub pages: Option<String>,
     /// Where workers dial in, if by TCP.
     pub link: Option<SocketAddr>,
     /// Where KEDA is served, if it is.
     pub keda: Option<SocketAddr>,
     /// Everything a client can do, for callers in this process.
     pub api: Arc<Api>,
-    rest: actix_web::dev::ServerHandle,
+    rest: Vec<actix_web::dev::ServerHandle>,
     arbiters: Vec<Arbiter>,
     shared: Arc<Shared>,
     /// Ends the part in the cluster, and tells when that is done.
@@ -243,6 +246,8 @@ impl Parts {
         if config.link_tls || config.rest_tls || config.keda_tls || config.is_clustered() {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));
         }
+        let secrets = Secrets::new(&config.secrets_key_file)?;
+        secrets.hold(globals.secrets().await?);
         let function_tokens = FunctionTokens::settle(&globals).await?;
         let tokens = Tokens::default();
         let unreadable = tokens.hold(globals.tokens().await?);
@@ -264,6 +269,7 @@ impl Parts {
             prometheus: config.prometheus().map_err(anyhow::Error::msg)?.map(Prometheus::new),
             tokens,
             function_tokens,
+            secrets,
             authority,
             globals,
             stopping: CancellationToken::new(),
@@ -298,7 +304,13 @@ impl Parts {
             tracing::info!(%served, "KEDA's external scaler is served");
             keda = Some(served);
         }
-        let (rest, address) = rest::serve(api.clone(), &config)?;
+        let (door, address) = rest::serve(api.clone(), &config, config.listen, rest::Door::Rest)?;
+        let (mut rest, mut pages) = (vec![door], None);
+        if let Some(listen) = config.web_address().map_err(anyhow::Error::msg)? {
+            let (door, address) = rest::serve(api.clone(), &config, listen, rest::Door::Pages)?;
+            rest.push(door);
+            pages = Some(format!("{}://{address}", config.scheme()));
+        }
         let url = format!("{}://{address}", config.scheme());
         shared.function_tokens.serve_at(if config.advertise.is_empty() {
             url.clone()
@@ -306,7 +318,7 @@ impl Parts {
             config.advertise.clone()
         });
         let arbiters = vec![functions, timers, sweeper];
-        Ok(Server { url, link, keda, api, rest, arbiters, shared, keeper: None })
+        Ok(Server { url, pages, link, keda, api, rest, arbiters, shared, keeper: None })
     }
 }
 
@@ -408,7 +420,9 @@ impl Server {
             let _ = ended.await;
         }
         self.shared.stopping.cancel();
-        self.rest.stop(true).await;
+        for door in &self.rest {
+            door.stop(true).await;
+        }
         for env in self.shared.shards.all() {
             env.finish().await;
         }

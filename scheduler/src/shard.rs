@@ -16,6 +16,7 @@ use crate::{
     cluster::{Sessions, View},
     function_token::FunctionTokens,
     global::Globals,
+    secrets::Secrets,
     store::{Store, blocking, load, outcomes::Outcomes},
     telemetry::Telemetry,
     tls::Authority,
@@ -69,6 +70,8 @@ pub struct Shared {
     pub prometheus: Option<Prometheus>,
     /// API tokens.
     pub tokens: Tokens,
+    /// Secrets.
+    pub secrets: Secrets,
     /// The tokens that functions have.
     pub function_tokens: FunctionTokens,
     /// The cluster's own authority, where links or REST are encrypted, and in every cluster: other schedulers may encrypt REST

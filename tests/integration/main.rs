@@ -25,6 +25,7 @@ mod operating;
 mod power;
 mod prometheus;
 mod scaling;
+mod secrets;
 mod servers;
 mod store;
 mod storm;

@@ -1,7 +1,7 @@
 //! Schedules, namespaces and scaling models to zero from the command line.
 
 use crate::{
-    cli::{ScaleToZero, ScheduleAction, TokenAction},
+    cli::{ScaleToZero, ScheduleAction, SecretAction, TokenAction},
     client::{Client, Failed, segment},
     output,
 };
@@ -135,6 +135,40 @@ pub async fn scale_to_zero(client: &Client, action: ScaleToZero, as_json: bool) 
             output::print(output::table(&["field", "value", "decided by"], rows))
         }
     }
+}
+
+/// Sets, lists or removes secrets.
+pub async fn secret(client: &Client, action: SecretAction, as_json: bool) -> anyhow::Result<()> {
+    let all = client.in_namespace("/secrets");
+    match action {
+        SecretAction::List => {
+            super::list(client, &all, "secrets", &[("secret", "/name"), ("keys", "/keys")], as_json).await
+        }
+        SecretAction::Set { name, values } => {
+            let values = values.iter().map(|text| value_of(text)).collect::<Result<Map<String, Value>, Failed>>()?;
+            let path = format!("{all}/{}", segment(&name));
+            let answer = client.send(Method::PUT, &path, &json!({"values": values})).await?;
+            if as_json { output::print_json(&answer) } else { output::print(format!("set {name}")) }
+        }
+        SecretAction::Remove { name } => {
+            let answer = client.send(Method::DELETE, &format!("{all}/{}", segment(&name)), &Value::Null).await?;
+            if as_json { output::print_json(&answer) } else { output::print(format!("removed {name}")) }
+        }
+    }
+}
+
+/// A variable and its value, which may lie in a file.
+fn value_of(text: &str) -> Result<(String, Value), Failed> {
+    let wrong = |why: String| Failed::Usage(format!("`{}`: {why}", text.split('=').next().unwrap_or_default()));
+    let (key, value) = text.split_once('=').ok_or_else(|| wrong("write KEY=VALUE, or KEY=@FILE".into()))?;
+    let value = match value.strip_prefix('@') {
+        None => value.to_owned(),
+        Some(file) => {
+            let read = std::fs::read_to_string(file).map_err(|error| wrong(format!("{file}: {error}")))?;
+            read.strip_suffix('\n').unwrap_or(&read).to_owned()
+        }
+    };
+    Ok((key.to_owned(), value.into()))
 }
 
 /// Makes, lists or revokes API tokens.

@@ -115,6 +115,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             govern::namespace(&client()?, &name, changes, json).await?;
         }
         Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,
+        Command::Secret { action } => govern::secret(&client()?, action, json).await?,
         Command::Token { action } => govern::token(&client()?, action, json).await?,
         Command::Invite => govern::invite(&client()?, json).await?,
         Command::Drain { worker, wait } => govern::drain(&client()?, &worker, wait, json).await?,

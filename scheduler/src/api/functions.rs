@@ -139,6 +139,7 @@ impl Api {
             validate::profiles(&checked)
         });
         checked.await.map_err(|_| Refusal::new(Code::Unavailable, "the scheduler ends"))??;
+        self.must_have_secrets(key, spec)?;
         self.must_reach(key, spec).await?;
         self.must_have_room_for(key, size)?;
         let most = self.config.limits.system_max_containers;

@@ -9,6 +9,7 @@ pub mod owner;
 pub mod promql;
 mod reach;
 pub mod results;
+mod secrets;
 pub mod submit;
 mod supply;
 mod sweep;

@@ -129,6 +129,7 @@ impl Api {
 
     /// What other schedulers have made and revoked holds here too.
     pub async fn adopt_tokens(&self) {
+        self.adopt_secrets().await;
         if let Ok(stored) = self.env.globals.tokens().await {
             let _ = self.env.tokens.hold(stored);
         }

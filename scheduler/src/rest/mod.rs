@@ -17,6 +17,7 @@ mod openapi;
 mod peer;
 mod problem;
 mod route;
+mod secrets;
 mod tokens;
 mod web;
 
@@ -33,8 +34,22 @@ const WEB: &str = "/web/{ns}/{fn}/{path}";
 /// How long an idle connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Serves REST. Answers a handle and the address.
-pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerHandle, SocketAddr)> {
+/// What a door serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// Everything.
+    Rest,
+    /// Functions' pages alone: an origin of their own.
+    Pages,
+}
+
+/// Serves REST at `listen`, or functions' pages alone. Answers a handle and the address.
+pub fn serve(
+    api: Arc<Api>,
+    config: &SchedulerConfig,
+    listen: SocketAddr,
+    door: Door,
+) -> anyhow::Result<(ServerHandle, SocketAddr)> {
     let gate = actix::Data::new(gate::Gate::new(config));
     let keys = actix::Data::new(keys::Keys::new(config));
     let budget = actix::Data::from(budget::Budget::new(config));
@@ -52,9 +67,13 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
             .app_data(budget.clone())
             .app_data(keys.clone())
             .app_data(actix::Data::new(web::Proxy::new(&trusted, encrypted)))
+            .app_data(actix::Data::new(door))
             .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
-            .configure(routes)
+            .configure(match door {
+                Door::Rest => routes,
+                Door::Pages => pages,
+            })
     })
     .on_connect(|connection, data| {
         if let Some(ends) = peer::Ends::of(connection) {
@@ -71,16 +90,26 @@ pub fn serve(api: Arc<Api>, config: &SchedulerConfig) -> anyhow::Result<(ServerH
     .shutdown_timeout(5)
     .disable_signals();
     let server = match shown {
-        Some(shown) => server.bind_rustls_0_23(config.listen, shown),
-        None => server.bind(config.listen),
+        Some(shown) => server.bind_rustls_0_23(listen, shown),
+        None => server.bind(listen),
     };
-    let server =
-        server.with_context(|| format!("cannot listen on {}; is another capstan running there?", config.listen))?;
+    let server = server.with_context(|| format!("cannot listen on {listen}; is another capstan running there?"))?;
     let address = server.addrs().first().copied().context("no address was bound")?;
     let server = server.run();
     let handle = server.handle();
     rt::spawn(server);
     Ok((handle, address))
+}
+
+/// Functions' pages, and nothing else.
+fn pages(app: &mut actix::ServiceConfig) {
+    web_routes(&mut Routes::of(app));
+    app.default_service(actix::to(problem::no_route));
+}
+
+fn web_routes(routes: &mut Routes<'_>) {
+    routes.alias("/web/{ns}/{fn}", WEB, |r| r.route(actix::to(web::web)));
+    routes.alias("/web/{ns}/{fn}/{path:.*}", WEB, |r| r.route(actix::to(web::web)));
 }
 
 /// Every route; `openapi` describes the same ones, and says who may use them.
@@ -99,8 +128,7 @@ pub fn patterns() -> Vec<&'static str> {
 fn register(app: &mut actix::ServiceConfig) -> Vec<&'static str> {
     let mut routes = Routes::of(app);
     functions_and_calls(&mut routes);
-    routes.alias("/web/{ns}/{fn}", WEB, |r| r.route(actix::to(web::web)));
-    routes.alias("/web/{ns}/{fn}/{path:.*}", WEB, |r| r.route(actix::to(web::web)));
+    web_routes(&mut routes);
     cluster_and_models(&mut routes);
     routes.at("/openapi.json", |r| r.get(openapi::document));
     routes.at("/", |r| r.get(openapi::home));
@@ -143,6 +171,8 @@ fn cluster_and_models(routes: &mut Routes<'_>) {
     routes.at("/metrics", |r| r.get(cluster::metrics));
     routes.at("/v1/namespaces", |r| r.get(govern::namespaces));
     routes.at("/v1/namespaces/{ns}", |r| r.get(govern::namespace).put(govern::govern));
+    routes.at("/v1/namespaces/{ns}/secrets", |r| r.get(secrets::list));
+    routes.at("/v1/namespaces/{ns}/secrets/{name}", |r| r.put(secrets::set).delete(secrets::remove));
     routes.at("/v1/scale-to-zero", |r| r.get(govern::scale_to_zero).put(govern::set_scale_to_zero));
     routes.at("/v1/scale-to-zero/effective", |r| r.get(govern::effective));
     routes.at("/v1/schedulers", |r| r.get(cluster::schedulers));

@@ -18,6 +18,7 @@
 //! | `X` | the cluster's authority: its certificate and key |
 //! | `Y` | the key that functions' tokens are signed with |
 //! | `J` token id | a join token that was not used yet |
+//! | `Q` ns `\0` name | a secret's variables |
 //! | `R` worker | a worker whose certificate is not good any more |
 //! | `U` token id | an API token's role, namespaces and hash |
 //! | `W` worker | a worker that has joined, and whether it drains |
@@ -55,6 +56,8 @@ pub const NAMESPACES: &[u8] = b"N";
 pub const AUTHORITY: &[u8] = b"X";
 /// The key that functions' tokens are signed with.
 pub const FUNCTION_KEY: &[u8] = b"Y";
+/// Prefix of secrets.
+pub const SECRETS: &[u8] = b"Q";
 /// Prefix of join tokens.
 pub const JOINS: &[u8] = b"J";
 /// Prefix of API tokens.
@@ -143,6 +146,16 @@ fn key(parts: &[&[u8]]) -> Box<[u8]> {
 /// The key of a function.
 pub fn function(function: &FunctionKey) -> Box<[u8]> {
     key(&[FUNCTIONS, function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
+/// A secret.
+pub fn secret(namespace: &str, name: &str) -> Box<[u8]> {
+    key(&[SECRETS, namespace.as_bytes(), b"\0", name.as_bytes()])
+}
+
+/// The namespace and name of a secret's key.
+pub fn secret_of(key: &[u8]) -> Option<(&str, &str)> {
+    std::str::from_utf8(key.strip_prefix(SECRETS)?).ok()?.split_once('\0')
 }
 
 /// The key of a removed function's last revision.

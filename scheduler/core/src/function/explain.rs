@@ -94,6 +94,11 @@ impl Function {
         }
     }
 
+    /// Inputs that wait.
+    pub fn backlog(&self) -> u64 {
+        self.facts().pending
+    }
+
     /// The latest decisions, newest first.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter().rev()

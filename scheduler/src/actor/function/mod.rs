@@ -32,9 +32,15 @@ use capstan_scheduler_core::{
     function::{Function, Recovery},
     record::Record,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
+/// The least pause between two commits of outcomes while so many inputs wait that their rate counts.
+const PACE: Duration = Duration::from_millis(2);
+/// So many inputs.
+const PACED_BACKLOG: u64 = 64;
+/// Records that wait for no others any more.
+const PACED_RECORDS: usize = 256;
 /// How long records that nobody waits for may ride along before they are written for themselves.
 const LAZY_MS: u64 = 5;
 
@@ -58,6 +64,10 @@ pub struct FunctionActor {
     pledges: Vec<Pledge>,
     urgent: bool,
     lazy_since: Option<Time>,
+    /// When the last commit was handed over.
+    flushed: Time,
+    /// Outcomes wait for others now.
+    pacing: bool,
     /// Pledges of the commit under way.
     under_way: Option<Vec<Pledge>>,
     committed: mpsc::Sender<()>,
@@ -85,6 +95,8 @@ impl FunctionActor {
             pledges: Vec::new(),
             urgent: false,
             lazy_since: None,
+            flushed: Time::default(),
+            pacing: false,
             under_way: None,
             committed,
             commits: Some(commits),
@@ -189,7 +201,11 @@ impl FunctionActor {
     /// An order with what only the shell knows: what programs are told of this scheduler.
     fn completed(&self, order: Order) -> Order {
         match order {
-            Order::Start(start) => Order::Start(Start { env: self.env.function_tokens.environment(&start), ..start }),
+            Order::Start(start) => {
+                let mut env = self.env.function_tokens.environment(&start);
+                env.extend(self.env.secrets.environment(&start.function, &start.spec.secrets));
+                Order::Start(Start { env, ..start })
+            }
             other => other,
         }
     }
@@ -286,19 +302,40 @@ impl FunctionActor {
                 return;
             }
         }
+        if let Some(wait) = self.paced() {
+            if !std::mem::replace(&mut self.pacing, true) {
+                ctx.run_later(wait, |actor, ctx| {
+                    actor.pacing = false;
+                    actor.flush(ctx);
+                });
+            }
+            return;
+        }
         let group =
             Group { owner: self.key.clone(), records: std::mem::take(&mut self.records), done: self.committed.clone() };
         match self.env.committer.commit(group) {
             Ok(()) => {
                 self.urgent = false;
                 self.lazy_since = None;
+                self.flushed = clock::now();
                 self.under_way = Some(std::mem::take(&mut self.pledges));
             }
             Err(group) => {
                 self.records = group.records;
-                ctx.notify_later(Ring, std::time::Duration::from_millis(1));
+                ctx.notify_later(Ring, Duration::from_millis(1));
             }
         }
+    }
+
+    /// How long outcomes may wait for others: while many inputs wait their rate counts, and each commit costs a sync and four wakings.
+    /// What somebody waits for alone, an acceptance for one, waits for nobody.
+    fn paced(&self) -> Option<Duration> {
+        let rest = PACE.saturating_sub(Duration::from_micros(clock::now().since_us(self.flushed)));
+        let outcome =
+            |pledge: &Pledge| matches!(pledge, Pledge::Core(Promise::Settled { .. } | Promise::Recorded { .. }));
+        let many = || self.core.as_ref().is_some_and(|core| core.backlog() >= PACED_BACKLOG);
+        let waits = !rest.is_zero() && self.records.len() < PACED_RECORDS && self.pledges.iter().all(outcome) && many();
+        waits.then_some(rest)
     }
 
     /// Records are durable: do what was promised.

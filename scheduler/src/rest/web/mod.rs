@@ -102,6 +102,19 @@ impl tower::Service<hyper::Uri> for ToContainer {
     }
 }
 
+/// What a function's page may do beside the API: all but act as a page of the API's own.
+const SANDBOX: &str = "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts";
+
+/// A page on the API's own origin is taken for a stranger by the browser: its scripts could otherwise ask an open door as the
+/// operator. On a door of its own (`web_listen`) a page is itself.
+fn kept_out(mut answer: HttpResponse, request: &HttpRequest) -> HttpResponse {
+    if request.app_data::<web::Data<super::Door>>().is_none_or(|door| ***door == super::Door::Rest) {
+        let policy = header::HeaderValue::from_static(SANDBOX);
+        answer.headers_mut().append(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    answer
+}
+
 /// Connections to containers and other schedulers, of one thread of the server.
 #[derive(Clone)]
 pub struct Proxy {
@@ -173,7 +186,7 @@ pub async fn web(
         match sent {
             Ok(response) => {
                 return match answer::answer(response, asked, visit, place, deadline).await {
-                    Ok(answer) => Ok(answer),
+                    Ok(answer) => Ok(kept_out(answer, &request)),
                     Err(why) => Err(failed(&api, &key, why).await),
                 };
             }

@@ -2,6 +2,7 @@
 //!
 //! This crate defines, converts and validates values. It decides nothing, mints no ids and knows no clock.
 
+pub mod activity;
 pub mod call;
 pub mod container;
 pub mod function;

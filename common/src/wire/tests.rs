@@ -1,5 +1,9 @@
 use super::*;
-use crate::isolation::{Isolation, Level};
+use crate::{
+    gpu::Gpu,
+    isolation::{Isolation, Level},
+    report::Hello,
+};
 
 fn held(n: u64) -> HeldAttempt {
     HeldAttempt { lease: LeaseId(n), call: CallId(u128::from(n) << 70), index: n * 3, attempt: 2 }

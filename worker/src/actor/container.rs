@@ -43,6 +43,9 @@ use tokio_util::task::AbortOnDropHandle;
 /// How long a broken connection waits for its container's end, which says more.
 const END_MS: u64 = 100;
 
+/// Ends that follow each other so closely are many.
+const MANY: Duration = Duration::from_micros(700);
+
 /// Whether, how, and why a container is to end.
 #[derive(Debug, Clone, Default)]
 struct Stop {
@@ -238,11 +241,20 @@ fn exec_shared(
     })
 }
 
-/// Tells the node what the slots finish; large outputs are kept first.
+/// Tells the node what the slots finish; large outputs are kept first. While many end, they wait a moment for each other: every
+/// waking of everybody up to the client costs more than a small program.
 async fn exec_ends(ended: flume::Receiver<Box<Ended>>, blobs: Blobs, tell: Tell) {
+    let mut last = Instant::now();
     while let Ok(end) = ended.recv_async().await {
+        if last.elapsed() < MANY {
+            tokio::time::sleep(MANY).await;
+        }
+        last = Instant::now();
         // Boxed, here and below: thousands of idle containers wait in these two, and need no room for what comes after.
         Box::pin(exec_end(*end, &blobs, &tell)).await;
+        for end in ended.drain() {
+            Box::pin(exec_end(*end, &blobs, &tell)).await;
+        }
     }
 }
 
@@ -340,7 +352,7 @@ impl HttpLife {
         let mut late = false;
         let mut reason = tokio::select! {
             () = self.server.ready(looked) => None,
-            _ = served.ended() => Some("it ended before it was ready".to_owned()),
+            _ = served.ended() => Some(served.not_started.take().unwrap_or("it ended before it was ready".into())),
             why = asked(&mut stopped) => Some(why.1),
             () = tokio::time::sleep(Duration::from_millis(self.start.spec.startup_timeout_s.ms)) => {
                 late = true;

@@ -93,10 +93,8 @@ pub fn start<'a>(
     }
     let kind = if let Some(init) = slot.as_ref() {
         let more = more.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        if let Err((why, useless)) = init.run(more, [stdin.as_fd(), out.as_fd(), err.as_fd()]) {
-            if useless {
-                *slot = None;
-            }
+        if let Err(why) = init.run(more, [stdin.as_fd(), out.as_fd(), err.as_fd()]) {
+            *slot = None;
             return Err(why);
         }
         Kind::Init(slot)
@@ -129,7 +127,10 @@ impl Attempt<'_> {
     }
 
     /// Ends it and whatever it has started, if that has not happened. `cut_off`: it was made to end. How it ended.
-    pub fn end(self, cut_off: bool) -> Status {
+    ///
+    /// # Errors
+    /// Why it was never started.
+    pub fn end(self, cut_off: bool) -> Result<Status, String> {
         match self.kind {
             Kind::Child { mut child, exited, mark } => {
                 kill_group(pid_of(&child));
@@ -138,24 +139,25 @@ impl Attempt<'_> {
                     let _ = pidfd_send_signal(&exited, Signal::KILL);
                     tree::kill_marked(tree::ATTEMPT, &mark);
                 }
-                wait(&mut child, &exited)
+                Ok(wait(&mut child, &exited))
             }
             Kind::Init(slot) => {
                 if cut_off {
                     // It may have ended in time; whether it has is not worth waiting for.
                     *slot = None;
-                    return (None, Some(Signal::KILL.as_raw()));
+                    return Ok((None, Some(Signal::KILL.as_raw())));
                 }
                 match slot.as_ref().map(Init::hear) {
                     Some(Word::Ended(code, signal, used)) => {
                         if used {
                             *slot = None;
                         }
-                        (code, signal)
+                        Ok((code, signal))
                     }
-                    _ => {
+                    Some(Word::NotStarted(why)) => Err(why),
+                    Some(Word::Gone) | None => {
                         *slot = None;
-                        (None, Some(Signal::KILL.as_raw()))
+                        Ok((None, Some(Signal::KILL.as_raw())))
                     }
                 }
             }

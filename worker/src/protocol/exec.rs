@@ -196,11 +196,12 @@ pub(super) fn run(
     let watched = watch(shared, &mut program, &handle);
     let interrupted = shared.running.end(lease);
     let cut_off = interrupted || watched.as_ref().map_or(true, |seen| seen.timed_out || seen.overflow);
-    let status = program.end(cut_off);
+    let ended = program.end(cut_off);
     let watched = watched.map_err(|e| failed("the process cannot be watched", e))?;
     if interrupted {
         return Err(Failure::new(FailureKind::Crashed, "Interrupted", "the attempt was interrupted"));
     }
+    let status = ended.map_err(start_failed)?;
     let oom = status.1 == Some(Signal::KILL.as_raw()) && shared.saw_oom();
     judge(shared, watched, status, oom)
 }

@@ -34,6 +34,8 @@ type Status = (Option<i32>, Option<i32>);
 pub struct Served {
     kind: Kind,
     ended: Option<Status>,
+    /// Why it was never started, if that is how it ended.
+    pub not_started: Option<String>,
     /// What it writes.
     pub stdout: Option<Receiver>,
     /// What it complains of.
@@ -60,13 +62,13 @@ impl Served {
                     let init = init?;
                     let nothing = File::open("/dev/null").map_err(|e| e.to_string())?;
                     let more = more.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-                    init.run(more, [nothing.as_fd(), out.as_fd(), err.as_fd()]).map_err(|(why, _)| why)?;
+                    init.run(more, [nothing.as_fd(), out.as_fd(), err.as_fd()])?;
                     Kind::init(init).map_err(|e| e.to_string())?
                 }
             };
             let read = |pipe: OwnedFd| Receiver::from_owned_fd(pipe).map_err(|e| e.to_string());
             let (stdout, stderr) = (Some(read(stdout.into())?), Some(read(stderr.into())?));
-            Ok(Self { kind, ended: None, stdout, stderr })
+            Ok(Self { kind, ended: None, not_started: None, stdout, stderr })
         });
         starting.await.map_err(|error| error.to_string())?
     }
@@ -93,6 +95,10 @@ impl Served {
                 // What is said is a few bytes, sent at once: whoever sees it begin has it.
                 match said.async_io(Interest::READABLE, || init.try_hear()).await {
                     Ok(Word::Ended(code, signal, _)) => (code, signal),
+                    Ok(Word::NotStarted(why)) => {
+                        self.not_started = Some(why);
+                        (None, None)
+                    }
                     _ => (None, Some(Signal::KILL.as_raw())),
                 }
             }

@@ -45,13 +45,7 @@ fn launch_until_the_end() -> io::Result<()> {
     set_child_subreaper(Some(rustix::process::getpid()))?;
     let ended = ends_of_children()?;
     loop {
-        let mut fds = [PollFd::new(&worker, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
-        if let Err(error) = poll(&mut fds, None)
-            && error != rustix::io::Errno::INTR
-        {
-            return Err(error.into());
-        }
-        let (asked, children) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        let (asked, children) = news(&worker, &ended)?;
         if children {
             // Only to empty it: who has ended is asked of the kernel.
             while ended.read_signal()?.is_some() {}
@@ -76,6 +70,15 @@ fn launch_until_the_end() -> io::Result<()> {
                 }
             }
         }
+    }
+}
+
+/// Waits for something to read. Whether the worker asks, and whether a child has ended.
+pub(super) fn news(worker: &UnixStream, ended: &SignalFd) -> io::Result<(bool, bool)> {
+    let mut fds = [PollFd::new(worker, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+    match poll(&mut fds, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty())),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -54,8 +54,6 @@ enum Answer {
     Ready,
     /// It cannot be made.
     Failed(String),
-    /// The program runs.
-    Started,
     /// The program cannot be started.
     NotStarted(String),
     /// The program has ended, and whatever it had started.

@@ -1,17 +1,24 @@
 //! Process 1 of a container: it starts the program, passes signals on, reaps, and ends what is left when the program has ended.
 
-use super::{Answer, Ask, launcher::ends_of_children, wire};
+use super::{
+    Answer, Ask,
+    launcher::{ends_of_children, news},
+    wire,
+};
 use crate::runtime::program::Program;
 use nix::sys::signal::kill;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
     fs::statfs,
     process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait},
 };
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    fs::File,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileExt, net::UnixStream},
+    },
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -24,22 +31,17 @@ const REASON_MAX: usize = 4 << 10;
 /// Serves until the worker is gone.
 pub fn serve(worker: &UnixStream, program: &Program) -> io::Result<()> {
     let ended = ends_of_children()?;
-    let clean = left_behind();
+    let traces = Traces::open();
+    let clean = traces.left_behind();
     let mut running: Option<Pid> = None;
     loop {
-        let mut fds = [PollFd::new(worker, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
-        if let Err(error) = poll(&mut fds, None)
-            && error != rustix::io::Errno::INTR
-        {
-            return Err(error.into());
-        }
-        let (asked, children) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        let (asked, children) = news(worker, &ended)?;
         if children {
             while ended.read_signal()?.is_some() {}
             if let Some(status) = reap(&mut running) {
                 end_all();
                 let (code, signal) = (status.exit_status(), status.terminating_signal());
-                let used = left_behind() != clean;
+                let used = traces.left_behind() != clean;
                 wire::send(worker, &Answer::Ended { code, signal, used }, &[], false)?;
             }
         }
@@ -47,14 +49,14 @@ pub fn serve(worker: &UnixStream, program: &Program) -> io::Result<()> {
             let Some((ask, fds)) = wire::receive::<Ask>(worker, wire::ASK_MAX)? else { return Ok(()) };
             match ask {
                 Ask::Run(more) => {
-                    let answer = match start(program, more, fds) {
-                        Ok(pid) => {
-                            running = Some(pid);
-                            Answer::Started
+                    // One that runs is told of when it has ended: a word less, and a waking less of the worker.
+                    match start(program, more, fds) {
+                        Ok(pid) => running = Some(pid),
+                        Err(why) => {
+                            let why = capstan_common::input::end_of(&why, REASON_MAX).to_owned();
+                            wire::send(worker, &Answer::NotStarted(why), &[], false)?;
                         }
-                        Err(why) => Answer::NotStarted(capstan_common::input::end_of(&why, REASON_MAX).to_owned()),
-                    };
-                    wire::send(worker, &answer, &[], false)?;
+                    }
                 }
                 Ask::Signal(number) => {
                     if let (Some(pid), Some(signal)) = (running, Signal::from_named_raw(number)) {
@@ -98,8 +100,18 @@ fn end_all() {
 }
 
 /// What a program can leave behind here: files of its scratch, of /tmp and of /dev/shm, and shared memory.
-fn left_behind() -> (Option<u64>, [usize; 3]) {
-    let files = statfs("/dev/shm").ok().map(|found| found.f_ffree);
-    let lines = |path| fs::read_to_string(path).map_or(0, |table| table.lines().count());
-    (files, IPC.map(lines))
+struct Traces([Option<File>; 3]);
+
+impl Traces {
+    fn open() -> Self {
+        Self(IPC.map(|table| File::open(table).ok()))
+    }
+
+    fn left_behind(&self) -> (Option<u64>, [usize; 3]) {
+        let files = statfs("/dev/shm").ok().map(|found| found.f_ffree);
+        let mut table = [0; 4096];
+        let mut length = |file: &Option<File>| file.as_ref().and_then(|file| file.read_at(&mut table, 0).ok());
+        let lengths = [0, 1, 2].map(|n| length(&self.0[n]).unwrap_or_default());
+        (files, lengths)
+    }
 }

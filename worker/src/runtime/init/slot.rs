@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-/// How long an init may take to be born, or to start a program.
+/// How long an init may take to be born.
 const BIRTH: Duration = Duration::from_secs(20);
 /// How long the kernel may take to end what was killed.
 const DEATH: Duration = Duration::from_secs(2);
@@ -52,6 +52,8 @@ impl Control {
 pub enum Word {
     /// The program has ended, with a code or by a signal; whether something was left behind.
     Ended(Option<i32>, Option<i32>, bool),
+    /// It could not be started.
+    NotStarted(String),
     /// The init itself is gone.
     Gone,
 }
@@ -87,18 +89,13 @@ impl Init {
         }
     }
 
-    /// Starts the program, with more in its environment and its three descriptors.
+    /// Asks for the program, with more in its environment and its three descriptors. What becomes of it is heard.
     ///
     /// # Errors
-    /// Why it does not start, in words; the init is of no use then if `true` comes with them.
-    pub fn run(&self, more: BTreeMap<String, String>, fds: [BorrowedFd<'_>; 3]) -> Result<(), (String, bool)> {
-        let broken = |error: io::Error| (format!("the function's init is gone: {error}"), true);
-        wire::send(&self.control.socket, &Ask::Run(more), &fds, false).map_err(broken)?;
-        match receive(&self.control.socket).map_err(broken)?.0 {
-            Answer::Started => Ok(()),
-            Answer::NotStarted(why) => Err((why, false)),
-            _ => Err(("the function's init speaks another language".into(), true)),
-        }
+    /// The init is gone.
+    pub fn run(&self, more: BTreeMap<String, String>, fds: [BorrowedFd<'_>; 3]) -> Result<(), String> {
+        let sent = wire::send(&self.control.socket, &Ask::Run(more), &fds, false);
+        sent.map_err(|error| format!("the function's init is gone: {error}"))
     }
 
     /// What it says next; blocks until it does.
@@ -113,6 +110,7 @@ impl Init {
     pub fn try_hear(&self) -> io::Result<Word> {
         match receive(&self.control.socket) {
             Ok((Answer::Ended { code, signal, used }, _)) => Ok(Word::Ended(code, signal, used)),
+            Ok((Answer::NotStarted(why), _)) => Ok(Word::NotStarted(why)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(Word::Gone),
         }

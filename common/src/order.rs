@@ -59,6 +59,9 @@ pub enum Order {
     },
 }
 
+/// The variable that names a file with the authority that signed the scheduler's certificate. In an order it has what that holds.
+pub const AUTHORITY: &str = "CAPSTAN_CA";
+
 /// A container to start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Start {

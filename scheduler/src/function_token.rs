@@ -2,7 +2,11 @@
 
 use crate::{global::Globals, store::layout};
 use anyhow::{Context, Result};
-use capstan_common::{function::TokenRole, id::ContainerId, order::Start};
+use capstan_common::{
+    function::TokenRole,
+    id::ContainerId,
+    order::{AUTHORITY, Start},
+};
 use capstan_scheduler_core::access::{Role, Subject};
 use ring::hmac;
 use std::{
@@ -16,8 +20,8 @@ const BEGIN: &str = "capf_";
 /// Makes them and knows them again; all schedulers of a cluster have the same key.
 pub struct FunctionTokens {
     key: hmac::Key,
-    /// Where functions reach REST: known once it listens.
-    url: OnceLock<String>,
+    /// Where functions reach REST, and the authority that signed its certificate, as PEM, if they need that: known once it listens.
+    reached: OnceLock<(String, Option<String>)>,
 }
 
 /// What a token says that we signed.
@@ -38,24 +42,32 @@ impl FunctionTokens {
         globals.create(layout::FUNCTION_KEY, layout::encode(&drawn)).await?;
         let stored = globals.get(layout::FUNCTION_KEY).await?.context("the key of functions' tokens is gone")?;
         let key: [[u8; 16]; 2] = layout::decode(&stored).context("the key of functions' tokens cannot be read")?;
-        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, key.as_flattened()), url: OnceLock::new() })
+        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, key.as_flattened()), reached: OnceLock::new() })
     }
 
-    /// From now on programs are told that REST is here.
-    pub fn serve_at(&self, url: String) {
+    /// From now on programs are told that REST is here, and whom to believe that.
+    pub fn serve_at(&self, url: String, authority: Option<String>) {
         // A scheduler listens once.
-        let _ = self.url.set(url);
+        let _ = self.reached.set((url, authority));
     }
 
     /// What a container's programs find in their environment.
     pub fn environment(&self, start: &Start) -> BTreeMap<String, String> {
         let namespace = &start.function.namespace;
-        let url = self.url.get().map(|url| ("CAPSTAN_URL", url.clone()));
+        let (url, authority) = self.reached.get().cloned().unzip();
+        let url = url.map(|url| ("CAPSTAN_URL", url));
+        let authority = authority.flatten().map(|pem| (AUTHORITY, pem));
         let token =
             role_of(start.spec.token.role).map(|role| ("CAPSTAN_TOKEN", self.sign(start.container, role, namespace)));
         let named =
             [("CAPSTAN_NAMESPACE", namespace.to_string()), ("CAPSTAN_FUNCTION", start.function.name.to_string())];
-        named.into_iter().chain(url).chain(token).map(|(name, value)| (name.to_owned(), value)).collect()
+        named
+            .into_iter()
+            .chain(url)
+            .chain(authority)
+            .chain(token)
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
     }
 
     fn sign(&self, container: ContainerId, role: Role, namespace: &str) -> String {
@@ -109,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_token_says_what_was_signed_and_nothing_else_opens() {
-        let of = |key: u8| FunctionTokens { key: hmac::Key::new(hmac::HMAC_SHA256, &[key; 32]), url: OnceLock::new() };
+        let of =
+            |key: u8| FunctionTokens { key: hmac::Key::new(hmac::HMAC_SHA256, &[key; 32]), reached: OnceLock::new() };
         let (ours, theirs) = (of(1), of(2));
         let token = ours.sign(ContainerId(77), Role::Invoke, "team.a_b");
         let claim = ours.read(&token).unwrap();

@@ -312,11 +312,9 @@ impl Parts {
             pages = Some(format!("{}://{address}", config.scheme()));
         }
         let url = format!("{}://{address}", config.scheme());
-        shared.function_tokens.serve_at(if config.advertise.is_empty() {
-            url.clone()
-        } else {
-            config.advertise.clone()
-        });
+        let reached = if config.advertise.is_empty() { url.clone() } else { config.advertise.clone() };
+        let own = shared.authority.as_ref().filter(|_| config.rest_tls && config.rest_certificate().is_none());
+        shared.function_tokens.serve_at(reached, own.map(|authority| authority.pem().to_owned()));
         let arbiters = vec![functions, timers, sweeper];
         Ok(Server { url, pages, link, keda, api, rest, arbiters, shared, keeper: None })
     }

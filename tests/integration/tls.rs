@@ -85,3 +85,20 @@ async fn an_operators_own_certificate_is_shown_to_clients() {
     assert!(refused(with(&folder.path().join("none"))).contains("rest_key_file"));
     assert!(refused(vec![set("rest_tls", "true"), set("rest_cert_file", "a")]).contains("set both, or neither"));
 }
+
+#[tokio::test]
+async fn a_functions_programs_reach_an_encrypted_scheduler_and_know_whom_they_speak_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"), &["--set=scheduler.rest_tls=true"]).unwrap();
+    let authority = folder.path().join("data/authority.pem");
+    let http = client::trusting(Some(&authority), true).unwrap().build().unwrap();
+    let script = "curl -s --cacert $CAPSTAN_CA -H \"Authorization: Bearer $CAPSTAN_TOKEN\" $CAPSTAN_URL/v1/namespaces/$CAPSTAN_NAMESPACE/functions/$CAPSTAN_FUNCTION/stats";
+    for trusted in [false, true] {
+        let body = json!({"runtime": {"process": {"command": ["sh", "-c", script]}}, "protocol": "exec", "trusted": trusted});
+        let url = up.function("asks", "");
+        http.put(&url).json(&body).send().await.unwrap().error_for_status().unwrap();
+        let answer = http.post(format!("{url}/invoke")).json(&json!(null)).send().await.unwrap();
+        let stats: serde_json::Value = answer.json().await.unwrap();
+        assert_eq!(stats["running"], 1, "{stats}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Benchmarks against the real binary: one function each, one line of JSON each.
 
+mod bombs;
 mod etcd;
 mod load;
 mod machines;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 27] = [
     "spawn_map",
     "spawn",
     "invoke",
@@ -26,6 +27,7 @@ const NAMES: [&str; 26] = [
     "exec",
     "apart",
     "stays",
+    "bombs",
     "cold_start",
     "pending",
     "growth",
@@ -58,6 +60,7 @@ pub async fn run(names: &[String]) -> Result<()> {
             "map_batch" => through::map_batch().await?,
             "exec" => through::exec().await?,
             "apart" => through::apart().await?,
+            "bombs" => bombs::bombs().await?,
             "stays" => crate::stays::bench().await?,
             "cold_start" => scale::cold_start().await?,
             "pending" => scale::pending().await?,

@@ -4,8 +4,8 @@ use super::{container::Running, link::BACKLOG};
 use crate::{
     config::{self, WorkerConfig},
     runtime::{
-        cgroup::Cgroups, gpu, isolation::Keeping, port::Ports, process::Setting, program::Program, tree,
-        volume::Volumes,
+        cgroup::Cgroups, gpu, init::AUTHORITY_FILE, isolation::Keeping, port::Ports, process::Setting,
+        program::Program, tree, volume::Volumes,
     },
 };
 use actix::prelude::*;
@@ -16,7 +16,7 @@ use capstan_common::{
     function::{Process, Runtime},
     gpu::Gpu,
     id::{ContainerId, LinkId},
-    order::{Order, Start},
+    order::{AUTHORITY, Order, Start},
     parameter,
     report::{Hello, Report},
     resource::Amount,
@@ -211,8 +211,11 @@ impl NodeActor {
         let (id, resources) = (start.container.to_string(), &start.spec.resources);
         let scratch = self.scratch.join(&id);
         let apart = self.keeping.of(&start.function, &start.spec)?;
+        let authority = start.env.get(AUTHORITY).cloned();
         if apart.is_none() {
-            std::fs::create_dir_all(&scratch).map_err(|error| format!("the scratch folder cannot be made: {error}"))?;
+            let made = std::fs::create_dir_all(&scratch)
+                .and_then(|()| authority.iter().try_for_each(|pem| std::fs::write(scratch.join(AUTHORITY_FILE), pem)));
+            made.map_err(|error| format!("the scratch folder cannot be made: {error}"))?;
         }
         let owner = apart.as_ref().and_then(|apart| apart.user);
         let volumes = Volumes::open(&self.config.volumes(), &start.function, &start.spec.volumes, owner)?;
@@ -222,6 +225,7 @@ impl NodeActor {
             scratch,
             volumes,
             instance: self.instance.clone(),
+            authority,
             cgroup: self.cgroups.create(&id, resources.memory_mib, resources.cpu.milli),
             apart,
         })
@@ -231,6 +235,9 @@ impl NodeActor {
     fn program(&self, start: &Start, process: &Process, scratch: &Path, gpus: &[Arc<str>]) -> Program {
         let mut env = Program::base_env(scratch);
         env.extend(start.env.clone());
+        if let Some(pem) = env.get_mut(AUTHORITY) {
+            *pem = scratch.join(AUTHORITY_FILE).display().to_string();
+        }
         env.extend(process.env.clone());
         env.extend(parameter::environment(&start.spec));
         env.extend(gpu::environment(&self.gpus, gpus).into_iter().map(|(name, value)| (name.to_owned(), value)));

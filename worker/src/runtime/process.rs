@@ -35,6 +35,8 @@ pub struct Setting {
     pub instance: Arc<str>,
     /// Its limits, where they can be enforced.
     pub cgroup: Option<Cgroup>,
+    /// Whom it believes that it speaks to its scheduler, as PEM.
+    pub authority: Option<String>,
     /// How it is kept apart; without it, it runs as the worker's user and sees what the worker sees.
     pub apart: Option<Apart>,
 }
@@ -86,6 +88,7 @@ impl Setting {
             view: View {
                 // Its own folder may lie there, and is not what it names.
                 named: temporary_in(self.program.words().filter(|word| !Path::new(word).starts_with(&self.scratch))),
+                authority: self.authority.clone(),
                 volumes: self.volumes.seen(),
                 scratch: self.scratch.clone(),
                 ..apart.view.clone()

@@ -17,7 +17,7 @@ mod wire;
 
 pub use launcher::{Launcher, run_if_asked};
 pub use slot::{Control, Init, Word};
-pub use view::{View, temporary_in};
+pub use view::{AUTHORITY_FILE, View, temporary_in};
 
 use super::program::Program;
 use serde::{Deserialize, Serialize};

@@ -22,6 +22,8 @@ const TEMPORARY: [(&str, &str); 2] = [("/tmp", "tmp"), ("/var/tmp", "var-tmp")];
 const INODES_PER_MIB: u64 = 256;
 /// Entries of folders for temporary files that a function may name.
 const NAMED_MAX: usize = 64;
+/// Where the scheduler's authority lies in the scratch folder.
+pub const AUTHORITY_FILE: &str = ".capstan-authority.pem";
 /// What the function's user is called.
 const USER: &str = "function";
 
@@ -36,6 +38,8 @@ pub struct View {
     pub volumes: Vec<(PathBuf, PathBuf)>,
     /// Where the function's own folder is seen.
     pub scratch: PathBuf,
+    /// Whom the function believes that it speaks to its scheduler, as PEM: a file of the scratch folder.
+    pub authority: Option<String>,
     /// How much it may write there, to /tmp and to /dev/shm, all together.
     pub scratch_mib: u32,
 }
@@ -114,6 +118,11 @@ impl View {
         let scratch = make("scratch", 0o700)?;
         chownat(CWD, &scratch, Some(user), Some(group), rustix::fs::AtFlags::empty())
             .map_err(told("the scratch folder"))?;
+        if let Some(pem) = &self.authority {
+            let file = store("scratch").join(AUTHORITY_FILE);
+            fs::write(&file, pem).map_err(|e| format!("the authority cannot be written: {e}"))?;
+            chmod(&file, Mode::from_raw_mode(0o444)).map_err(told("the authority"))?;
+        }
         make("shm", 0o1777)?;
         make("hidden", 0o711)?;
         for (_, kept) in TEMPORARY {

@@ -94,7 +94,8 @@ async fn a_functions_programs_reach_an_encrypted_scheduler_and_know_whom_they_sp
     let http = client::trusting(Some(&authority), true).unwrap().build().unwrap();
     let script = "curl -s --cacert $CAPSTAN_CA -H \"Authorization: Bearer $CAPSTAN_TOKEN\" $CAPSTAN_URL/v1/namespaces/$CAPSTAN_NAMESPACE/functions/$CAPSTAN_FUNCTION/stats";
     for trusted in [false, true] {
-        let body = json!({"runtime": {"process": {"command": ["sh", "-c", script]}}, "protocol": "exec", "trusted": trusted});
+        let body =
+            json!({"runtime": {"process": {"command": ["sh", "-c", script]}}, "protocol": "exec", "trusted": trusted});
         let url = up.function("asks", "");
         http.put(&url).json(&body).send().await.unwrap().error_for_status().unwrap();
         let answer = http.post(format!("{url}/invoke")).json(&json!(null)).send().await.unwrap();

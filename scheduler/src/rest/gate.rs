@@ -1,7 +1,7 @@
 //! Who asks, and how often: tokens, open loopback doors, rates.
 
 use super::{
-    peer::{Ends, Peer},
+    peer::{self, Peer},
     problem::Problem,
     web::TOKEN_HEADER,
 };
@@ -141,7 +141,7 @@ impl Gate {
     /// Refuses a function of this machine that asks an open door without its token: it is not the operator.
     fn must_be_no_function(&self, request: &ServiceRequest) -> Result<(), Refusal> {
         let Some(here) = &self.here else { return Ok(()) };
-        match request.request().conn_data::<Ends>().map_or(Peer::Unknown, |ends| ends.peer(&here.users)) {
+        match peer::of(request.request(), &here.users) {
             Peer::Anybody => Ok(()),
             Peer::Function => Err(Refusal::new(
                 Code::Unauthenticated,

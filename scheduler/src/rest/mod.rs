@@ -75,10 +75,8 @@ pub fn serve(
                 Door::Pages => pages,
             })
     })
-    .on_connect(|connection, data| {
-        if let Some(ends) = peer::Ends::of(connection) {
-            data.insert(ends);
-        }
+    .on_connect(|_, data| {
+        data.insert(peer::Known::default());
     })
     .workers(config.rest_threads)
     // An answer in two pieces must not wait for the client to acknowledge the first.

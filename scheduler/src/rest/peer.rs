@@ -3,6 +3,7 @@
 //! On an open scheduler whoever reaches the door is the operator. Functions of this machine reach it too: the kernel says which user
 //! made the socket at the other end (`sock_diag(7)`), and functions have users of their own.
 
+use actix_web::HttpRequest;
 use capstan_common::users::Users;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType,
@@ -10,7 +11,6 @@ use rustix::net::{
     recv, sendto, socket_with,
 };
 use std::{
-    any::Any,
     io,
     net::{IpAddr, SocketAddr},
     sync::OnceLock,
@@ -29,12 +29,9 @@ const USER_AT: usize = 80;
 /// See there.
 const INODE_AT: usize = 84;
 
-/// Both ends of a connection.
-pub struct Ends {
-    theirs: SocketAddr,
-    ours: SocketAddr,
-    user: OnceLock<Option<u32>>,
-}
+/// What is known of a connection's other end: its user, once the kernel was asked.
+#[derive(Default)]
+pub struct Known(OnceLock<Option<u32>>);
 
 /// Who is at the other end.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,20 +44,14 @@ pub enum Peer {
     Unknown,
 }
 
-impl Ends {
-    /// Of a connection that was just accepted.
-    pub fn of(connection: &dyn Any) -> Option<Self> {
-        let stream = connection.downcast_ref::<actix_web::rt::net::TcpStream>()?;
-        Some(Self { theirs: stream.peer_addr().ok()?, ours: stream.local_addr().ok()?, user: OnceLock::new() })
-    }
-
-    /// Who is at the other end, where functions have these users. Asked of the kernel once.
-    pub fn peer(&self, users: &Users) -> Peer {
-        match self.user.get_or_init(|| user_of(self.theirs, self.ours).ok().flatten()) {
-            Some(user) if users.contains(*user) => Peer::Function,
-            Some(_) => Peer::Anybody,
-            None => Peer::Unknown,
-        }
+/// Who sent a request, where functions have these users. The kernel is asked once for each connection.
+pub fn of(request: &HttpRequest, users: &Users) -> Peer {
+    let asked = || user_of(request.peer_addr()?, request.app_config().local_addr()).ok().flatten();
+    // A connection that nothing is known of is not one of ours.
+    match request.conn_data::<Known>().and_then(|known| *known.0.get_or_init(asked)) {
+        Some(user) if users.contains(user) => Peer::Function,
+        Some(_) => Peer::Anybody,
+        None => Peer::Unknown,
     }
 }
 

@@ -14,6 +14,7 @@ pub mod function_token;
 pub mod global;
 pub mod keda;
 pub mod link;
+mod peer;
 pub mod rest;
 pub mod secrets;
 pub mod server;

@@ -381,11 +381,11 @@ async fn serve_bound(router: Router, bound: Bound) -> anyhow::Result<()> {
         }
         Bound::Tcp(listener, None) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            router.serve_with_incoming(strangers::incoming(listener)).await?;
+            router.serve_with_incoming(strangers::incoming(listener, None)).await?;
         }
         Bound::Tcp(listener, Some(tls)) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            router.serve_with_incoming(tls::incoming(strangers::incoming(listener), tls)).await?;
+            router.serve_with_incoming(tls::incoming(strangers::incoming(listener, None), tls)).await?;
         }
     }
     Ok(())

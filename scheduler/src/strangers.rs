@@ -1,6 +1,8 @@
 //! The way in for strangers: connections to workers' and KEDA's doors, until whoever is behind them has said who it is.
 //! Before that a connection may take little time and few bytes, and there may be few of its kind.
 
+use crate::peer::{self, Peer};
+use capstan_common::users::Users;
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -154,8 +156,9 @@ impl AsyncWrite for Guarded {
     }
 }
 
-/// Connections of a listener as they come, guarded until their callers introduce themselves.
-pub fn incoming(listener: TcpListener) -> ReceiverStream<io::Result<Guarded>> {
+/// Connections of a listener as they come, guarded until their callers introduce themselves. On a door that is open to this machine
+/// those of functions, which have these users, are closed.
+pub fn incoming(listener: TcpListener, functions: Option<Users>) -> ReceiverStream<io::Result<Guarded>> {
     let (ready, connections) = mpsc::channel(64);
     tokio::spawn(async move {
         let (all, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
@@ -174,6 +177,12 @@ pub fn incoming(listener: TcpListener) -> ReceiverStream<io::Result<Guarded>> {
                 tokio::time::sleep(PATIENCE / 100).await;
                 continue;
             };
+            let of_function =
+                |users| stream.local_addr().map_or(true, |ours| peer::behind(from, ours, users) != Peer::Anybody);
+            if functions.as_ref().is_some_and(of_function) {
+                tracing::warn!(%from, "a function asks a door that is not for functions: its connection is closed");
+                continue;
+            }
             let Some(waiting) = wait(&by_address, from.ip(), place) else {
                 tracing::warn!(%from, "too many connections of one address do not say who they are: one is closed");
                 continue;
@@ -225,7 +234,7 @@ mod tests {
     async fn a_stranger_that_sends_much_is_cut_off_and_one_that_is_known_is_not() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = incoming(listener);
+        let mut connections = incoming(listener, None);
         for known in [false, true] {
             let mut client = TcpStream::connect(address).await.unwrap();
             let sending = tokio::spawn(async move { client.write_all(&vec![1; 2 * STRANGER_BYTES]).await });
@@ -244,7 +253,7 @@ mod tests {
     async fn a_stranger_that_says_nothing_is_given_up() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut guarded = incoming(listener).next().await.unwrap().unwrap();
+        let mut guarded = incoming(listener, None).next().await.unwrap().unwrap();
         let error = guarded.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

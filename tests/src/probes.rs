@@ -52,7 +52,9 @@ pub async fn run(worker: Worker, trusted: bool) -> Result<Answers> {
         Worker::Root => APART.to_vec(),
         Worker::Plain => [APART.as_slice(), PLAIN.as_slice()].concat(),
     };
-    let up = Up::start_under(&at, &under, &program, &[])?;
+    let up = Up::start_under(&at, &under, &program, &["--set", "scheduler.keda_listen=127.0.0.1:0"])?;
+    let log = std::fs::read_to_string(at.with_extension("log"))?;
+    let keda = log.split(r#""served":"127.0.0.1:"#).nth(1).and_then(|rest| rest.split('"').next()?.parse::<u16>().ok());
     let script = |name: &str| folder.path().join(name).display().to_string();
     let volumes = json!({"/kept": "kept"});
     let victim = json!({
@@ -66,6 +68,7 @@ pub async fn run(worker: Worker, trusted: bool) -> Result<Answers> {
     put(&up, "mine", "escape", &spec).await?;
     let told = json!({
         "data": at, "url": up.url, "victim": about["home"], "private": script("key.pem"), "trusted": trusted,
+        "keda": keda.context("KEDA's port")?,
     });
     let (status, output) = post(&up, "mine", "escape", &told).await?;
     ensure!(status == 200, "the probes ended with {status}: {output}");

@@ -48,6 +48,7 @@ pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) 
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
     let stopping = api.stopping().clone();
+    let functions = config.here.as_ref().map(|here| here.users).filter(|_| listen.ip().is_loopback());
     tokio::spawn(async move {
         // Who has sent a request that can be read is no stranger: whom to let in is the handshake's to say.
         let known = |request: Request<()>| {
@@ -59,7 +60,7 @@ pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) 
         let scaler = ExternalScalerServer::new(Scaler { doors, api }).max_decoding_message_size(REQUEST_BYTES);
         let server =
             strangers::bounded(tonic::transport::Server::builder()).add_service(InterceptedService::new(scaler, known));
-        let incoming = strangers::incoming(listener);
+        let incoming = strangers::incoming(listener, functions);
         let stopped = stopping.cancelled();
         let ended = match encrypted {
             Some(config) => server.serve_with_incoming_shutdown(tls::incoming(incoming, config), stopped).await,

@@ -1,13 +1,10 @@
 //! Who asks, and how often: tokens, open loopback doors, rates.
 
-use super::{
-    peer::{self, Peer},
-    problem::Problem,
-    web::TOKEN_HEADER,
-};
+use super::{problem::Problem, web::TOKEN_HEADER};
 use crate::{
     api::Api,
     config::{Here, SchedulerConfig},
+    peer::{self, Peer},
 };
 use actix_web::{
     HttpMessage, HttpRequest,

@@ -14,14 +14,13 @@ mod guard;
 mod keys;
 mod map;
 mod openapi;
-mod peer;
 mod problem;
 mod route;
 mod secrets;
 mod tokens;
 mod web;
 
-use crate::{api::Api, config::SchedulerConfig, tls};
+use crate::{api::Api, config::SchedulerConfig, peer, tls};
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt, web as actix};
 use anyhow::Context;
 use route::Routes;

@@ -48,7 +48,16 @@ pub enum Peer {
 pub fn of(request: &HttpRequest, users: &Users) -> Peer {
     let asked = || user_of(request.peer_addr()?, request.app_config().local_addr()).ok().flatten();
     // A connection that nothing is known of is not one of ours.
-    match request.conn_data::<Known>().and_then(|known| *known.0.get_or_init(asked)) {
+    judged(request.conn_data::<Known>().and_then(|known| *known.0.get_or_init(asked)), users)
+}
+
+/// Who is at the other end of a connection, where functions have these users.
+pub fn behind(theirs: SocketAddr, ours: SocketAddr, users: &Users) -> Peer {
+    judged(user_of(theirs, ours).ok().flatten(), users)
+}
+
+fn judged(user: Option<u32>, users: &Users) -> Peer {
+    match user {
         Some(user) if users.contains(user) => Peer::Function,
         Some(_) => Peer::Anybody,
         None => Peer::Unknown,

@@ -4,7 +4,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${CAPSTAN_ADVISORY_DB:-}" ]; then
-    exec cargo deny check advisories
+    said=$(mktemp)
+    trap 'rm -f "$said"' EXIT
+    if cargo deny check advisories 2>"$said"; then
+        exit 0
+    fi
+    cat "$said" >&2
+    # A machine without a way to the advisories can run every other test; where they must be read, CAPSTAN_ADVISORY_DB is set.
+    grep -q "failed to fetch advisory database" "$said" || exit 1
+    echo "advisories.sh: the advisories cannot be fetched here and were NOT checked; set CAPSTAN_ADVISORY_DB to a copy of them" >&2
+    exit 0
 fi
 # cargo-deny reads a repository of this name, and refuses one whose last commit is old: that is how it knows the day.
 base="$PWD/target/advisories"

@@ -176,3 +176,25 @@ async fn lists_show_a_token_its_own_and_a_revoked_token_opens_nothing() {
         assert!(status == 422 && answer.to_string().contains(field), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn tokens_of_a_file_open_the_door_and_a_file_that_all_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    std::fs::write(&file, "# of the operator\nfirst-token-of-the-file\nsecond-token-of-the-file\n").unwrap();
+    let start = |mode: u32| {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let setting = format!("scheduler.tokens_file={}", file.display());
+        Up::start(&folder.path().join("data"), &["--set", &setting])
+    };
+    let refused = start(0o604).err().map(|error| format!("{error:#}")).unwrap_or_default();
+    assert!(refused.contains("chmod 600"), "{refused}");
+    let up = start(0o600).unwrap();
+    for (token, status) in
+        [("first-token-of-the-file", 200), ("second-token-of-the-file", 200), ("# of the operator", 401), ("", 401)]
+    {
+        let asked = up.http.get(up.at("/v1/tokens")).bearer_auth(token).send().await.unwrap();
+        assert_eq!(asked.status(), status, "{token}");
+    }
+}

@@ -100,6 +100,10 @@ async fn trusted_functions_are_for_admins_and_namespace_tokens_deploy_what_is_co
     let (status, deployed) = put("admin-token-of-the-test", true).await;
     assert_eq!((status, &deployed["spec"]["trusted"]), (200, &json!(true)));
     assert_eq!(uid("admin-token-of-the-test").await, json!(own));
+    let listed = up.http.get(up.at("/v1/containers")).bearer_auth("admin-token-of-the-test").send().await.unwrap();
+    let containers = listed.json::<Value>().await.unwrap();
+    let trusted = containers["containers"].as_array().unwrap().iter().filter(|c| c["trusted"] == true).count();
+    assert!(trusted > 0, "{containers}");
 }
 
 #[tokio::test]

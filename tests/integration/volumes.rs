@@ -68,6 +68,51 @@ async fn what_a_function_writes_into_a_volume_is_there_for_others_of_its_namespa
 }
 
 #[tokio::test]
+async fn a_volume_of_an_earlier_version_is_given_to_its_namespaces_user_and_what_links_lead_to_is_not() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let (folder, up) = fresh(&[]);
+    let (kept, outside) = (folder.path().join("data/volumes/default/old"), folder.path().join("outside"));
+    std::fs::create_dir_all(kept.join("deep")).unwrap();
+    for file in [kept.join("a"), kept.join("deep/b"), outside.clone()] {
+        std::fs::write(file, "old").unwrap();
+    }
+    symlink(&outside, kept.join("deep/link")).unwrap();
+    let at = folder.path().join("at");
+    let at = at.to_str().unwrap();
+    up.deploy("f", shell(&format!("echo new >> {at}/a; echo new >> {at}/deep/b"), "exec", json!({at: "old"})))
+        .await
+        .unwrap();
+    assert_eq!(up.invoke("f", json!(null)).await.unwrap().0, 200);
+    assert_eq!(std::fs::read_to_string(kept.join("deep/b")).unwrap(), "oldnew\n");
+    let user = kept.metadata().unwrap().uid();
+    assert!(user >= 1 << 30 && kept.join("deep/b").metadata().unwrap().uid() == user, "{user}");
+    assert_eq!(outside.metadata().unwrap().uid(), 0);
+}
+
+#[tokio::test]
+async fn what_a_function_lays_into_its_volume_leads_nobody_astray() {
+    use std::os::unix::fs::PermissionsExt;
+    let (folder, up) = fresh(&[]);
+    let private = folder.path().join("private");
+    std::fs::write(&private, "of the operator").unwrap();
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (etc, outside) = (private.display(), folder.path().join("outside"));
+    std::fs::create_dir(&outside).unwrap();
+    // The system's list of users, as a link to what only the superuser may read; and a folder for another volume, as a link out.
+    let lays = format!("ln -sf {etc} /v/passwd; ln -sf {} /v/out", outside.display());
+    up.deploy("lays", shell(&lays, "exec", json!({"/v": "v"}))).await.unwrap();
+    assert_eq!(up.invoke("lays", json!(null)).await.unwrap().0, 200);
+    let reads = shell(&format!("cat /etc/passwd {etc} 2>/dev/null; true"), "exec", json!({"/etc": "v"}));
+    up.deploy("reads", reads).await.unwrap();
+    let (_, read) = up.invoke("reads", json!(null)).await.unwrap();
+    assert!(!read.to_string().contains("of the operator"), "{read}");
+    up.deploy("leads", shell("true", "exec", json!({"/v": "v", "/v/out/made": "w"}))).await.unwrap();
+    let (status, problem) = up.invoke("leads", json!(null)).await.unwrap();
+    assert!(status == 502 && problem.to_string().contains("no folder to be mounted on"), "{problem}");
+    assert!(!outside.join("made").exists());
+}
+
+#[tokio::test]
 async fn a_server_sees_its_volume_and_one_without_a_place_for_it_says_so() {
     let (folder, up) = fresh(&[]);
     let at = folder.path().join("served");

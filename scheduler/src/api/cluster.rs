@@ -203,12 +203,16 @@ impl Api {
                     continue;
                 }
                 let host = self.env.registry.worker(&container.worker).map(|worker| worker.host);
-                views.push(json!({
+                let mut view = json!({
                     "id": container.id, "namespace": key.namespace, "function": key.name,
                     "revision": container.revision, "worker": container.worker, "state": container.state,
                     "inputs": container.inputs, "started_at": clock::rfc3339(container.decided),
                     "address": host.filter(|_| container.port != 0).map(|h| SocketAddr::new(h, container.port)),
-                }));
+                });
+                if container.trusted {
+                    view["trusted"] = true.into();
+                }
+                views.push(view);
             }
         }
         views

@@ -240,7 +240,11 @@ impl Api {
                 Ok(Ok(Deployed { deployment, new, stats })) => {
                     self.env.registry.resize(&key, size);
                     self.follow(&key).await;
-                    self.env.telemetry.events.tell("deployed", json!({"function": key.to_string()}));
+                    let mut told = json!({"function": key.to_string()});
+                    if deployment.spec.trusted {
+                        told["trusted"] = true.into();
+                    }
+                    self.env.telemetry.events.tell("deployed", told);
                     return Ok((view_of(&key, &deployment, stats), new));
                 }
                 Ok(Err(refusal)) => return Err(refusal),

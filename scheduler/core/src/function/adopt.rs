@@ -88,6 +88,8 @@ impl Function {
                 revision: held.revision,
                 life,
                 adopted: true,
+                // Of an older revision it is not known any more.
+                trusted: self.deployed.spec.trusted && held.revision == self.deployed.revision,
                 decided: now,
                 placed: now,
                 since: now,

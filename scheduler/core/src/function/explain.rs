@@ -47,6 +47,8 @@ pub struct ContainerView {
     pub inputs: u32,
     /// Where its server listens on its worker; 0 if it is none, or not ready.
     pub port: u16,
+    /// Whether it runs as its worker's user.
+    pub trusted: bool,
 }
 
 /// Where a live input is.
@@ -124,6 +126,7 @@ impl Function {
             decided: c.decided,
             inputs: (c.leases.len() + c.requests.len()) as u32,
             port: c.port,
+            trusted: c.trusted,
         })
     }
 

@@ -66,6 +66,8 @@ pub struct Container {
     pub life: Life,
     /// Whether it was there before its owner.
     pub adopted: bool,
+    /// Whether it runs as its worker's user.
+    pub trusted: bool,
     /// When the function last asked for more containers before this one came, or it was adopted.
     pub decided: Time,
     /// When it was given its place, or was adopted.

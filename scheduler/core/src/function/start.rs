@@ -65,6 +65,7 @@ impl Function {
                 revision: self.deployed.revision,
                 life: Life::Starting,
                 adopted: false,
+                trusted: spec.trusted,
                 decided: self.asked_at.min(now),
                 placed: now,
                 since: now,

@@ -2,7 +2,8 @@
 //! temporary files, and without anything of Capstan's.
 
 use rustix::{
-    fs::{CWD, Gid, Mode, OFlags, Uid, chmod, chownat, open},
+    fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmod, chownat, fstat, mkdirat, open, openat},
+    io::Errno,
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount},
     process::{getgid, getuid},
 };
@@ -10,8 +11,11 @@ use serde::{Deserialize, Serialize};
 use std::{
     ffi::{CString, OsStr},
     fs, io,
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Component, Path, PathBuf},
 };
 
 /// Where the file system in memory is mounted that holds everything private.
@@ -58,7 +62,11 @@ impl View {
             .map_err(told("mounts stay shared"))?;
         // Opened before anything is hidden: they may lie in what will be.
         let volumes = self.open_volumes()?;
-        let named: Vec<_> = self.named.iter().filter_map(|path| Some((path, open_path(path).ok()?))).collect();
+        // A link there may be anybody's.
+        let is_link =
+            |held: &OwnedFd| fstat(held).is_ok_and(|f| FileType::from_raw_mode(f.st_mode) == FileType::Symlink);
+        let held = |path| open_path(path).ok().filter(|held| !is_link(held));
+        let named: Vec<_> = self.named.iter().filter_map(|path| Some((path, held(path)?))).collect();
         let owner = user.map_or_else(|| (getuid(), getgid()), |id| (Uid::from_raw(id), Gid::from_raw(id)));
         self.make_store(owner)?;
         for (seen, kept) in TEMPORARY {
@@ -75,17 +83,18 @@ impl View {
             }
         }
         self.hide()?;
+        // Before anything of the function's lies in the way: its volumes may be seen at /etc.
+        name_user(owner, &self.scratch)?;
         for (seen, folder) in &volumes {
             let at = seen.display();
-            make_place(seen, owner).map_err(|e| {
+            let place = place(seen, owner).map_err(|e| {
                 format!(
                     "the volume at `{at}` has no folder to be mounted on, and none can be made ({e}); make one on the worker, or \
                      choose another path"
                 )
             })?;
-            bind_fd(folder, seen).map_err(told(format!("the volume at `{at}` cannot be mounted")))?;
+            bind_fd(folder, &behind(&place)).map_err(told(format!("the volume at `{at}` cannot be mounted")))?;
         }
-        name_user(owner, &self.scratch)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("proc", "/proc", "proc", flags, None).map_err(told("/proc cannot be mounted anew"))?;
         // The store itself leaves the view: what hangs on it stays.
@@ -94,7 +103,7 @@ impl View {
         Ok(())
     }
 
-    fn open_volumes(&self) -> Result<Vec<(&Path, rustix::fd::OwnedFd)>, String> {
+    fn open_volumes(&self) -> Result<Vec<(&Path, OwnedFd)>, String> {
         let one = |(seen, kept): &'_ (PathBuf, PathBuf)| {
             let what = format!("the volume at `{}` is not there any more ({})", seen.display(), kept.display());
             open_path(kept).map_err(told(what))
@@ -116,8 +125,7 @@ impl View {
             Ok(folder)
         };
         let scratch = make("scratch", 0o700)?;
-        chownat(CWD, &scratch, Some(user), Some(group), rustix::fs::AtFlags::empty())
-            .map_err(told("the scratch folder"))?;
+        chownat(CWD, &scratch, Some(user), Some(group), AtFlags::empty()).map_err(told("the scratch folder"))?;
         if let Some(pem) = &self.authority {
             let file = store("scratch").join(AUTHORITY_FILE);
             fs::write(&file, pem).map_err(|e| format!("the authority cannot be written: {e}"))?;
@@ -173,23 +181,37 @@ pub fn temporary_in<'a>(words: impl Iterator<Item = &'a str>) -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
-/// Makes a folder to mount on. What is made in a folder of the function's user, inside another volume for one, is that user's too.
-fn make_place(path: &Path, (user, group): (Uid, Gid)) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    if path.is_dir() {
-        return Ok(());
+/// Finds a folder to mount on, or makes it. Links are followed only where the superuser alone can have laid them: the way may lead
+/// through another volume of the function, which puts there what it likes. What is made in a folder of its user is that user's too.
+fn place(path: &Path, (user, group): (Uid, Gid)) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut folder = open("/", flags, Mode::empty())?;
+    for component in path.components() {
+        let Component::Normal(name) = component else { continue };
+        let found = fstat(&folder)?;
+        let by_others = found.st_uid != 0 || found.st_mode & 0o022 != 0;
+        let careful = flags | OFlags::NOFOLLOW;
+        folder = match openat(&folder, name, if by_others { careful } else { flags }, Mode::empty()) {
+            Err(Errno::NOENT) => {
+                mkdirat(&folder, name, Mode::from_raw_mode(0o755))?;
+                if found.st_uid == user.as_raw() {
+                    chownat(&folder, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+                }
+                openat(&folder, name, careful, Mode::empty())?
+            }
+            other => other?,
+        };
     }
-    let parent = path.parent().ok_or(io::ErrorKind::NotFound)?;
-    make_place(parent, (user, group))?;
-    fs::create_dir(path)?;
-    if fs::metadata(parent)?.uid() == user.as_raw() {
-        chownat(CWD, path, Some(user), Some(group), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    Ok(())
+    Ok(folder)
+}
+
+/// The path of what is held.
+fn behind(held: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", held.as_raw_fd()).into()
 }
 
 /// A folder or file, held but not opened for reading.
-fn open_path(path: &Path) -> rustix::io::Result<rustix::fd::OwnedFd> {
+fn open_path(path: &Path) -> rustix::io::Result<OwnedFd> {
     open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -203,12 +225,12 @@ fn overlay(seen: &str, kept: &str, plain: bool) -> rustix::io::Result<()> {
     if plain {
         data += ",userxattr";
     }
-    let data = CString::new(data).map_err(|_| rustix::io::Errno::INVAL)?;
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
     mount("overlay", seen, "overlay", MountFlags::NOSUID | MountFlags::NODEV, data.as_c_str())
 }
 
-fn bind_fd(folder: &rustix::fd::OwnedFd, seen: &Path) -> rustix::io::Result<()> {
-    mount_bind_recursive(format!("/proc/self/fd/{}", folder.as_raw_fd()), seen)
+fn bind_fd(folder: &OwnedFd, seen: &Path) -> rustix::io::Result<()> {
+    mount_bind_recursive(behind(folder), seen)
 }
 
 /// Standard libraries ask who they are: the function's user has a name, in a copy of the machine's list.

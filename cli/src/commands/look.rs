@@ -183,6 +183,7 @@ pub async fn workers(client: &Client, as_json: bool) -> anyhow::Result<()> {
         ("GPUs", "/capacity/gpus"),
         ("free", "/free/gpus"),
         ("containers", "/containers"),
+        ("isolation", "/isolation"),
         ("limits", "/limits"),
     ];
     super::list(client, "/v1/workers", "workers", &fields, as_json).await

@@ -8,6 +8,7 @@ use capstan_common::{
     order::{AUTHORITY, Start},
 };
 use capstan_scheduler_core::access::{Role, Subject};
+use data_encoding::HEXLOWER;
 use ring::hmac;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,17 +73,14 @@ impl FunctionTokens {
 
     fn sign(&self, container: ContainerId, role: Role, namespace: &str) -> String {
         let said = said(container, role, namespace);
-        let seal: String =
-            hmac::sign(&self.key, said.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let seal = HEXLOWER.encode(hmac::sign(&self.key, said.as_bytes()).as_ref());
         format!("{BEGIN}{seal}_{said}")
     }
 
     /// What a token says, if we signed it. Whether its container lives is another question.
     pub fn read(&self, token: &str) -> Option<Claim> {
         let (seal, said) = token.strip_prefix(BEGIN)?.split_once('_')?;
-        let nibbles = seal.bytes().map(|digit| (digit as char).to_digit(16)).collect::<Option<Vec<u32>>>()?;
-        let seal: Vec<u8> =
-            nibbles.chunks(2).map(|pair| pair.iter().fold(0, |sum, digit| sum << 4 | *digit as u8)).collect();
+        let seal = HEXLOWER.decode(seal.as_bytes()).ok()?;
         hmac::verify(&self.key, said.as_bytes(), &seal).ok()?;
         let mut parts = said.splitn(3, '/');
         let container = ContainerId(parts.next()?.parse().ok()?);

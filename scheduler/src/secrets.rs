@@ -4,6 +4,7 @@
 use crate::store::{Change, layout};
 use anyhow::{Context, Result, ensure};
 use capstan_common::id::FunctionKey;
+use data_encoding::HEXLOWER_PERMISSIVE;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -125,9 +126,7 @@ fn read_key(file: &Path) -> Result<LessSafeKey> {
     let mode = std::fs::metadata(file).with_context(|| format!("secrets_key_file {shown}"))?.permissions().mode();
     ensure!(mode & 0o077 == 0, "secrets_key_file {shown} can be read by others than its owner: chmod 600 it");
     let text = std::fs::read_to_string(file).with_context(|| format!("secrets_key_file {shown}"))?;
-    let digits: Option<Vec<u8>> = text.trim().chars().map(|c| Some(c.to_digit(16)? as u8)).collect();
-    let bytes: Vec<u8> =
-        digits.unwrap_or_default().chunks(2).map(|pair| pair.iter().fold(0, |sum, n| sum << 4 | n)).collect();
+    let bytes = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).unwrap_or_default();
     let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes);
     let key = key.map_err(|_| {
         anyhow::anyhow!(

@@ -26,13 +26,20 @@ fn is_variable(name: &str) -> bool {
     first && name.len() <= NAME_MAX && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
+/// A secret's name is one as functions have it; what is wrong with it is said of a secret.
+fn must_be_a_name(namespace: &str, name: &str) -> Result<(), Refusal> {
+    validate::function_key(namespace, "any")?;
+    let wrong = |_| Refusal::field("name", "a secret's name has 1 to 128 letters, digits, `.`, `_` and `-`");
+    validate::function_key(namespace, name).map(drop).map_err(wrong)
+}
+
 impl Api {
     /// Sets a secret. Whether it is new. A change holds for containers that start from now on.
     ///
     /// # Errors
     /// A name is none, it is too large, or there are too many.
     pub async fn set_secret(&self, namespace: &str, name: &str, values: Values) -> Result<(Value, bool), Refusal> {
-        validate::function_key(namespace, name)?;
+        must_be_a_name(namespace, name)?;
         let wrong = values.keys().filter(|name| !is_variable(name));
         let wrong = wrong.map(|name| FieldError {
             pointer: format!("/values/{}", name.replace('~', "~0").replace('/', "~1")),
@@ -76,7 +83,7 @@ impl Api {
     /// # Errors
     /// There is none, or functions have it.
     pub async fn remove_secret(&self, namespace: &str, name: &str) -> Result<(), Refusal> {
-        validate::function_key(namespace, name)?;
+        must_be_a_name(namespace, name)?;
         if !self.env.secrets.of(namespace).iter().any(|(known, _)| &**known == name) {
             return Err(Refusal::new(
                 Code::NotFound,

@@ -13,10 +13,10 @@ use capstan_scheduler::{
     server::{self, LinkListener, Server},
 };
 use capstan_worker::{Address, Dial, Worker, config::WorkerConfig};
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{SetOnce, mpsc},
 };
 
 /// How long containers have when everything stops.
@@ -42,9 +42,12 @@ impl Running {
         let users = Users::read(&worker.function_uids).map_err(anyhow::Error::msg)?;
         let mut scheduler = settings.scheduler;
         worker.hidden = scheduler.secret_files();
-        scheduler.here = Some(Here { users, hidden: worker.unseen() });
+        let strict = Arc::new(SetOnce::new());
+        scheduler.here = Some(Here { users, hidden: worker.unseen(), strict: strict.clone() });
         let server = server::start(scheduler, LinkListener::InProcess(dialled)).await?;
         let worker = capstan_worker::start(worker, vec![Dial::InProcess(dial)]).await?;
+        // Set here and nowhere else.
+        let _ = strict.set(worker.isolation.level == Level::Strict);
         tracing::info!(limits = worker.limits, "a worker runs in this process");
         match worker.isolation.level {
             Level::Strict => tracing::info!(isolation = worker.isolation.describe(), "functions are kept apart"),

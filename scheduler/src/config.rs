@@ -8,15 +8,26 @@ use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
 };
+use tokio::sync::SetOnce;
 
 /// What a scheduler knows of a worker that is started together with it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Here {
     /// As whom functions run.
     pub users: Users,
     /// What they do not see.
     pub hidden: Vec<PathBuf>,
+    /// Whether they are kept wholly apart: known once that worker has tried.
+    pub strict: Arc<SetOnce<bool>>,
+}
+
+impl PartialEq for Here {
+    /// As it is configured; what is found out later does not count.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.users, &self.hidden) == (&other.users, &other.hidden)
+    }
 }
 
 /// Everything that can be set of a scheduler.

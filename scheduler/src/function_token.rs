@@ -30,6 +30,8 @@ pub struct FunctionTokens {
 pub struct Claim {
     /// The container whose programs have it.
     pub container: ContainerId,
+    /// Its function's place: its owner knows whether the container lives.
+    pub place: u16,
     /// What they may do, in their namespace.
     pub subject: Subject,
 }
@@ -58,8 +60,8 @@ impl FunctionTokens {
         let (url, authority) = self.reached.get().cloned().unzip();
         let url = url.map(|url| ("CAPSTAN_URL", url));
         let authority = authority.flatten().map(|pem| (AUTHORITY, pem));
-        let token =
-            role_of(start.spec.token.role).map(|role| ("CAPSTAN_TOKEN", self.sign(start.container, role, namespace)));
+        let token = role_of(start.spec.token.role)
+            .map(|role| ("CAPSTAN_TOKEN", self.sign(start.container, start.function.place(), role, namespace)));
         let named =
             [("CAPSTAN_NAMESPACE", namespace.to_string()), ("CAPSTAN_FUNCTION", start.function.name.to_string())];
         named
@@ -71,8 +73,8 @@ impl FunctionTokens {
             .collect()
     }
 
-    fn sign(&self, container: ContainerId, role: Role, namespace: &str) -> String {
-        let said = said(container, role, namespace);
+    fn sign(&self, container: ContainerId, place: u16, role: Role, namespace: &str) -> String {
+        let said = format!("{}/{place}/{}/{namespace}", container.0, name_of(role));
         let seal = HEXLOWER.encode(hmac::sign(&self.key, said.as_bytes()).as_ref());
         format!("{BEGIN}{seal}_{said}")
     }
@@ -82,17 +84,14 @@ impl FunctionTokens {
         let (seal, said) = token.strip_prefix(BEGIN)?.split_once('_')?;
         let seal = HEXLOWER.decode(seal.as_bytes()).ok()?;
         hmac::verify(&self.key, said.as_bytes(), &seal).ok()?;
-        let mut parts = said.splitn(3, '/');
+        let mut parts = said.splitn(4, '/');
         let container = ContainerId(parts.next()?.parse().ok()?);
+        let place = parts.next()?.parse().ok()?;
         let name = parts.next()?;
         let role = [Role::Read, Role::Invoke, Role::Deploy].into_iter().find(|role| name_of(*role) == name)?;
         let namespaces = Some(BTreeSet::from([Arc::from(parts.next()?)]));
-        Some(Claim { container, subject: Subject { role, namespaces } })
+        Some(Claim { container, place, subject: Subject { role, namespaces } })
     }
-}
-
-fn said(container: ContainerId, role: Role, namespace: &str) -> String {
-    format!("{}/{}/{namespace}", container.0, name_of(role))
 }
 
 fn name_of(role: Role) -> &'static str {
@@ -122,18 +121,18 @@ mod tests {
         let of =
             |key: u8| FunctionTokens { key: hmac::Key::new(hmac::HMAC_SHA256, &[key; 32]), reached: OnceLock::new() };
         let (ours, theirs) = (of(1), of(2));
-        let token = ours.sign(ContainerId(77), Role::Invoke, "team.a_b");
+        let token = ours.sign(ContainerId(77), 9, Role::Invoke, "team.a_b");
         let claim = ours.read(&token).unwrap();
-        assert_eq!(claim.container, ContainerId(77));
+        assert_eq!((claim.container, claim.place), (ContainerId(77), 9));
         let namespaces = Some(BTreeSet::from([Arc::from("team.a_b")]));
         assert_eq!(claim.subject, Subject { role: Role::Invoke, namespaces });
         assert_eq!(theirs.read(&token), None);
         for (part, other) in
-            [("invoke", "deploy"), ("team.a_b", "team.b_b"), ("/invoke", "7/invoke"), ("capf_", "capf_0")]
+            [("invoke", "deploy"), ("team.a_b", "team.b_b"), ("/9/", "/8/"), ("/9/", "7/9/"), ("capf_", "capf_0")]
         {
             assert_eq!(ours.read(&token.replace(part, other)), None, "{part}");
         }
-        for wrong in ["", "capf_", "capf__", "capf_zz_1/read/a", "cap_1", &token[..token.len() - 1]] {
+        for wrong in ["", "capf_", "capf__", "capf_zz_1/9/read/a", "cap_1", &token[..token.len() - 1]] {
             assert_eq!(ours.read(wrong), None, "{wrong}");
         }
     }

@@ -300,6 +300,11 @@ impl Env {
         });
     }
 
+    /// Whether workers have yet to tell what they hold of it.
+    pub fn awaits_workers(&self) -> bool {
+        !self.awaited().is_empty()
+    }
+
     fn awaited(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -36,8 +36,13 @@ const STRANGER_BYTES: usize = 64 << 10;
 const CONNECTIONS: usize = 1 << 14;
 /// Strangers at one time; more wait to be accepted.
 const STRANGERS: usize = 1024;
-/// Strangers at one time of one address; more are closed.
+/// Strangers at one time of one address; more wait for their turn, and are not read meanwhile.
 const STRANGERS_OF_ONE: usize = 512;
+/// Connections of one address that have a turn or wait for one; more are closed. A rack of workers behind one address comes at once
+/// when its scheduler is back.
+const WAITING_OF_ONE: usize = 1 << 13;
+/// How often a connection that is closed is told of.
+const WARN: Duration = Duration::from_secs(10);
 
 /// Bytes of one stream that may lie unread.
 const WINDOW: u32 = 1 << 20;
@@ -73,27 +78,11 @@ impl Caller {
     }
 }
 
-/// Strangers by their addresses.
-type Strangers = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
-
-/// A stranger's place; given back when dropped.
+/// A stranger's place, and one of those of its address; given back when dropped.
 #[derive(Debug)]
 struct Waiting {
-    of: IpAddr,
-    strangers: Strangers,
     _place: OwnedSemaphorePermit,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = strangers.get_mut(&self.of) {
-            *count -= 1;
-            if *count == 0 {
-                strangers.remove(&self.of);
-            }
-        }
-    }
+    _of_address: OwnedSemaphorePermit,
 }
 
 /// A connection that ends unless its caller introduces itself in time and in few bytes.
@@ -156,48 +145,89 @@ impl AsyncWrite for Guarded {
     }
 }
 
+/// Who lets strangers in, one after the other.
+struct Doorkeeper {
+    strangers: Arc<Semaphore>,
+    /// Places by address. What holds one, or waits for one, holds its semaphore.
+    by_address: Mutex<BTreeMap<IpAddr, Arc<Semaphore>>>,
+    /// Open to this machine, but not to functions, which have these users.
+    functions: Option<Users>,
+    warned: Mutex<Option<Instant>>,
+    ready: mpsc::Sender<io::Result<Guarded>>,
+}
+
+impl Doorkeeper {
+    /// Lets one in when there is a place for it, unless that takes too long.
+    async fn let_in(self: Arc<Self>, stream: TcpStream, from: SocketAddr, connection: OwnedSemaphorePermit) {
+        let of_function =
+            |users| stream.local_addr().map_or(true, |ours| peer::behind(from, ours, users) != Peer::Anybody);
+        if self.functions.as_ref().is_some_and(of_function) {
+            return self.warn(from, "a function asks a door that is not for functions: its connection is closed");
+        }
+        let turn = async {
+            let of_address = self.of(from.ip())?.acquire_owned().await.ok()?;
+            Some(Waiting { _place: self.strangers.clone().acquire_owned().await.ok()?, _of_address: of_address })
+        };
+        let Ok(Some(waiting)) = tokio::time::timeout(PATIENCE, turn).await else {
+            return self.warn(from, "too many connections of one address do not say who they are: one is closed");
+        };
+        let _ = stream.set_nodelay(true);
+        let caller = Arc::new(Caller {
+            from,
+            introduced: AtomicBool::new(false),
+            waiting: Mutex::new(Some(waiting)),
+            _connection: connection,
+        });
+        let patience = Box::pin(tokio::time::sleep(PATIENCE));
+        // Nobody takes it: the door is closed.
+        let _ = self.ready.send(Ok(Guarded { stream, caller, patience, read: 0 })).await;
+    }
+
+    /// The places of an address; none if too many wait for one.
+    fn of(&self, address: IpAddr) -> Option<Arc<Semaphore>> {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_address.len() > STRANGERS {
+            by_address.retain(|_, places| Arc::strong_count(places) > 1);
+        }
+        let places = by_address.entry(address).or_insert_with(|| Arc::new(Semaphore::new(STRANGERS_OF_ONE)));
+        (Arc::strong_count(places) <= WAITING_OF_ONE).then(|| places.clone())
+    }
+
+    /// Strangers do not fill our log.
+    fn warn(&self, from: SocketAddr, told: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() > WARN) {
+            *warned = Some(Instant::now());
+            tracing::warn!(%from, "{told} (told at most every {} seconds)", WARN.as_secs());
+        }
+    }
+}
+
 /// Connections of a listener as they come, guarded until their callers introduce themselves. On a door that is open to this machine
 /// those of functions, which have these users, are closed.
 pub fn incoming(listener: TcpListener, functions: Option<Users>) -> ReceiverStream<io::Result<Guarded>> {
     let (ready, connections) = mpsc::channel(64);
+    let keeper = Arc::new(Doorkeeper {
+        strangers: Arc::new(Semaphore::new(STRANGERS)),
+        by_address: Mutex::default(),
+        functions,
+        warned: Mutex::default(),
+        ready,
+    });
     tokio::spawn(async move {
-        let (all, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
-        let by_address = Strangers::default();
+        let all = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let places = async {
-                let connection = all.clone().acquire_owned().await;
-                (connection, strangers.clone().acquire_owned().await, listener.accept().await)
-            };
+            let accepting = async { (all.clone().acquire_owned().await, listener.accept().await) };
             let accepted = tokio::select! {
-                accepted = places => accepted,
-                () = ready.closed() => return,
+                accepted = accepting => accepted,
+                () = keeper.ready.closed() => return,
             };
-            let (Ok(connection), Ok(place), Ok((stream, from))) = accepted else {
+            let (Ok(connection), Ok((stream, from))) = accepted else {
                 // Out of open files, perhaps: for a moment.
                 tokio::time::sleep(PATIENCE / 100).await;
                 continue;
             };
-            let of_function =
-                |users| stream.local_addr().map_or(true, |ours| peer::behind(from, ours, users) != Peer::Anybody);
-            if functions.as_ref().is_some_and(of_function) {
-                tracing::warn!(%from, "a function asks a door that is not for functions: its connection is closed");
-                continue;
-            }
-            let Some(waiting) = wait(&by_address, from.ip(), place) else {
-                tracing::warn!(%from, "too many connections of one address do not say who they are: one is closed");
-                continue;
-            };
-            let _ = stream.set_nodelay(true);
-            let caller = Arc::new(Caller {
-                from,
-                introduced: AtomicBool::new(false),
-                waiting: Mutex::new(Some(waiting)),
-                _connection: connection,
-            });
-            let patience = Box::pin(tokio::time::sleep(PATIENCE));
-            if ready.send(Ok(Guarded { stream, caller, patience, read: 0 })).await.is_err() {
-                return;
-            }
+            tokio::spawn(keeper.clone().let_in(stream, from, connection));
         }
     });
     ReceiverStream::new(connections)
@@ -212,16 +242,6 @@ pub fn bounded(server: Server) -> Server {
         .http2_max_header_list_size(HEADERS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-}
-
-fn wait(strangers: &Strangers, of: IpAddr, place: OwnedSemaphorePermit) -> Option<Waiting> {
-    let mut counts = strangers.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = counts.entry(of).or_default();
-    if *count >= STRANGERS_OF_ONE {
-        return None;
-    }
-    *count += 1;
-    Some(Waiting { of, strangers: strangers.clone(), _place: place })
 }
 
 #[cfg(test)]
@@ -247,6 +267,40 @@ mod tests {
             drop(guarded);
             let _ = sending.await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_one_address_some_have_a_turn_more_wait_and_the_rest_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connections = incoming(listener, None);
+        let mut clients = Vec::new();
+        for _ in 0..STRANGERS_OF_ONE + 2 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut served = Vec::new();
+        for _ in 0..STRANGERS_OF_ONE {
+            served.push(connections.next().await.unwrap().unwrap());
+        }
+        let next = |connections: &mut ReceiverStream<io::Result<Guarded>>| {
+            let polled = std::pin::pin!(connections.next()).poll(&mut Context::from_waker(std::task::Waker::noop()));
+            matches!(polled, Poll::Ready(Some(Ok(_))))
+        };
+        tokio::task::yield_now().await;
+        assert!(!next(&mut connections), "one more than have a turn");
+        // One has said who it is: its turn is another's.
+        served[0].caller.introduce();
+        served.push(connections.next().await.unwrap().unwrap());
+        // The last one waits in vain.
+        tokio::time::sleep(2 * PATIENCE).await;
+        assert!(!next(&mut connections), "one that has waited too long");
+        let ended = futures_util::future::join_all(clients.iter_mut().map(|client| async move {
+            let mut byte = [0];
+            tokio::time::timeout(Duration::from_millis(1), client.read(&mut byte))
+                .await
+                .is_ok_and(|read| read.is_ok_and(|n| n == 0))
+        }));
+        assert_eq!(ended.await.into_iter().filter(|ended| *ended).count(), 1);
     }
 
     #[tokio::test(start_paused = true)]

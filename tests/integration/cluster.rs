@@ -5,6 +5,10 @@ use capstan_tests::{
     cluster::{Cluster, eventually, lines},
     real::{binary, spec},
 };
+use reqwest::{
+    Client,
+    header::{AUTHORIZATION, HeaderMap},
+};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -104,6 +108,49 @@ async fn any_scheduler_answers_for_any_function() {
     assert_eq!(text.lines().count(), 3_000);
     let missing = bench.invoke(other, "nobody", "1").await;
     assert_eq!((missing.0, &missing.1["code"]), (404, &json!("not_found")));
+}
+
+#[tokio::test]
+async fn a_functions_token_opens_every_scheduler_while_its_container_lives_and_none_afterwards() {
+    let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
+    // While a door is open everybody is the operator; a token closes it.
+    let admin = json!({"name": "admin", "role": "admin"});
+    let made: Value =
+        bench.http.post(bench.at(0, "/v1/tokens")).json(&admin).send().await.unwrap().json().await.unwrap();
+    let bearer = format!("Bearer {}", made["token"].as_str().unwrap());
+    let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer.parse().unwrap())]);
+    let stranger = std::mem::replace(&mut bench.http, Client::builder().default_headers(headers).build().unwrap());
+    let tells = ["sh", "-c", "cat > /dev/null; printf '\"%s\"' \"$CAPSTAN_TOKEN\""];
+    let mut tokens = Vec::new();
+    for n in 0..6 {
+        let name = format!("f{n}");
+        bench.deploy(&name, &spec(&tells, "exec", json!({"resources": {"cpu": 0.25}}))).await.unwrap();
+        let (status, token) = bench.invoke(n % 3, &name, "1").await;
+        assert_eq!(status, 200, "{token}");
+        tokens.push((name, token.as_str().unwrap().to_owned()));
+    }
+    let asks = async |scheduler: usize, token: &str| {
+        let asked = stranger.get(bench.at(scheduler, "/v1/namespaces/default/functions"));
+        asked.bearer_auth(token).send().await.unwrap().status().as_u16()
+    };
+    let mut owners = BTreeSet::new();
+    for (name, token) in &tokens {
+        owners.insert(bench.owner(0, name).await);
+        for scheduler in 0..3 {
+            assert_eq!(asks(scheduler, token).await, 200, "{name} at {scheduler}");
+            let invoked = stranger.post(bench.function(scheduler, name, "/invoke")).bearer_auth(token).body("1");
+            assert_eq!(invoked.send().await.unwrap().status(), 200, "{name} by {scheduler}");
+        }
+    }
+    assert!(owners.len() > 1, "all lie with one scheduler");
+    for (name, token) in &tokens {
+        let removed = bench.http.delete(bench.function(0, name, "")).send().await.unwrap();
+        assert!(removed.status().is_success(), "{}", removed.status());
+        for scheduler in 0..3 {
+            let closed = async || (asks(scheduler, token).await == 401).then_some(());
+            eventually(&format!("{name}'s token to be refused at {scheduler}"), closed).await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,11 @@ use std::{
     fs::{self, Metadata},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+/// How long a worker may take to find out what it can keep apart.
+const TRIES: Duration = Duration::from_secs(5);
 /// To pass a folder, or to run a program.
 const PASS: u32 = 0o1;
 /// To read a file.
@@ -26,8 +29,8 @@ impl Api {
     /// The path, and the first folder on the way that is closed.
     pub async fn must_reach(&self, key: &FunctionKey, spec: &FunctionSpec) -> Result<(), Refusal> {
         let Some(here) = self.config.here.clone().filter(|_| !spec.trusted) else { return Ok(()) };
-        let workers = self.env.registry.workers();
-        if !workers.iter().any(|(_, entry)| entry.isolation.ground().strict) {
+        // Right after the start the worker may still be trying. One that takes so long has other troubles, which it tells of.
+        if !tokio::time::timeout(TRIES, here.strict.wait()).await.is_ok_and(|strict| *strict) {
             return Ok(());
         }
         let (namespace, spec) = (key.namespace.clone(), spec.clone());
@@ -118,8 +121,11 @@ mod tests {
             }
             open(&at(name), mode);
         }
-        let here =
-            Here { users: Users::read("200000-300000").unwrap(), hidden: vec![fs::canonicalize(at("data")).unwrap()] };
+        let here = Here {
+            users: Users::read("200000-300000").unwrap(),
+            hidden: vec![fs::canonicalize(at("data")).unwrap()],
+            strict: Default::default(),
+        };
         let errors = |command: &[&str], folder: Option<&str>, volumes: serde_json::Value| {
             let full =
                 |name: &&str| if name.contains('/') { at(name).display().to_string() } else { (*name).to_owned() };

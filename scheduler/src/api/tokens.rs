@@ -1,9 +1,10 @@
 //! API tokens: made, listed, revoked.
 
-use super::{Api, store_refusal};
+use super::{Api, owner::Owner, store_refusal};
 use crate::{
     access::{Token, Tokens, Wanted},
     clock,
+    cluster::Peer,
     function_token::Claim,
     store::{Change, layout},
 };
@@ -20,6 +21,18 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The longest name of a token.
 const NAME_MAX: usize = 128;
 
+/// Whether a container lives, as far as a scheduler knows.
+pub enum Standing {
+    /// It does.
+    Lives,
+    /// It does no more, or never did.
+    Ended,
+    /// This other scheduler knows.
+    Elsewhere(Peer),
+    /// Its function's owner is being replaced, or has not heard of all workers yet.
+    Unknown,
+}
+
 fn view(token: &Token) -> Value {
     let subject = &token.subject;
     json!({
@@ -34,15 +47,23 @@ impl Api {
         self.env.tokens.find(token)
     }
 
-    /// What a function's token opens, if its container lives. Of a container that another scheduler of the cluster owns only the
-    /// signature is known here.
-    pub fn function_bearer(&self, token: &str) -> Option<Claim> {
-        let claim = self.env.function_tokens.read(token)?;
-        let lives = match self.env.registry.owner(claim.container) {
-            Some((function, _)) => claim.subject.sees(&function.namespace),
-            None => self.is_clustered(),
+    /// What a function's token says, if we signed it; whether it still opens anything is asked with [`Self::standing`].
+    pub fn claim(&self, token: &str) -> Option<Claim> {
+        self.env.function_tokens.read(token)
+    }
+
+    /// Where the container of a function's token stands. Only its owner can say.
+    pub async fn standing(&self, claim: &Claim) -> Standing {
+        let _guest = match self.owner(claim.place).await {
+            Owner::Here(guest) => guest,
+            Owner::There(peer) => return Standing::Elsewhere(peer),
+            Owner::Nobody => return Standing::Unknown,
         };
-        lives.then_some(claim)
+        if let Some((function, _)) = self.env.registry.owner(claim.container) {
+            return if claim.subject.sees(&function.namespace) { Standing::Lives } else { Standing::Ended };
+        }
+        let awaits = self.home(claim.place).is_ok_and(|env| env.awaits_workers());
+        if awaits { Standing::Unknown } else { Standing::Ended }
     }
 
     /// Whether tokens were made.

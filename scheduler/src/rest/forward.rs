@@ -37,9 +37,9 @@ use std::{
 };
 
 /// Marks a request that another scheduler has passed on, and how often.
-const FORWARDED: &str = "capstan-forwarded";
+pub const FORWARDED: &str = "capstan-forwarded";
 /// A request that was passed on so often runs after owners that change faster than it.
-const HOPS: u32 = 3;
+pub const HOPS: u32 = 3;
 /// How long one that owns a function no more may still take to answer.
 const STILL: Duration = Duration::from_secs(3);
 /// What a request is told whose owner is gone.
@@ -91,7 +91,8 @@ pub async fn forward(
     Ok(ServiceResponse::new(request, answer).map_into_right_body())
 }
 
-fn unavailable(detail: impl Into<String>) -> Refusal {
+/// Not now, and soon again.
+pub fn unavailable(detail: impl Into<String>) -> Refusal {
     Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
 }
 

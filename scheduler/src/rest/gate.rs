@@ -1,6 +1,11 @@
 //! Who asks, and how often: tokens, open loopback doors, rates.
 
-use super::{problem::Problem, web::TOKEN_HEADER};
+use super::{
+    claim::{self, Heard},
+    forward::hops,
+    problem::Problem,
+    web::{Proxy, TOKEN_HEADER},
+};
 use crate::{
     api::Api,
     config::{Here, SchedulerConfig},
@@ -10,6 +15,7 @@ use actix_web::{
     HttpMessage, HttpRequest,
     dev::ServiceRequest,
     http::header::{self, HeaderName},
+    web,
 };
 use capstan_common::{
     id::FunctionKey,
@@ -108,6 +114,7 @@ pub struct Gate {
     by_token: Rate,
     /// Of each function's server, if there is a limit.
     by_server: Option<Rate>,
+    heard: Heard,
 }
 
 impl Gate {
@@ -121,6 +128,7 @@ impl Gate {
             here: config.here.clone(),
             by_token: Rate::of(config.rate_per_s, config.rate_burst, config.rate_burst_s),
             by_server: Some(config.web_rate_per_s).filter(|per_s| *per_s > 0).map(rate),
+            heard: Heard::default(),
         }
     }
 
@@ -165,11 +173,6 @@ impl Gate {
 
     /// Who asks, if that is somebody who may ask at all now.
     fn admit(&self, request: &ServiceRequest, api: &Api) -> Result<Visitor, Refusal> {
-        if let Some(claim) = bearer(request).and_then(|token| api.function_bearer(token)) {
-            // A container's own calls count for no token's rate; pages and proxies have their own limits.
-            let token = format!("function:{}", claim.container).into();
-            return Ok(Visitor { subject: claim.subject, token, spent: true });
-        }
         if self.is_open(api) {
             let subject = same_origin(request).map(|()| Subject::admin())?;
             self.must_be_no_function(request)?;
@@ -188,8 +191,25 @@ impl Gate {
         Ok(Visitor { subject, token, spent })
     }
 
+    /// The function that asks with its own token, if its container lives.
+    async fn function(&self, request: &ServiceRequest, api: &Api) -> Result<Option<Visitor>, Refusal> {
+        let Some((token, claim)) = bearer(request).and_then(|token| Some((token, api.claim(token)?))) else {
+            return Ok(None);
+        };
+        let proxy = request.app_data::<web::Data<Proxy>>().ok_or_else(|| missing().refusal().clone())?;
+        if !claim::lives((api, proxy, &self.heard), (&claim, token), hops(request.request())).await? {
+            return Ok(None);
+        }
+        // A container's own calls count for no token's rate; pages and proxies have their own limits.
+        let token = format!("function:{}", claim.container).into();
+        Ok(Some(Visitor { subject: claim.subject, token, spent: true }))
+    }
+
     /// Who asks; a token that is not known here may be one that another scheduler has just made.
     pub async fn identify(&self, request: &ServiceRequest, api: &Api) -> Result<Visitor, Refusal> {
+        if let Some(function) = self.function(request, api).await? {
+            return Ok(function);
+        }
         match self.admit(request, api) {
             Err(refusal) if refusal.code == Code::Unauthenticated && api.look_for_tokens().await => {
                 self.admit(request, api)

@@ -4,6 +4,7 @@ mod adapter;
 mod body;
 mod budget;
 mod calls;
+mod claim;
 mod cluster;
 mod forward;
 mod functions;

@@ -2,7 +2,8 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,6 +21,8 @@ pub struct Cgroups {
     version: u8,
     /// Our own folders, by controller (version 1) or one for all (version 2).
     bases: Arc<Vec<(&'static str, PathBuf)>>,
+    /// The same, locked while we live: who cleans up after the dead, perhaps from another process namespace, leaves them alone.
+    _held: Arc<Vec<File>>,
 }
 
 /// One container's cgroup; removed when dropped.
@@ -42,6 +45,11 @@ impl Cgroups {
         if v1.bases.is_empty() { Self::detect_v2(name, &mounts, &own) } else { v1 }
     }
 
+    fn over(version: u8, bases: Vec<(&'static str, PathBuf)>) -> Self {
+        let held = bases.iter().filter_map(|(_, base)| hold(base)).collect();
+        Self { version, bases: bases.into(), _held: Arc::new(held) }
+    }
+
     fn detect_v1(name: &str, mounts: &str, own: &str) -> Self {
         let mut bases = Vec::new();
         for controller in CONTROLLERS {
@@ -61,7 +69,7 @@ impl Cgroups {
                 bases.push((controller, base));
             }
         }
-        Self { version: 1, bases: bases.into() }
+        Self::over(1, bases)
     }
 
     /// Version 2 forbids processes beside child groups: the worker moves itself into a leaf, if it is alone in its group.
@@ -88,7 +96,7 @@ impl Cgroups {
             Ok(base)
         };
         match alone.then(set_up) {
-            Some(Ok(base)) => Self { version: 2, bases: vec![("all", base)].into() },
+            Some(Ok(base)) => Self::over(2, vec![("all", base)]),
             _ => none,
         }
     }
@@ -226,8 +234,11 @@ impl Cgroup {
         found.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
     }
 
-    /// Kills everything inside.
+    /// Kills everything inside; nothing is born there any more.
     pub fn kill(&self) {
+        for (_, folder) in self.folders() {
+            forbid_births(&folder);
+        }
         for (_, folder) in self.folders() {
             kill_all(&folder, rustix::process::getpid());
         }
@@ -236,10 +247,30 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        self.kill();
         for (_, folder) in self.folders() {
-            kill_all(&folder, rustix::process::getpid());
             remove(&folder);
         }
+    }
+}
+
+fn hold(folder: &Path) -> Option<File> {
+    let file = File::open(folder).ok()?;
+    file.try_lock().is_ok().then_some(file)
+}
+
+/// Whether a worker that lives has this folder.
+pub fn is_held(folder: &Path) -> bool {
+    folder.exists() && hold(folder).is_none()
+}
+
+/// No process can be made in a folder's cgroup any more: what forks faster than it is killed (version 1 kills one by one) would
+/// otherwise stay. Freezing it instead would freeze the worker's own threads inside.
+pub fn forbid_births(folder: &Path) {
+    let file = folder.join("pids.max");
+    // Another controller's folder has no such file.
+    if file.exists() {
+        let _ = fs::write(file, "0");
     }
 }
 
@@ -271,5 +302,42 @@ pub fn remove(folder: &Path) {
             }
             _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn what_forks_faster_than_it_is_killed_ends_all_the_same() {
+        let cgroups = Cgroups::detect(&format!("capstan-test-{}", std::process::id()));
+        let Some(group) = cgroups.create("racers", 256, 1_000) else {
+            eprintln!("no cgroup may be made here: nothing was tried");
+            return;
+        };
+        // Each lives for as long as a fork takes, and goes on as its child.
+        let race = "import os\nfor _ in range(16):\n    if os.fork() == 0: break\nelse: os._exit(0)\nwhile True:\n    try:\n        if os.fork(): os._exit(0)\n    except OSError: pass";
+        let mut racers = std::thread::scope(|scope| {
+            let born = scope.spawn(|| {
+                group.enter_thread();
+                Command::new("python3").args(["-c", race]).spawn().unwrap()
+            });
+            born.join().unwrap()
+        });
+        group.add(Pid::from_child(&racers));
+        let own = rustix::process::getpid().as_raw_nonzero().to_string();
+        let inside = || {
+            let procs = group.paths().map(|folder| fs::read_to_string(folder.join("cgroup.procs")).unwrap());
+            procs
+                .flat_map(|procs| procs.lines().map(str::to_owned).collect::<Vec<_>>())
+                .filter(|pid| *pid != own)
+                .count()
+        };
+        racers.wait().unwrap();
+        assert!(inside() > 0, "nobody races");
+        group.kill();
+        assert_eq!(inside(), 0);
     }
 }

@@ -34,26 +34,25 @@ fn clean(instance: &str, folders: &[PathBuf]) {
     let worker = instance.split('-').next().and_then(|pid| Pid::from_raw(pid.parse().ok()?));
     // Without a worker there is nobody to spare.
     let worker = worker.unwrap_or_else(rustix::process::getpid);
-    for base in folders {
-        for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
-            if entry.path().is_dir() {
-                cgroup::kill_all(&entry.path(), worker);
-            }
-        }
-    }
+    each_container(folders, cgroup::forbid_births);
+    each_container(folders, |folder| cgroup::kill_all(folder, worker));
     tree::kill_marked(tree::WORKER, instance);
-    for base in folders {
+    each_container(folders, cgroup::remove);
+    folders.iter().for_each(|base| cgroup::remove(base));
+}
+
+fn each_container(bases: &[PathBuf], what: impl Fn(&Path)) {
+    for base in bases {
         for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
             if entry.path().is_dir() {
-                cgroup::remove(&entry.path());
+                what(&entry.path());
             }
         }
-        cgroup::remove(base);
     }
 }
 
-/// Cleans up after workers of this machine that died together with their keepers; `own` is the one that starts. `parents` are the folders that hold
-/// workers' cgroups.
+/// Cleans up after workers of this machine that died together with their keepers; `own` is the one that starts. `parents` are the
+/// folders that hold workers' cgroups, where also those of other process namespaces may lie, whose numbers say nothing here.
 pub fn clean_stale(own: &str, parents: &[PathBuf]) {
     // Whatever else has this process's pid is left from an earlier one: in an image each is process 1.
     let pid_of = |instance: &str| instance.split('-').next().unwrap_or_default().to_owned();
@@ -69,7 +68,8 @@ pub fn clean_stale(own: &str, parents: &[PathBuf]) {
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let instance = name.to_str().and_then(|n| n.strip_prefix("capstan-"));
-            if let Some(instance) = instance.filter(|i| i.contains('-') && !alive(i)) {
+            if let Some(instance) = instance.filter(|i| i.contains('-') && !alive(i) && !cgroup::is_held(&entry.path()))
+            {
                 clean(instance, &[entry.path()]);
             }
         }
@@ -92,4 +92,26 @@ pub fn start<'a>(instance: &str, scratch: &Path, folders: impl Iterator<Item = &
         // A signal to the worker's terminal must not reach it.
         .process_group(0)
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, create_dir};
+
+    #[test]
+    fn what_a_worker_of_another_process_namespace_holds_is_left_to_it() {
+        let parent = tempfile::tempdir().unwrap();
+        // No process here has these numbers, and one has ours: in an image each is process 1.
+        let ours = format!("capstan-{}-1", std::process::id());
+        let folders = ["capstan-4194305-1", "capstan-4194305-2", &ours].map(|name| parent.path().join(name));
+        folders.iter().for_each(|folder| create_dir(folder).unwrap());
+        let held = [&folders[0], &folders[2]].map(|folder| File::open(folder).unwrap());
+        held.iter().for_each(|file| file.lock().unwrap());
+        clean_stale("1-own", &[parent.path().to_owned()]);
+        assert_eq!(folders.each_ref().map(|folder| folder.exists()), [true, false, true]);
+        drop(held);
+        clean_stale(&format!("{}-own", std::process::id()), &[parent.path().to_owned()]);
+        assert_eq!(folders.each_ref().map(|folder| folder.exists()), [false, false, false]);
+    }
 }

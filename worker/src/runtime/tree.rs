@@ -10,13 +10,17 @@ pub const ATTEMPT: &str = "CAPSTAN_LEASE";
 /// The variable that names a process's worker instance.
 pub const WORKER: &str = "CAPSTAN_WORKER";
 
-/// Every value that any process's environment has for the variable.
+/// Every value that the environment of any process of our process namespace has for the variable: workers elsewhere have numbers of
+/// their own.
 pub fn values(variable: &str) -> std::collections::BTreeSet<String> {
     let start = format!("{variable}=");
+    let space = |process: PathBuf| std::fs::read_link(process.join("ns/pid")).ok();
+    let ours = space("/proc/self".into());
     let Ok(entries) = std::fs::read_dir("/proc") else { return Default::default() };
     entries
         .flatten()
         .filter(|entry| entry.file_name().to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())))
+        .filter(|entry| space(entry.path()) == ours)
         .filter_map(|entry| std::fs::read(entry.path().join("environ")).ok())
         .flat_map(|environ| {
             let found = environ.split(|b| *b == 0).filter_map(|v| v.strip_prefix(start.as_bytes()));

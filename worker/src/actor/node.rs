@@ -244,7 +244,7 @@ impl NodeActor {
         env.insert(tree::CONTAINER.into(), start.container.to_string());
         env.insert(tree::WORKER.into(), self.instance.to_string());
         let folder = process.working_dir.as_deref().map_or_else(|| scratch.to_owned(), PathBuf::from);
-        Program { command: process.command.clone(), folder, env }
+        Program { command: process.command.clone(), folder, env: env.into() }
     }
 
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {

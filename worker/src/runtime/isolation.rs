@@ -3,7 +3,7 @@
 use super::{
     init::{Birth, Init, Launcher, View},
     process::Apart,
-    program::Program,
+    program::{Environment, Program},
 };
 use capstan_common::{
     function::FunctionSpec,
@@ -13,7 +13,6 @@ use capstan_common::{
 };
 use rustix::process::getuid;
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -32,14 +31,14 @@ pub struct Keeping {
     launcher: Arc<Launcher>,
     /// None where all are the worker's own user.
     users: Option<Users>,
-    hidden: Vec<PathBuf>,
+    hidden: Arc<[PathBuf]>,
 }
 
 impl Keeping {
     /// Keeps nothing apart: for containers without processes.
     pub fn nothing() -> Self {
         let launcher = Arc::new(Launcher::default());
-        Self { isolation: Isolation::default(), launcher, users: None, hidden: Vec::new() }
+        Self { isolation: Isolation::default(), launcher, users: None, hidden: Arc::default() }
     }
 
     /// Tries what this machine allows. `scratch` is the worker's own folder for what functions have to themselves; `hidden` is
@@ -47,7 +46,7 @@ impl Keeping {
     pub fn find_out(users: Users, trusts: bool, scratch: &Path, hidden: Vec<PathBuf>) -> Self {
         let launcher = Arc::new(Launcher::default());
         let users = getuid().is_root().then_some(users);
-        let mut keeping = Self { isolation: Isolation::default(), launcher, users, hidden };
+        let mut keeping = Self { isolation: Isolation::default(), launcher, users, hidden: hidden.into() };
         let (level, not_kept_apart) = match keeping.trial(scratch) {
             Ok(()) if users.is_some() => (Level::Strict, Vec::new()),
             Ok(()) => (Level::Partial, vec![SHARED_USER.to_owned()]),
@@ -62,7 +61,7 @@ impl Keeping {
 
     fn trial(&self, scratch: &Path) -> Result<(), String> {
         let folder = scratch.join("trial");
-        let program = Program { command: Vec::new(), folder: folder.clone(), env: BTreeMap::new() };
+        let program = Program { command: Vec::new(), folder: folder.clone(), env: Environment::default() };
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let apart = self.apart("trial", TRIAL_MIB);
         let birth = Birth {

@@ -13,6 +13,30 @@ use std::{
 /// Where programs are found unless a function says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// A program's whole environment, in one piece: ten thousand idle containers hold one each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment(Box<str>);
+
+impl Environment {
+    /// Its variables, with their values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split_terminator('\0').filter_map(|variable| variable.split_once('='))
+    }
+
+    /// A variable's value.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
+    }
+}
+
+impl From<BTreeMap<String, String>> for Environment {
+    /// No name has a `=` in it, and nothing a NUL: specs are checked for both.
+    fn from(variables: BTreeMap<String, String>) -> Self {
+        let variables = variables.into_iter().map(|(name, value)| format!("{name}={value}\0"));
+        Self(variables.collect::<String>().into())
+    }
+}
+
 /// What is run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Program {
@@ -21,7 +45,7 @@ pub struct Program {
     /// Where it starts.
     pub folder: PathBuf,
     /// Its whole environment.
-    pub env: BTreeMap<String, String>,
+    pub env: Environment,
 }
 
 impl Program {
@@ -33,7 +57,8 @@ impl Program {
     /// Everything that it is told: its command, its folder, its environment.
     pub fn words(&self) -> impl Iterator<Item = &str> {
         let folder = self.folder.to_str().into_iter();
-        self.command.iter().chain(self.env.values()).map(String::as_str).chain(folder)
+        let values = self.env.iter().map(|(_, value)| value);
+        self.command.iter().map(String::as_str).chain(values).chain(folder)
     }
 
     /// What every program's environment begins with.
@@ -87,15 +112,29 @@ impl Program {
     pub fn command(&self, found: &Path) -> Command {
         let mut command = Command::new(found);
         command.arg0(self.name()).args(self.command.iter().skip(1)).current_dir(&self.folder);
-        command.env_clear().envs(&self.env).process_group(0);
+        command.env_clear().envs(self.env.iter()).process_group(0);
         command
     }
 
     fn path(&self) -> &str {
-        self.env.get("PATH").map_or(PATH, String::as_str)
+        self.env.get("PATH").unwrap_or(PATH)
     }
 }
 
 fn is_program(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_in_one_piece_is_the_same_environment() {
+        let variables = [("A", ""), ("B", "x=y=\n"), ("LONG", "z")].map(|(name, value)| (name.into(), value.into()));
+        let packed = Environment::from(BTreeMap::from(variables));
+        assert_eq!(packed.iter().collect::<Vec<_>>(), [("A", ""), ("B", "x=y=\n"), ("LONG", "z")]);
+        assert_eq!((packed.get("B"), packed.get("X")), (Some("x=y=\n"), None));
+        assert_eq!(Environment::default().iter().count(), 0);
+    }
 }

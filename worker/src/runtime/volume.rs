@@ -76,7 +76,7 @@ impl Volumes {
         command.args(self.0.iter().flat_map(|(seen, kept)| [seen, kept]));
         // The folder may lie in a volume, which the worker does not see: it is entered when all is in place.
         command.arg(&program.folder).arg(found).args(&program.command).current_dir("/");
-        command.env_clear().envs(&program.env).process_group(0);
+        command.env_clear().envs(program.env.iter()).process_group(0);
         command
     }
 }

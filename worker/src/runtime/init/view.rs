@@ -16,6 +16,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 /// Where the file system in memory is mounted that holds everything private.
@@ -35,7 +36,7 @@ const USER: &str = "function";
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct View {
     /// Folders and files that are not to be seen.
-    pub hidden: Vec<PathBuf>,
+    pub hidden: Arc<[PathBuf]>,
     /// What the function names of folders for temporary files: seen as it is, where the rest is a copy of its own.
     pub named: Vec<PathBuf>,
     /// Volumes: where each is seen, and the folder behind it.

@@ -1,6 +1,7 @@
 //! What must hold after every step; checked in tests and in the simulator.
 
 use super::{Function, Side};
+use crate::effect::Output;
 use std::collections::BTreeSet;
 
 impl Function {
@@ -13,6 +14,16 @@ impl Function {
         self.check_leases()?;
         self.check_web()?;
         self.check_size()
+    }
+
+    /// A step says all that follows: concluding it once more says nothing. (It copies the function: for small ones.)
+    pub fn check_concluded(&self) -> Result<(), String> {
+        let (mut again, mut out) = (self.clone(), Output::default());
+        again.conclude(self.now, &mut out);
+        if out != Output::default() {
+            return Err(format!("a second conclusion of the same step says {out:?}"));
+        }
+        again.check()
     }
 
     /// RELIABILITY P3: never more than the maximum, stopping ones included. Adopted ones and those of older revisions may

@@ -23,6 +23,9 @@ use std::{collections::VecDeque, sync::Arc};
 /// Where the containers' servers listen.
 pub const PORT: u16 = 4711;
 
+/// Steps of a test after which the function may be too large to be copied at each.
+const FEW: usize = 256;
+
 /// A function, its time, and what it asked of others.
 pub struct Stage {
     /// The real core.
@@ -48,6 +51,7 @@ pub struct Stage {
     /// Whether containers become ready by themselves.
     pub ready_at_once: bool,
     granted: u32,
+    steps: usize,
 }
 
 /// A spec of an `http` function with more in it.
@@ -88,6 +92,7 @@ impl Stage {
             expelled: Vec::new(),
             ready_at_once: true,
             granted: 0,
+            steps: 0,
         };
         stage.perform(out);
         stage
@@ -106,6 +111,10 @@ impl Stage {
         let mut out = Output::default();
         let answer = self.core.step(self.now, event, &mut out);
         self.core.check().unwrap();
+        self.steps += 1;
+        if self.steps < FEW {
+            self.core.check_concluded().unwrap();
+        }
         self.perform(out);
         answer.map(|_| ())
     }

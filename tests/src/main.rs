@@ -102,6 +102,8 @@ fn sentence(report: &world::Report, took: std::time::Duration) -> String {
 }
 
 fn main() -> anyhow::Result<()> {
+    // Benchmarks of parts of a worker start its helpers.
+    capstan_worker::become_helper_if_asked();
     match Arguments::parse().command {
         Command::Bench { names } => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -4,9 +4,23 @@ use super::{load::lines, per_second, percentile_ms};
 use crate::real::{Up, echo, spec};
 use anyhow::Result;
 use bytes::Bytes;
+use capstan_worker::runtime::{
+    init::{Birth, Init, Launcher, View, Word},
+    program::Program,
+};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use std::{io::Write, process::Command, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    os::fd::AsFd,
+    path::Path,
+    process::Command,
+    time::Instant,
+};
+
+/// The user that programs run as, where no function names one.
+const FUNCTION_USER: u32 = 1_073_741_824;
 
 /// Maps a body and counts the lines of the answer as they come.
 async fn mapped(up: &Up, query: &str, body: Bytes) -> Result<usize> {
@@ -99,31 +113,72 @@ fn bare(count: usize, threads: usize) -> Result<f64> {
     Ok(per_second(count, begun))
 }
 
-/// `/bin/true` in one slot and in two, against the bare rate of the same run on as many threads.
+/// The same by inits, one for each thread, without the way there and back.
+fn by_inits(count: usize, threads: usize, folder: &Path) -> Result<f64> {
+    let launcher = Launcher::default();
+    let births = (0..threads).map(|n| {
+        let scratch = folder.join(n.to_string());
+        std::fs::create_dir_all(&scratch)?;
+        let env = Program::base_env(&scratch).into();
+        let program = Program { command: vec!["/bin/true".into()], folder: scratch.clone(), env };
+        let view = View { scratch, scratch_mib: 16, ..View::default() };
+        Ok(Birth { cgroups: Vec::new(), user: Some(FUNCTION_USER), view, program })
+    });
+    let started = |birth: Result<Birth>| Init::start(&launcher, &birth?).map_err(anyhow::Error::msg);
+    let inits = births.map(started).collect::<Result<Vec<_>>>()?;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let run = |init: Init| -> Result<()> {
+            for _ in 0..count / threads {
+                let ((stdin, mut input), (mut stdout, out), (mut stderr, err)) =
+                    (std::io::pipe()?, std::io::pipe()?, std::io::pipe()?);
+                input.write_all(b"1")?;
+                drop(input);
+                init.run(BTreeMap::new(), [stdin.as_fd(), out.as_fd(), err.as_fd()]).map_err(anyhow::Error::msg)?;
+                drop((stdin, out, err));
+                anyhow::ensure!(init.hear() == Word::Ended(Some(0), None, false), "it did not end well");
+                let mut said = Vec::new();
+                stdout.read_to_end(&mut said)?;
+                stderr.read_to_end(&mut said)?;
+            }
+            Ok(())
+        };
+        let runners: Vec<_> = inits.into_iter().map(|init| scope.spawn(move || run(init))).collect();
+        let ended =
+            runners.into_iter().map(|runner| runner.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+        ended.collect::<Result<()>>()
+    })?;
+    Ok(per_second(count, begun))
+}
+
+/// `/bin/true` in one slot and in two, against the bare rate of the same run on as many threads; and by the inits alone.
 pub async fn exec() -> Result<Value> {
     let count = 4_000;
+    let folder = crate::real::shared_folder()?;
     let ours = async |slots: u32, trusted: bool| {
         let settings = json!({"min_containers": slots, "max_containers": slots});
         let more = json!({"autoscaler": settings, "resources": {"cpu": 1, "cpu_limit": null}, "trusted": trusted});
         rate(spec(&["/bin/true"], "exec", more), count, 200).await
     };
-    let mut shares = [Vec::new(), Vec::new(), Vec::new()];
+    let mut shares = [const { Vec::new() }; 5];
     let mut rates = Vec::new();
     for _ in 0..3 {
         let (one, two) = (bare(count, 1)?, bare(count, 2)?);
         let (kept_one, kept_two, trusted_two) = (ours(1, false).await?, ours(2, false).await?, ours(2, true).await?);
-        for (share, of) in shares.iter_mut().zip([kept_one / one, kept_two / two, trusted_two / two]) {
+        let (init_one, init_two) = (by_inits(count, 1, folder.path())?, by_inits(count, 2, folder.path())?);
+        let found = [kept_one / one, kept_two / two, trusted_two / two, init_one / one, init_two / two];
+        for (share, of) in shares.iter_mut().zip(found) {
             share.push(of);
         }
-        rates.push(json!({"bare": [one, two], "one": kept_one, "two": kept_two, "two_trusted": trusted_two}));
+        rates.push(json!({"bare": [one, two], "one": kept_one, "two": kept_two, "two_trusted": trusted_two, "inits": [init_one, init_two]}));
     }
-    let [one, two, trusted] = shares.map(|mut share| {
+    let [one, two, trusted, init_one, init_two] = shares.map(|mut share| {
         share.sort_by(f64::total_cmp);
         (share[share.len() / 2] * 100.0).round() / 100.0
     });
     Ok(json!({
         "per_s": rates, "share_of_one_thread": one, "share_of_two_threads": two, "share_of_two_threads_trusted": trusted,
-        "goal_one": 0.9, "goal_two": 0.8,
+        "inits_alone_of_one_thread": init_one, "inits_alone_of_two_threads": init_two, "goal_one": 0.9, "goal_two": 0.8,
     }))
 }
 

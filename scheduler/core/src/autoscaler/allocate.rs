@@ -98,7 +98,7 @@ impl Autoscaler {
     /// Why the quota of its namespace keeps a function from one more container, if it does.
     fn quota_passed(&self, function: &FunctionKey, amount: Amount) -> Option<String> {
         let namespace = &function.namespace;
-        let quota = self.spaces.get(namespace)?.policy.quota;
+        let quota = self.policies.get(namespace)?.quota;
         let (held, used) = self.everywhere(namespace);
         let bound = quota.passed(held, used, amount)?;
         let what = match quota.passed(0, Amount::default(), amount) {
@@ -135,7 +135,7 @@ impl Autoscaler {
             free: if mutated!(self.mutant, CAPACITY_PROMISED_TWICE) {
                 worker.capacity
             } else {
-                worker.free().minus(left.on(id))
+                worker.free(self.held.on(id)).minus(left.on(id))
             },
             state: worker.state,
             reserved: reserved == Some(id),

@@ -3,6 +3,7 @@
 
 use super::{
     Autoscaler, Effect, Want, add,
+    held::Sum,
     nodes::Wanted,
     of,
     place::{Asked, Placed},
@@ -196,12 +197,11 @@ impl Autoscaler {
     /// What others are told of this scheduler.
     pub fn summary(&self) -> Summary {
         let mut summary = Summary::new();
-        for (name, space) in self.spaces.iter().filter(|(_, space)| space.held > 0) {
-            let told = Told { held: space.held, used: space.used, ..Told::default() };
-            summary.insert(name.clone(), told);
+        for (name, Sum { count, used }) in self.held.namespaces() {
+            summary.insert(name.clone(), Told { held: count, used, ..Told::default() });
         }
         for (function, want) in &self.wants {
-            let above = want.above();
+            let above = want.above(self.held.of(function));
             if above > 0 {
                 let told = summary.entry(function.namespace.clone()).or_default();
                 told.above += above;
@@ -219,13 +219,13 @@ impl Autoscaler {
 
     /// A namespace's containers everywhere, and what they take.
     pub(super) fn everywhere(&self, namespace: &str) -> (u32, Amount) {
-        let (held, used) = self.spaces.get(namespace).map_or((0, Amount::default()), |space| (space.held, space.used));
+        let Sum { count, used } = self.held.of_namespace(namespace);
         let (more, taken) = self.elsewhere.of(namespace);
-        (held + more, used.plus(taken))
+        (count + more, used.plus(taken))
     }
 
     fn weight(&self, namespace: &str) -> u32 {
-        self.spaces.get(namespace).map_or(Policy::default().weight, |space| space.policy.weight)
+        self.policies.get(namespace).map_or(Policy::default().weight, |policy| policy.weight)
     }
 
     /// What the namespace's share would be with `gained` more and `lost` less.
@@ -294,7 +294,7 @@ impl Autoscaler {
                 let amounts = self.could_hold(id, foreign.lack.asked());
                 amounts.into_iter().map(|amount| (id.clone(), amount)).collect::<Vec<_>>()
             };
-            let holders: Vec<(WorkerId, Amount)> = self.there.keys().flat_map(each).collect();
+            let holders: Vec<(WorkerId, Amount)> = self.held.workers().flat_map(each).collect();
             let first = (turn as usize).wrapping_mul(WORKERS) % holders.len().max(1);
             let mut lacks = foreign.lack.count;
             for (worker, one) in holders.iter().cycle().skip(first).take(WORKERS.min(holders.len())) {
@@ -361,7 +361,7 @@ impl Autoscaler {
         let readable = |gpu: &&GpuRequest| gpu.to_string().parse::<GpuRequest>().is_ok();
         let (amount, gpus) = (asked.amount, asked.gpus.iter().filter(readable).cloned().collect());
         let (held, used) = self.everywhere(&function.namespace);
-        let quota = self.spaces.get(&function.namespace).map(|space| space.policy.quota.room(held, used, amount));
+        let quota = self.policies.get(&function.namespace).map(|policy| policy.quota.room(held, used, amount));
         let count = count.min(quota.unwrap_or(u32::MAX)).saturating_sub(coming);
         let since = self.lacked.get(&function.namespace).copied().unwrap_or(self.elsewhere.now);
         if count > 0 {

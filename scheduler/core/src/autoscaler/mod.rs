@@ -3,6 +3,7 @@
 mod allocate;
 mod elsewhere;
 mod event;
+mod held;
 mod invariant;
 mod nodes;
 mod place;
@@ -24,6 +25,7 @@ use capstan_common::{
     worker::WorkerState,
 };
 use elsewhere::Elsewhere;
+use held::{Container, Held, Sum};
 use ranking::Ranking;
 use share::{Class, Hungry, share};
 use std::{
@@ -37,7 +39,6 @@ struct Worker {
     capacity: Amount,
     /// The model of its GPUs.
     gpu: Arc<str>,
-    used: Amount,
     /// What is taken there by others, as it last told.
     others: Amount,
     state: WorkerState,
@@ -51,9 +52,6 @@ struct Worker {
 struct Want {
     demand: Demand,
     grants: u64,
-    held: u32,
-    /// What all its containers take.
-    used: Amount,
     /// What its shell was last told, so that it is told once.
     unplaced: Option<Arc<Waiting>>,
     /// So many it was asked to give up, and has not answered.
@@ -64,15 +62,7 @@ struct Want {
 
 impl Want {
     fn new(demand: Demand) -> Self {
-        Self {
-            grants: demand.grants_seen,
-            demand,
-            held: 0,
-            used: Amount::default(),
-            unplaced: None,
-            asked: 0,
-            declined: BTreeSet::new(),
-        }
+        Self { grants: demand.grants_seen, demand, unplaced: None, asked: 0, declined: BTreeSet::new() }
     }
 
     /// What it lacks beyond the grants that are on their way.
@@ -81,14 +71,14 @@ impl Want {
         self.demand.missing.saturating_sub(under_way)
     }
 
-    /// What one of its containers takes, or will.
-    fn each(&self) -> Amount {
-        if self.held == 0 { self.demand.amount } else { self.used.part(self.held) }
+    /// What one of its containers takes, or will, where these are all.
+    fn each(&self, held: Sum) -> Amount {
+        if held.count == 0 { self.demand.amount } else { held.each() }
     }
 
-    /// Containers above the minimum that do not leave already.
-    fn above(&self) -> u32 {
-        self.held.saturating_sub(self.demand.leaving).saturating_sub(self.demand.min)
+    /// Of its containers, those above the minimum that do not leave already.
+    fn above(&self, held: Sum) -> u32 {
+        held.count.saturating_sub(self.demand.leaving).saturating_sub(self.demand.min)
     }
 
     fn class(&self) -> Class {
@@ -108,47 +98,23 @@ fn add<K: Ord + Clone>(amounts: &mut BTreeMap<K, Amount>, key: &K, amount: Amoun
     *sum = sum.plus(amount);
 }
 
-/// A function's containers on one worker, and what they take.
-#[derive(Debug, Clone, Copy, Default)]
-struct There {
-    count: u32,
-    used: Amount,
-}
-
-impl There {
-    /// What one of them takes: no more than that is freed when one leaves, whatever the function asks for today.
-    fn each(&self) -> Amount {
-        self.used.part(self.count)
-    }
-}
-
-/// A namespace's policy and what it holds.
-#[derive(Debug, Clone, Default)]
-struct Space {
-    policy: Policy,
-    held: u32,
-    used: Amount,
-}
-
 /// The autoscaler of one scheduler.
 #[derive(Debug, Clone)]
 pub struct Autoscaler {
     minter: Minter,
     workers: BTreeMap<WorkerId, Worker>,
     ranking: Ranking,
-    /// What containers of ours take on each worker, also on one that is not there.
-    taken: BTreeMap<WorkerId, Amount>,
+    /// All containers of this scheduler, and their sums.
+    held: Held,
     /// What all ready workers have together.
     total: Amount,
     wants: BTreeMap<FunctionKey, Want>,
-    spaces: BTreeMap<Arc<str>, Space>,
+    /// Weights and quotas that are not the usual ones.
+    policies: BTreeMap<Arc<str>, Policy>,
     /// Functions with something outstanding.
     hungry: Hungry,
     /// Functions with idle containers to spare, or with some that leave.
     giving: BTreeSet<FunctionKey>,
-    containers: BTreeMap<ContainerId, (FunctionKey, WorkerId, Amount)>,
-    /// How many containers of which function are on which worker, and what they take.
-    there: BTreeMap<WorkerId, BTreeMap<FunctionKey, There>>,
     /// What the other schedulers of the cluster told.
     elsewhere: Elsewhere,
     /// What namespaces lack that nobody here can give, and since when.
@@ -172,14 +138,12 @@ impl Autoscaler {
             minter: Minter::new(epoch),
             workers: BTreeMap::new(),
             ranking: Ranking::default(),
-            taken: BTreeMap::new(),
+            held: Held::default(),
             total: Amount::default(),
             wants: BTreeMap::new(),
-            spaces: BTreeMap::new(),
+            policies: BTreeMap::new(),
             hungry: Hungry::default(),
             giving: BTreeSet::new(),
-            containers: BTreeMap::new(),
-            there: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
             lacking: BTreeMap::new(),
             lacked: BTreeMap::new(),
@@ -203,8 +167,7 @@ impl Autoscaler {
         match event {
             Event::Joined { worker, capacity, gpu, ground, state, flaps } => {
                 let others = self.workers.get(&worker).map_or(Amount::default(), |w| w.others);
-                let used = of(&self.taken, &worker);
-                self.add(worker, Worker { capacity, gpu, used, others, state, flaps, ground });
+                self.add(worker, Worker { capacity, gpu, others, state, flaps, ground });
                 self.count_total();
             }
             Event::Turned { worker, state } => {
@@ -220,8 +183,8 @@ impl Autoscaler {
             Event::Forgotten(function) => self.forget(&function),
             Event::Left(function) => {
                 self.forget(&function);
-                let of = self.containers.iter().filter(|(_, (owner, _, _))| *owner == function);
-                let ids: Vec<ContainerId> = of.map(|(id, _)| *id).collect();
+                let of = self.held.iter().filter(|(_, container)| container.function == function);
+                let ids: Vec<ContainerId> = of.map(|(id, _)| id).collect();
                 ids.into_iter().for_each(|id| self.released(id));
             }
             Event::Others { worker, amount } => {
@@ -230,7 +193,7 @@ impl Autoscaler {
             }
             Event::Elsewhere { me, now, told } => return self.elsewhere(me, now, told, out),
             Event::Governed { namespace, policy } => {
-                self.spaces.entry(namespace.clone()).or_default().policy = policy;
+                self.policies.insert(namespace.clone(), policy);
                 // Whoever was told of the old bounds is told anew.
                 self.wants.values_mut().for_each(|want| want.unplaced = None);
                 self.make_room_in_quota(&namespace, None, out);
@@ -293,70 +256,40 @@ impl Autoscaler {
             self.hungry.remove(key);
             return;
         };
-        let share = share(want.used, self.total, want.demand.weight);
+        let share = share(self.held.of(key).used, self.total, want.demand.weight);
         self.hungry.set(key, want.class(), share);
     }
 
     fn take(&mut self, id: ContainerId, function: FunctionKey, worker: WorkerId, amount: Amount) {
-        self.change(&worker, |worker| worker.used = worker.used.plus(amount));
-        add(&mut self.taken, &worker, amount);
-        if let Some(want) = self.wants.get_mut(&function) {
-            want.held += 1;
-            want.used = want.used.plus(amount);
-        }
-        let space = self.spaces.entry(function.namespace.clone()).or_default();
-        space.held += 1;
-        space.used = space.used.plus(amount);
-        let there = self.there.entry(worker.clone()).or_default().entry(function.clone()).or_default();
-        (there.count, there.used) = (there.count + 1, there.used.plus(amount));
-        self.containers.insert(id, (function.clone(), worker, amount));
-        self.rank(&function);
+        let key = function.clone();
+        let container = Container { function, worker: worker.clone(), amount };
+        self.with_rank(&worker, |core| core.held.add(id, container));
+        self.rank(&key);
     }
 
     fn released(&mut self, id: ContainerId) {
         if mutated!(self.mutant, CAPACITY_NOT_RETURNED) {
             return;
         }
-        let Some((function, worker, amount)) = self.containers.remove(&id) else {
-            return;
-        };
-        self.change(&worker, |worker| worker.used = worker.used.minus(amount));
-        if let Some(taken) = self.taken.get_mut(&worker) {
-            *taken = taken.minus(amount);
-            if *taken == Amount::default() {
-                self.taken.remove(&worker);
-            }
-        }
-        if let Some(want) = self.wants.get_mut(&function) {
-            want.held = want.held.saturating_sub(1);
-            want.used = want.used.minus(amount);
+        let Some(worker) = self.held.get(id).map(|container| container.worker.clone()) else { return };
+        let Some(container) = self.with_rank(&worker, |core| core.held.remove(id)) else { return };
+        if let Some(want) = self.wants.get_mut(&container.function) {
             want.declined.clear();
         }
-        if let Some(space) = self.spaces.get_mut(&function.namespace) {
-            space.held -= 1;
-            space.used = space.used.minus(amount);
-        }
-        if let Some(functions) = self.there.get_mut(&worker)
-            && let Some(there) = functions.get_mut(&function)
-        {
-            (there.count, there.used) = (there.count - 1, there.used.minus(amount));
-            if there.count == 0 {
-                functions.remove(&function);
-            }
-        }
-        self.rank(&function);
+        self.rank(&container.function);
     }
 
     /// A worker's capacity, what of it is given out, and its state.
     pub fn worker(&self, id: &WorkerId) -> Option<(Amount, Amount, WorkerState)> {
-        self.workers.get(id).map(|w| (w.capacity, w.used.plus(w.others), w.state))
+        self.workers.get(id).map(|w| (w.capacity, self.held.on(id).plus(w.others), w.state))
     }
 
     /// Namespaces with their policies, their containers everywhere, and what those take.
     pub fn spaces(&self) -> impl Iterator<Item = (&Arc<str>, Policy, u32, Amount)> {
-        let names: BTreeSet<&Arc<str>> = self.spaces.keys().chain(self.elsewhere.names()).collect();
+        let held = self.held.namespaces().map(|(name, _)| name);
+        let names: BTreeSet<&Arc<str>> = self.policies.keys().chain(held).chain(self.elsewhere.names()).collect();
         names.into_iter().map(|name| {
-            let policy = self.spaces.get(name).map(|space| space.policy.clone()).unwrap_or_default();
+            let policy = self.policies.get(name).cloned().unwrap_or_default();
             let (held, used) = self.everywhere(name);
             (name, policy, held, used)
         })
@@ -364,7 +297,7 @@ impl Autoscaler {
 
     /// Containers that hold a place, and their functions.
     pub fn holders(&self) -> impl Iterator<Item = (ContainerId, &FunctionKey)> {
-        self.containers.iter().map(|(id, (function, _, _))| (*id, function))
+        self.held.iter().map(|(id, container)| (id, &container.function))
     }
 }
 

@@ -25,14 +25,20 @@ impl Autoscaler {
         for (function, want) in &self.wants {
             let (namespace, one) = (&function.namespace, want.demand.amount);
             let (held, used) = filled.entry(namespace).or_insert_with(|| self.everywhere(namespace));
-            let room = self.spaces.get(namespace).map(|space| space.policy.quota.room(*held, *used, one));
+            let room = self.policies.get(namespace).map(|policy| policy.quota.room(*held, *used, one));
             let more = want.outstanding().min(room.unwrap_or(u32::MAX));
             (*held, *used) = (held.saturating_add(more), used.plus(one.times(more)));
-            for (amount, count) in [(want.each(), want.held), (one, more)] {
+            let here = self.held.of(function);
+            for (amount, count) in [(want.each(here), here.count), (one, more)] {
                 if count > 0 {
                     *spaces.entry(namespace.clone()).or_default().entry(amount).or_default() += u64::from(count);
                 }
             }
+        }
+        // Containers whose function has not said yet what it wants.
+        for (function, sum) in self.held.functions().filter(|(function, _)| !self.wants.contains_key(*function)) {
+            *spaces.entry(function.namespace.clone()).or_default().entry(sum.each()).or_default() +=
+                u64::from(sum.count);
         }
         let most = |amounts: BTreeMap<Amount, u64>| {
             let mut wanted: Vec<_> = amounts.into_iter().map(|(amount, count)| Wanted { amount, count }).collect();

@@ -34,13 +34,13 @@ enum Rank {
 }
 
 impl Worker {
-    /// What is neither given out here nor taken by others.
-    pub fn free(&self) -> Amount {
-        self.capacity.minus(self.used).minus(self.others)
+    /// What is neither given out here, which is `held`, nor taken by others.
+    pub fn free(&self, held: Amount) -> Amount {
+        self.capacity.minus(held).minus(self.others)
     }
 
-    fn rank(&self) -> Option<Rank> {
-        let (counts, free) = (self.state == WorkerState::Ready && !self.flaps, self.free());
+    fn rank(&self, held: Amount) -> Option<Rank> {
+        let (counts, free) = (self.state == WorkerState::Ready && !self.flaps, self.free(held));
         let cpu = Reverse(free.cpu_milli);
         counts.then(|| match self.capacity.gpus {
             0 => Rank::Plain(cpu),
@@ -52,26 +52,41 @@ impl Worker {
 impl Autoscaler {
     /// Changes a worker, and its rank with it. Whether there is such a worker.
     pub(super) fn change(&mut self, id: &WorkerId, change: impl FnOnce(&mut Worker)) -> bool {
+        let held = self.held.on(id);
         let Some(worker) = self.workers.get_mut(id) else { return false };
-        let before = worker.rank();
+        let before = worker.rank(held);
         change(worker);
-        let after = worker.rank();
+        let after = worker.rank(held);
         if before != after {
             self.ranking.turn(id, before, after);
         }
         true
     }
 
+    /// Changes what is held on a worker, and the worker's rank with it.
+    pub(super) fn with_rank<T>(&mut self, id: &WorkerId, change: impl FnOnce(&mut Self) -> T) -> T {
+        let rank = |core: &Self| core.workers.get(id).and_then(|worker| worker.rank(core.held.on(id)));
+        let before = rank(self);
+        let answer = change(self);
+        let after = rank(self);
+        if before != after {
+            self.ranking.turn(id, before, after);
+        }
+        answer
+    }
+
     /// A worker comes or comes again.
     pub(super) fn add(&mut self, id: WorkerId, worker: Worker) {
-        let after = worker.rank();
-        let before = self.workers.insert(id.clone(), worker).and_then(|worker| worker.rank());
+        let held = self.held.on(&id);
+        let after = worker.rank(held);
+        let before = self.workers.insert(id.clone(), worker).and_then(|worker| worker.rank(held));
         self.ranking.turn(&id, before, after);
     }
 
     /// A worker is no more.
     pub(super) fn remove(&mut self, id: &WorkerId) {
-        let before = self.workers.remove(id).and_then(|worker| worker.rank());
+        let held = self.held.on(id);
+        let before = self.workers.remove(id).and_then(|worker| worker.rank(held));
         self.ranking.turn(id, before, None);
     }
 
@@ -80,7 +95,7 @@ impl Autoscaler {
     pub(super) fn quickly(&self, asked: Asked, reserved: Option<&WorkerId>, left: &Left) -> Option<Placed> {
         let fits = |id: &&WorkerId, amount: Amount| {
             let worker = self.workers.get(*id).filter(|worker| worker.ground.takes(asked.needs));
-            let free = worker.map(|worker| worker.free().minus(left.on(id)));
+            let free = worker.map(|worker| worker.free(self.held.on(id)).minus(left.on(id)));
             Some(*id) != reserved && free.is_some_and(|free| free.covers(amount))
         };
         let placed = |id: &WorkerId, amount, gpu| Placed { worker: id.clone(), amount, gpu };
@@ -118,7 +133,7 @@ impl Autoscaler {
     /// Whether the ranking is true.
     pub(super) fn check_ranking(&self) -> Result<(), String> {
         let mut ranking = Ranking::default();
-        self.workers.iter().for_each(|(id, worker)| ranking.turn(id, None, worker.rank()));
+        self.workers.iter().for_each(|(id, worker)| ranking.turn(id, None, worker.rank(self.held.on(id))));
         if ranking == self.ranking { Ok(()) } else { Err("workers are ranked wrongly".into()) }
     }
 }

@@ -255,9 +255,9 @@ fn small_work_overtakes_blocked_big_work_only_where_it_cannot_delay_it() {
     table.want(Demand { min: 6, ..demand(&pinned, 6, 2_000) });
     table.want(demand(&big, 1, 8_000));
     assert_eq!(table.count(&big), 0);
-    let before: BTreeMap<_, _> = table.core.workers.iter().map(|(id, w)| (id.clone(), w.used)).collect();
+    let before: BTreeMap<_, _> = table.core.workers.keys().map(|id| (id.clone(), table.core.held.on(id))).collect();
     table.want(demand(&small, 20, 1_000));
-    let kept: Vec<_> = table.core.workers.iter().filter(|(id, w)| w.used == before[*id]).map(|(id, _)| id).collect();
+    let kept: Vec<_> = table.core.workers.keys().filter(|id| table.core.held.on(id) == before[*id]).collect();
     assert_eq!(kept.len(), 1, "one worker takes nothing more: the big one will fit there");
     assert_eq!(table.count(&small), 2);
     let there: Vec<_> = table.held[&pinned].iter().filter(|(_, w)| w == kept[0]).map(|(id, _)| *id).collect();

@@ -72,21 +72,21 @@ impl Autoscaler {
     pub(super) fn make_room_in_quota(&mut self, namespace: &Arc<str>, more: Option<Amount>, out: &mut Vec<Effect>) {
         let first = FunctionKey::new(namespace, "");
         let ours = || self.giving.range(first.clone()..).take_while(|function| function.namespace == *namespace);
-        let (Some(space), Some(_)) = (self.spaces.get(namespace), ours().next()) else { return };
+        let (Some(policy), Some(_)) = (self.policies.get(namespace), ours().next()) else { return };
         let (held, used) = self.everywhere(namespace);
         let (one, amount) = (u32::from(more.is_some()), more.unwrap_or_default());
-        let (mut count, mut lacking) = space.policy.quota.excess(held + one, used.plus(amount));
+        let (mut count, mut lacking) = policy.quota.excess(held + one, used.plus(amount));
         if more.is_some() && amount.gpus == 0 {
             // Who asks for none is not held back by GPUs.
             lacking.gpus = 0;
         }
         let (mut holders, mut spare) = (Vec::new(), 0);
         for (function, want) in ours().filter_map(|function| Some((function, self.wants.get(function)?))) {
-            let leaving = want.demand.leaving.max(want.asked);
-            (count, lacking) = (count.saturating_sub(leaving), lacking.minus(want.each().times(leaving)));
+            let (leaving, here) = (want.demand.leaving.max(want.asked), self.held.of(function));
+            (count, lacking) = (count.saturating_sub(leaving), lacking.minus(want.each(here).times(leaving)));
             spare += want.demand.spare;
             if want.demand.spare > 0 && want.asked == 0 {
-                holders.push((share(want.used, self.total, want.demand.weight), function.clone()));
+                holders.push((share(here.used, self.total, want.demand.weight), function.clone()));
             }
         }
         if more.is_none() {
@@ -104,9 +104,10 @@ impl Autoscaler {
         let mut asks = Vec::new();
         for (_, victim) in holders {
             let want = &self.wants[&victim];
-            let gives = needed(lacking, want.each()).max(count).min(want.demand.spare);
+            let each = want.each(self.held.of(&victim));
+            let gives = needed(lacking, each).max(count).min(want.demand.spare);
             if gives > 0 {
-                (count, lacking) = (count.saturating_sub(gives), lacking.minus(want.each().times(gives)));
+                (count, lacking) = (count.saturating_sub(gives), lacking.minus(each.times(gives)));
                 asks.push(Ask { victim, count: gives, busy: false });
             }
         }
@@ -130,12 +131,12 @@ impl Autoscaler {
     /// Who must be asked so that what is needed fits on the worker; `None` if that is not enough.
     /// `given` grows by what is planned; `busy` says whether containers with work may be asked too.
     pub(super) fn plan(&self, need: &Need, worker: &WorkerId, given: &mut Given, busy: bool) -> Option<Vec<Ask>> {
-        let there = self.there.get(worker)?;
+        let there = self.held.there(worker)?;
         let host = self.workers.get(worker)?;
         let amount = need.amount;
         let others: Vec<FunctionKey> =
             there.keys().filter(|other| Some(*other) != need.function.as_ref()).cloned().collect();
-        let mut free = host.capacity.minus(host.used).minus(host.others);
+        let mut free = host.free(self.held.on(worker));
         for other in &others {
             let Some(want) = self.wants.get(other) else { continue };
             let leaving = want.demand.leaving.max(want.asked);
@@ -165,7 +166,8 @@ impl Autoscaler {
     pub(super) fn leaving(&self) -> Given {
         let mut given = Given::default();
         for (function, want) in self.giving.iter().filter_map(|function| Some((function, self.wants.get(function)?))) {
-            add(&mut given.lost, &function.namespace, want.each().times(want.demand.leaving));
+            let each = want.each(self.held.of(function));
+            add(&mut given.lost, &function.namespace, each.times(want.demand.leaving));
         }
         given
     }
@@ -176,7 +178,7 @@ impl Autoscaler {
             .iter()
             .filter_map(|key| {
                 let want = self.wants.get(key)?;
-                let own = share(want.used, self.total, want.demand.weight);
+                let own = share(self.held.of(key).used, self.total, want.demand.weight);
                 Some((self.share_of(&key.namespace), own, key.clone()))
             })
             .collect();
@@ -196,23 +198,27 @@ impl Autoscaler {
         let Some(want) = self.wants.get(victim).filter(|w| w.asked == 0 && !w.declined.contains(worker)) else {
             return 0;
         };
-        let here = self.there.get(worker).and_then(|there| there.get(victim)).copied().unwrap_or_default();
-        let most = if busy { want.above().min(self.above_fair(need, victim, given)) } else { want.demand.spare };
+        let here = self.held.of_there(victim, worker);
+        let most = if busy {
+            want.above(self.held.of(victim)).min(self.above_fair(need, victim, given))
+        } else {
+            want.demand.spare
+        };
         needed(lacking, here.each()).min(most).min(here.count)
     }
 
     /// How many containers `victim` holds beyond the point where it would hold no more than the one that waits does: giving
     /// more would only turn the injustice round. Between functions of one namespace at two schedulers nothing is compared.
     fn above_fair(&self, need: &Need, victim: &FunctionKey, given: &Given) -> u32 {
-        let holds = &self.wants[victim];
-        let waits = need.function.as_ref().map(|function| &self.wants[function]);
+        let (holds, held) = (&self.wants[victim], self.held.of(victim));
+        let waits = need.function.as_ref().map(|function| (&self.wants[function], self.held.of(function)));
         let same = need.namespace == victim.namespace;
         let share_after = |gives: u32| {
-            let (gained, lost) = (need.amount, holds.each().times(gives));
+            let (gained, lost) = (need.amount, holds.each(held).times(gives));
             if same {
-                let waits = waits?;
-                let mine = share(waits.used.plus(gained), self.total, waits.demand.weight);
-                let theirs = share(holds.used.minus(lost), self.total, holds.demand.weight);
+                let (waits, has) = waits?;
+                let mine = share(has.used.plus(gained), self.total, waits.demand.weight);
+                let theirs = share(held.used.minus(lost), self.total, holds.demand.weight);
                 return Some((mine, theirs));
             }
             let (before, promised) = (of(&given.lost, &victim.namespace), of(&given.gained, &need.namespace));
@@ -222,7 +228,7 @@ impl Autoscaler {
         };
         let fair = |gives: u32| share_after(gives).is_some_and(|(mine, theirs)| theirs >= mine);
         // Both shares fall and rise with `gives`: the last fair number is found by halving.
-        let (mut low, mut high) = (0, holds.held);
+        let (mut low, mut high) = (0, held.count);
         while low < high {
             let middle = (low + high).div_ceil(2);
             if fair(middle) { low = middle } else { high = middle - 1 }

@@ -106,6 +106,8 @@ impl Function {
         if held.gone {
             return;
         }
+        // The autoscaler hears of the container, and must know whose it is.
+        self.bid.again();
         out.effects.push(Effect::Hold {
             container: held.container,
             worker: worker.clone(),

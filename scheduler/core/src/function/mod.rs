@@ -4,6 +4,7 @@
 //! once the records are durable (promises). A refused event changes nothing.
 
 mod adopt;
+mod bid;
 mod call;
 mod delayed;
 mod dispatch;
@@ -37,6 +38,7 @@ use crate::{
     limits::Limits,
     record::{Deployment, Record, UsedKey},
 };
+use bid::Bid;
 use call::Call;
 use capstan_common::{
     call::CallKind,
@@ -117,13 +119,7 @@ pub struct Function {
     /// Since when the pool is far larger than what is wanted.
     over_since: Option<Time>,
     wanted: u32,
-    /// What the autoscaler was last told: missing, whether something could give way, and how many leave.
-    demanded: Option<(u32, bool, u32)>,
-    /// How many could give way as it was told, and when it is told that more can.
-    told_spare: u32,
-    spare_due: Option<Time>,
-    /// When more containers were last asked for.
-    asked_at: Time,
+    bid: Bid,
     grants_seen: u64,
     unplaced: Option<Waiting>,
     decisions: VecDeque<Decision>,
@@ -189,10 +185,7 @@ impl Function {
             model: Model::default(),
             over_since: None,
             wanted: 0,
-            demanded: Some((0, false, 0)),
-            told_spare: 0,
-            spare_due: None,
-            asked_at: Time(0),
+            bid: Bid::default(),
             grants_seen: 0,
             unplaced: None,
             decisions: VecDeque::new(),
@@ -287,7 +280,7 @@ impl Function {
         self.overrides = Overrides::default();
         self.begin_revision(now, out);
         self.starts = Starts::default();
-        self.demanded = None;
+        self.bid.again();
         self.retire_all(out);
         self.expel_unserved(out);
         out.records.push(Record::Deployed(self.deployed.clone()));
@@ -400,7 +393,7 @@ impl Function {
     pub fn next_alarm(&self) -> Option<Time> {
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
         let pool =
-            [self.batch_due(), self.idle_due(), self.start_due(), self.over_due(), self.unused_due(), self.spare_due];
+            [self.batch_due(), self.idle_due(), self.start_due(), self.over_due(), self.unused_due(), self.bid.due()];
         let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.ask_due(), self.decisions_due];
         [self.delayed.next_due(), key].into_iter().chain(pool).chain(times).flatten().min()
     }

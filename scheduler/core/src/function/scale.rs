@@ -2,6 +2,7 @@
 
 use super::{
     Function,
+    bid::Numbers,
     pool::{Life, average},
 };
 use crate::{
@@ -13,8 +14,6 @@ use capstan_common::{function::ScaleupPolicy, parameter, time::Time};
 
 /// Decisions kept for `explain`.
 const KEPT_DECISIONS: usize = 128;
-/// That more containers could give way is told so long after the first of them.
-const TELL_SPARE_MS: u64 = 100;
 /// Decisions are made durable together, so long after the first of them.
 const RECORD_DECISIONS_MS: u64 = 1_000;
 /// Decisions of one kind that follow each other faster than this are told as one.
@@ -115,38 +114,30 @@ impl Function {
     }
 
     fn tell_demand(&mut self, now: Time, out: &mut Output) {
-        let missing = self.missing(now);
         let min = self.facts().min;
-        let spare = self.pool.live().saturating_sub(self.wanted.max(min)).min(self.pool.idle());
-        let told = (missing, spare > 0, self.pool.leaving());
-        // Each input that ends may leave one idle container more: that is told a moment later, all at once.
-        let same = self.demanded == Some(told);
-        if spare <= self.told_spare {
-            self.spare_due = None;
-        } else if same {
-            self.spare_due.get_or_insert(now.plus_ms(TELL_SPARE_MS));
-        }
-        if same && self.spare_due.is_none_or(|due| due > now) {
+        let numbers = Numbers {
+            missing: self.missing(now),
+            grants_seen: self.grants_seen,
+            spare: self.pool.live().saturating_sub(self.wanted.max(min)).min(self.pool.idle()),
+            leaving: self.pool.leaving(),
+            min,
+        };
+        if !self.bid.tells(now, self.deployed.revision, numbers) {
             return;
         }
-        (self.told_spare, self.spare_due) = (spare, None);
-        if self.demanded.is_none_or(|(before, _, _)| missing > before) {
-            self.asked_at = now;
-        }
-        self.demanded = Some(told);
-        if missing == 0 {
+        if numbers.missing == 0 {
             self.unplaced = None;
         }
-        let spec = &self.deployed.spec;
+        let (spec, Numbers { missing, grants_seen, spare, leaving, min }) = (&self.deployed.spec, numbers);
         out.effects.push(Effect::Demand(Demand {
             function: self.key.clone(),
             missing,
-            grants_seen: self.grants_seen,
+            grants_seen,
             amount: spec.amount(),
             gpus: spec.gpus(),
             needs: spec.needs(),
             spare,
-            leaving: self.pool.leaving(),
+            leaving,
             min,
             weight: spec.weight,
         }));

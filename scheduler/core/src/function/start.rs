@@ -45,7 +45,7 @@ impl Function {
             out.effects.push(Effect::Release(id));
             if !serves {
                 // It was asked for before another revision came, which wants something else.
-                self.demanded = None;
+                self.bid.again();
             }
             return;
         }
@@ -66,7 +66,7 @@ impl Function {
                 life: Life::Starting,
                 adopted: false,
                 trusted: spec.trusted,
-                decided: self.asked_at.min(now),
+                decided: self.bid.asked_at().min(now),
                 placed: now,
                 since: now,
                 leases: BTreeMap::new(),
@@ -160,7 +160,7 @@ impl Function {
             self.retire(id, "gives way to waiting work", out);
         }
         // The question is answered, also when nothing could be given.
-        self.demanded = None;
+        self.bid.again();
     }
 
     pub(super) fn drain_worker(&mut self, worker: &WorkerId, out: &mut Output) {

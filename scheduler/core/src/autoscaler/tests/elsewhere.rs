@@ -23,7 +23,7 @@ impl Cluster {
         let workers: Vec<WorkerId> = self.tables[scheduler].core.workers.keys().cloned().collect();
         for worker in workers {
             let others = self.tables.iter().enumerate().filter(|(n, _)| *n != scheduler);
-            let used = others.map(|(_, table)| table.core.workers[&worker].used);
+            let used = others.map(|(_, table)| table.core.held.on(&worker));
             let amount = used.fold(Amount::default(), Amount::plus);
             self.tables[scheduler].step(Event::Others { worker, amount });
         }
@@ -47,13 +47,13 @@ impl Cluster {
     }
 
     fn held(&self) -> Vec<usize> {
-        self.tables.iter().map(|table| table.core.containers.len()).collect()
+        self.tables.iter().map(|table| table.core.held.iter().count()).collect()
     }
 
     /// Nothing is promised twice, whoever promised it.
     fn check(&self) {
         for (id, worker) in &self.tables[0].core.workers {
-            let used = self.tables.iter().map(|table| table.core.workers[id].used);
+            let used = self.tables.iter().map(|table| table.core.held.on(id));
             let used = used.fold(Amount::default(), Amount::plus);
             assert!(worker.capacity.covers(used), "{id}: {used:?} of {:?}", worker.capacity);
         }

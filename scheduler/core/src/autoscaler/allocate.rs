@@ -48,7 +48,7 @@ impl Autoscaler {
                 Err(obstacle) => {
                     let why = Waiting::new("no_capacity", obstacle.sentence(asked));
                     self.tell_unplaced(&function, &class, &why, out);
-                    if let Obstacle::Full(worker) = obstacle {
+                    if let Obstacle::Full(worker) | Obstacle::Kept(worker) = obstacle {
                         let full = (worker, reserved.is_none());
                         reserved = self.full(&function, (&class, asked), full, out).or(reserved);
                     }

@@ -76,6 +76,8 @@ pub enum Obstacle {
     NoWorker,
     /// There is room for it on this worker once others leave.
     Full(WorkerId),
+    /// There is room for it on this worker, and that is kept for a container that asks for more and has waited longer.
+    Kept(WorkerId),
 }
 
 impl Obstacle {
@@ -86,6 +88,10 @@ impl Obstacle {
             Self::NoWorker => "no worker is ready".into(),
             Self::Full(_) => format!(
                 "every worker is full: none has {} free; it starts when others end, or add a worker",
+                in_words(asked)
+            ),
+            Self::Kept(worker) => format!(
+                "worker {worker} has {} free, and keeps it for a container that asks for more and waits there; it starts when that one has its room or others end, or add a worker",
                 in_words(asked)
             ),
         }
@@ -117,7 +123,11 @@ pub fn place<'a>(asked: Asked, workers: impl Iterator<Item = Candidate<'a>> + Cl
         match place_by(asked, Some(request), workers.clone()) {
             Ok(worker) => return Ok(placed(worker, asked.by(request), Some(request))),
             // What is full may become free; what is impossible does not change.
-            Err(full @ Obstacle::Full(_)) if !matches!(obstacle, Some(Obstacle::Full(_))) => obstacle = Some(full),
+            Err(full @ (Obstacle::Full(_) | Obstacle::Kept(_)))
+                if !matches!(obstacle, Some(Obstacle::Full(_) | Obstacle::Kept(_))) =>
+            {
+                obstacle = Some(full);
+            }
             Err(other) => drop(obstacle.get_or_insert(other)),
         }
     }
@@ -133,7 +143,7 @@ fn place_by<'a>(
     let (mut ready, mut models) = (0, BTreeMap::new());
     // Steady ones, and those that flap: which fits, and which is large enough.
     let mut found: [(Best<'a>, Best<'a>); 2] = Default::default();
-    let mut grounds = 0;
+    let (mut grounds, mut kept) = (0, None);
     for worker in workers.filter(|w| w.state == WorkerState::Ready) {
         ready += 1;
         if !worker.ground.takes(asked.needs) {
@@ -163,11 +173,14 @@ fn place_by<'a>(
         }
         if worker.free.covers(amount) && !worker.reserved {
             take(best, left_over);
+        } else if worker.free.covers(amount) {
+            kept = Some(worker.id);
         }
     }
     let [steady, flapping] = found;
     match (steady.0.or(flapping.0), steady.1.or(flapping.1)) {
         (Some((_, id)), _) => Ok(id.clone()),
+        (None, _) if let Some(id) = kept => Err(Obstacle::Kept(id.clone())),
         (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),
         (None, None) if ready == 0 => Err(Obstacle::NoWorker),
         (None, None) if grounds == 0 => Err(Obstacle::Impossible(asked.needs.lacking().into())),

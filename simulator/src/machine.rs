@@ -14,6 +14,7 @@ use capstan_common::{
     validate,
 };
 use capstan_scheduler_core::{
+    decision::Choice,
     effect::{Demand, Effect, Output},
     event::{Event, FailFast, Inputs, Opening},
     function::{Function, Recovery, ZeroRule},
@@ -243,7 +244,7 @@ impl Player<'_> {
                 let gpu = spec.gpus().first().cloned();
                 let amount = spec.amount().with_gpus(gpu.as_ref().map_or(0, |gpu| gpu.count));
                 let worker = self.worker.clone();
-                self.tell(Event::Granted { container, worker, amount, gpu });
+                self.tell(Event::Granted { container, worker, amount, gpu, chosen: Choice::MostFreeCpu });
             }
             Happens::Ready(container) => {
                 if let Some(held) = self.containers.get_mut(&container) {

@@ -98,7 +98,12 @@ async fn any_scheduler_answers_for_any_function() {
             bench.get(scheduler, "/v1/calls?limit=1000").await["calls"].as_array().unwrap().len(),
             12 * (scheduler + 1)
         );
-        assert!(bench.get(scheduler, "/v1/containers").await["containers"].as_array().unwrap().len() >= 12);
+        let listed = bench.get(scheduler, "/v1/containers").await["containers"].take();
+        let containers = listed.as_array().unwrap();
+        assert!(containers.len() >= 12);
+        // Where each went is a decision with a reason.
+        let reason = |container: &Value| container["placement"]["reason"] == "most_free_cpu";
+        assert!(containers.iter().all(reason), "{containers:?}");
     }
     // A map streams both ways through a scheduler that does not own the function.
     let (_, other) = bench.roles("f0").await;

@@ -1,7 +1,7 @@
 //! Disks that are full (RELIABILITY F23): nothing is lost, nothing hangs, and work goes on once there is room.
 
 use capstan_tests::real::{Up, binary, spec};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -95,8 +95,12 @@ async fn outcomes_that_fill_the_disk_pause_the_work_and_end_once_when_there_is_r
     let call = call["call_id"].as_str().unwrap().to_owned();
     // The last input waits for the disk, and says so.
     let last = format!("/v1/calls/{call}/inputs/{}/explain", count - 1);
-    let waits = up.until_at(&last, Duration::from_secs(60), |told| told["waiting"]["code"] == "store").await.unwrap();
-    assert!(waits["waiting"]["detail"].as_str().unwrap().contains("free some space"), "{waits}");
+    let full = |told: &Value| {
+        let waiting = &told["waiting"];
+        waiting["code"] == "store"
+            && waiting["detail"].as_str().is_some_and(|detail| detail.contains("free some space"))
+    };
+    up.until_at(&last, Duration::from_secs(60), full).await.unwrap();
     // A cancel is answered all the same, by a yes that is durable or by a no.
     let cancel = up.post(&up.at(&format!("/v1/calls/{parked}/cancel")), "").await.unwrap();
     assert!(matches!(cancel.0, 200 | 507), "{cancel:?}");

@@ -384,11 +384,11 @@ impl Cluster {
 
     fn grant(&mut self, effect: autoscaler::Effect) {
         let (function, event) = match effect {
-            autoscaler::Effect::Grant { function, container, worker, amount, gpu } => {
+            autoscaler::Effect::Grant { function, container, worker, amount, gpu, chosen } => {
                 let number = self.containers.number(container, &function);
                 let cards = gpu.as_ref().map_or_else(String::new, |gpu| format!(" with {gpu}"));
-                self.say(&Self::name(&function), &format!("gets #{number} on {worker}{cards}"));
-                (function, Event::Granted { container, worker, amount, gpu })
+                self.say(&Self::name(&function), &format!("gets #{number} on {worker}{cards} ({})", chosen.code()));
+                (function, Event::Granted { container, worker, amount, gpu, chosen })
             }
             autoscaler::Effect::Unplaced { function, why } => {
                 self.say(&Self::name(&function), &format!("is not placed: {}", tell::waiting(&why)));

@@ -203,6 +203,7 @@ pub async fn containers(client: &Client, function: Option<&str>, as_json: bool) 
         ("state", "/state"),
         ("inputs", "/inputs"),
         ("since", "/started_at"),
+        ("there because", "/placement/reason"),
     ];
     super::list(client, &path, "containers", &fields, as_json).await
 }

@@ -1,6 +1,10 @@
 //! Events: what a core is told.
 
-use crate::{decision::Waiting, function::ZeroRule, record::Segment};
+use crate::{
+    decision::{Choice, Waiting},
+    function::ZeroRule,
+    record::Segment,
+};
 use capstan_common::{
     call::CallKind,
     container::{Ending, Phase},
@@ -120,6 +124,8 @@ pub enum Event {
         amount: Amount,
         /// The GPUs that it gets there, as it asked for them.
         gpu: Option<GpuRequest>,
+        /// Why there.
+        chosen: Choice,
     },
     /// The autoscaler cannot place what is missing.
     Unplaced(Waiting),

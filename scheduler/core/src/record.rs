@@ -122,6 +122,13 @@ pub struct Segment {
     pub count: u32,
 }
 
+impl Segment {
+    /// Whether it has the input with this index.
+    pub fn covers(&self, index: u64) -> bool {
+        (self.first..self.first + u64::from(self.count)).contains(&index)
+    }
+}
+
 /// How one input ended, or a run of neighbours that ended alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {

@@ -124,9 +124,9 @@ impl Handler<Told> for AutoscalerActor {
         self.core.step(event, &mut out);
         for effect in out.drain(..) {
             let (function, event) = match effect {
-                Effect::Grant { function, container, worker, amount, gpu } => {
+                Effect::Grant { function, container, worker, amount, gpu, chosen } => {
                     self.registry.route(container, &function, &worker);
-                    (function, event::Event::Granted { container, worker, amount, gpu })
+                    (function, event::Event::Granted { container, worker, amount, gpu, chosen })
                 }
                 Effect::Unplaced { function, why } => (function, event::Event::Unplaced(why)),
                 Effect::GiveWay { function, worker, count, busy } => {

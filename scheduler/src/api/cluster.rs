@@ -209,6 +209,9 @@ impl Api {
                     "inputs": container.inputs, "started_at": clock::rfc3339(container.decided),
                     "address": host.filter(|_| container.port != 0).map(|h| SocketAddr::new(h, container.port)),
                 });
+                if let Some(chosen) = container.chosen {
+                    view["placement"] = json!({"reason": chosen.code(), "detail": chosen.sentence()});
+                }
                 if container.trusted {
                     view["trusted"] = true.into();
                 }

@@ -137,14 +137,14 @@ pub fn decision() -> Result<Value> {
             granted.clear();
             autoscaler.step(autoscaler::Event::Wanted(demand.context("a demand")?), &mut granted);
             let grant = granted.iter().find_map(|e| match e {
-                autoscaler::Effect::Grant { container, worker, amount, .. } => {
-                    Some((*container, worker.clone(), *amount))
+                autoscaler::Effect::Grant { container, worker, amount, chosen, .. } => {
+                    Some((*container, worker.clone(), *amount, *chosen))
                 }
                 _ => None,
             });
-            let (container, worker, amount): (ContainerId, WorkerId, Amount) = grant.context("a place")?;
+            let (container, worker, amount, chosen): (ContainerId, WorkerId, Amount, _) = grant.context("a place")?;
             let mut out = Output::default();
-            drop(function.step(now, Event::Granted { container, worker, amount, gpu: None }, &mut out));
+            drop(function.step(now, Event::Granted { container, worker, amount, gpu: None, chosen }, &mut out));
             times.push(begun.elapsed().as_secs_f64());
             anyhow::ensure!(out.effects.iter().any(|e| matches!(e, Effect::Order(..))), "no order");
         }

@@ -114,8 +114,8 @@ impl World {
         }
         for effect in out {
             let (function, event) = match effect {
-                autoscaler::Effect::Grant { function, container, worker, amount, gpu } => {
-                    (function, Event::Granted { container, worker, amount, gpu })
+                autoscaler::Effect::Grant { function, container, worker, amount, gpu, chosen } => {
+                    (function, Event::Granted { container, worker, amount, gpu, chosen })
                 }
                 autoscaler::Effect::Unplaced { function, why } => (function, Event::Unplaced(why)),
                 autoscaler::Effect::GiveWay { function, worker, count, busy } => {

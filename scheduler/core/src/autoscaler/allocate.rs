@@ -145,14 +145,14 @@ impl Autoscaler {
     }
 
     fn grant(&mut self, function: FunctionKey, placed: Placed, out: &mut Vec<Effect>) {
-        let Placed { worker, amount, gpu } = placed;
+        let Placed { worker, amount, gpu, chosen } = placed;
         let container = ContainerId(self.minter.mint());
         if let Some(want) = self.wants.get_mut(&function) {
             want.grants += 1;
             want.unplaced = None;
         }
         self.take(container, function.clone(), worker.clone(), amount);
-        out.push(Effect::Grant { function, container, worker, amount, gpu });
+        out.push(Effect::Grant { function, container, worker, amount, gpu, chosen });
     }
 
     /// Tells every pool of the class once why it waits.

@@ -1,7 +1,11 @@
 //! What the autoscaler is told, and what it asks of its shell.
 
 use super::{Policy, Summary};
-use crate::{decision::Waiting, effect::Demand, ownership::Member};
+use crate::{
+    decision::{Choice, Waiting},
+    effect::Demand,
+    ownership::Member,
+};
 use capstan_common::{
     gpu::GpuRequest,
     id::{ContainerId, FunctionKey, WorkerId},
@@ -108,6 +112,8 @@ pub enum Effect {
         amount: Amount,
         /// The GPUs that it gets, as it asked for them.
         gpu: Option<GpuRequest>,
+        /// Why there.
+        chosen: Choice,
     },
     /// A pool's demand cannot be placed.
     Unplaced {

@@ -1,5 +1,6 @@
 //! Which worker gets a container: filter, score, take; ties by id.
 
+use crate::decision::Choice;
 use capstan_common::{
     gpu::GpuRequest,
     id::WorkerId,
@@ -65,6 +66,8 @@ pub struct Placed {
     pub amount: Amount,
     /// Which of its preferences that answers.
     pub gpu: Option<GpuRequest>,
+    /// Why there.
+    pub chosen: Choice,
 }
 
 /// Why a container cannot be placed.
@@ -113,15 +116,17 @@ type Best<'a> = Option<((bool, u64, Reverse<u64>), &'a WorkerId)>;
 /// The best ready worker that fits, or why none does. Those that flap count only where no steady one has room. GPUs are tried
 /// in the order of preference.
 pub fn place<'a>(asked: Asked, workers: impl Iterator<Item = Candidate<'a>> + Clone) -> Result<Placed, Obstacle> {
-    let placed = |worker, amount, gpu: Option<&GpuRequest>| Placed { worker, amount, gpu: gpu.cloned() };
     if asked.gpus.is_empty() {
-        let worker = place_by(asked, None, workers)?;
-        return Ok(placed(worker, asked.amount, None));
+        let (worker, chosen) = place_by(asked, None, workers)?;
+        return Ok(Placed { worker, amount: asked.amount, gpu: None, chosen });
     }
     let mut obstacle = None;
-    for request in asked.gpus {
+    for (n, request) in asked.gpus.iter().enumerate() {
         match place_by(asked, Some(request), workers.clone()) {
-            Ok(worker) => return Ok(placed(worker, asked.by(request), Some(request))),
+            Ok((worker, chosen)) => {
+                let chosen = if n > 0 { Choice::LaterPreference } else { chosen };
+                return Ok(Placed { worker, amount: asked.by(request), gpu: Some(request.clone()), chosen });
+            }
             // What is full may become free; what is impossible does not change.
             Err(full @ (Obstacle::Full(_) | Obstacle::Kept(_)))
                 if !matches!(obstacle, Some(Obstacle::Full(_) | Obstacle::Kept(_))) =>
@@ -138,7 +143,7 @@ fn place_by<'a>(
     asked: Asked,
     request: Option<&GpuRequest>,
     workers: impl Iterator<Item = Candidate<'a>>,
-) -> Result<WorkerId, Obstacle> {
+) -> Result<(WorkerId, Choice), Obstacle> {
     let amount = request.map_or(asked.amount, |request| asked.by(request));
     let (mut ready, mut models) = (0, BTreeMap::new());
     // Steady ones, and those that flap: which fits, and which is large enough.
@@ -178,13 +183,26 @@ fn place_by<'a>(
         }
     }
     let [steady, flapping] = found;
+    let unsteady = steady.0.is_none();
     match (steady.0.or(flapping.0), steady.1.or(flapping.1)) {
-        (Some((_, id)), _) => Ok(id.clone()),
+        (Some(((other, ..), id)), _) => Ok((id.clone(), choice(request.is_some(), other, unsteady))),
         (None, _) if let Some(id) = kept => Err(Obstacle::Kept(id.clone())),
         (None, Some((_, id))) => Err(Obstacle::Full(id.clone())),
         (None, None) if ready == 0 => Err(Obstacle::NoWorker),
         (None, None) if grounds == 0 => Err(Obstacle::Impossible(asked.needs.lacking().into())),
         (None, None) => Err(Obstacle::Impossible(impossible(asked, &models))),
+    }
+}
+
+/// Which rule decided. `other`: the worker is of the kind that comes second: with GPUs that are not asked for, or with a better one
+/// than is named.
+pub fn choice(gpus: bool, other: bool, unsteady: bool) -> Choice {
+    match (unsteady, gpus, other) {
+        (true, ..) => Choice::Unsteady,
+        (_, false, false) => Choice::MostFreeCpu,
+        (_, false, true) => Choice::BesideGpus,
+        (_, true, false) => Choice::FewestGpus,
+        (_, true, true) => Choice::BetterGpu,
     }
 }
 

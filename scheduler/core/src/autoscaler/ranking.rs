@@ -3,8 +3,9 @@
 use super::{
     Autoscaler, Worker,
     elsewhere::Left,
-    place::{Asked, Placed},
+    place::{Asked, Placed, choice},
 };
+use crate::decision::Choice;
 use capstan_common::{id::WorkerId, resource::Amount, worker::WorkerState};
 use std::{
     cmp::Reverse,
@@ -98,28 +99,30 @@ impl Autoscaler {
             let free = worker.map(|worker| worker.free(self.held.on(id)).minus(left.on(id)));
             Some(*id) != reserved && free.is_some_and(|free| free.covers(amount))
         };
-        let placed = |id: &WorkerId, amount, gpu| Placed { worker: id.clone(), amount, gpu };
+        let placed = |id: &WorkerId, amount, gpu, chosen| Placed { worker: id.clone(), amount, gpu, chosen };
         if asked.gpus.is_empty() {
             let plain = self.ranking.plain.iter().map(|(_, id)| id);
             if let Some(found) = plain.take(LOOKS).find(|id| fits(id, asked.amount)) {
-                return Some(placed(found, asked.amount, None));
+                return Some(placed(found, asked.amount, None, Choice::MostFreeCpu));
             }
             // Only if that were all: the next one without GPUs may have room.
             let all = self.ranking.plain.len() <= LOOKS;
             let mut beside = self.ranking.gpus.values().flat_map(|of| of.iter().map(|(_, _, id)| id).take(LOOKS));
             let found = beside.find(|id| all && fits(id, asked.amount))?;
-            return Some(placed(found, asked.amount, None));
+            return Some(placed(found, asked.amount, None, Choice::BesideGpus));
         }
-        for request in asked.gpus {
+        for (n, request) in asked.gpus.iter().enumerate() {
             let amount = asked.by(request);
             // The card that is named comes before a better one.
             let models = || self.ranking.gpus.iter().filter(|(model, _)| request.takes(model));
             let named = models().filter(|(model, _)| request.is_named(model));
             let least = (amount.gpus, Reverse(u64::MAX), WorkerId("".into()));
-            for (_, of) in named.chain(models().filter(|(model, _)| !request.is_named(model))) {
+            for (model, of) in named.chain(models().filter(|(model, _)| !request.is_named(model))) {
                 let mut ids = of.range(least.clone()..).map(|(_, _, id)| id);
                 if let Some(found) = ids.by_ref().take(LOOKS).find(|id| fits(id, amount)) {
-                    return Some(placed(found, amount, Some(request.clone())));
+                    let chosen = choice(true, !request.is_named(model), false);
+                    let chosen = if n > 0 { Choice::LaterPreference } else { chosen };
+                    return Some(placed(found, amount, Some(request.clone()), chosen));
                 }
                 // One that was not looked at comes before whatever is next.
                 if ids.next().is_some() {

@@ -89,6 +89,7 @@ impl Function {
                 life,
                 adopted: true,
                 // Of an older revision it is not known any more.
+                chosen: None,
                 trusted: self.deployed.spec.trusted && held.revision == self.deployed.revision,
                 decided: now,
                 placed: now,

@@ -24,6 +24,11 @@ impl Delayed {
         self.by_time.get(&(due, call, index)).map(|input| (due, input))
     }
 
+    /// The one whose pause ends first, with that end.
+    pub fn first(&self) -> Option<(Time, &Queued)> {
+        self.by_time.first_key_value().map(|(key, input)| (key.0, input))
+    }
+
     /// Takes one out before its time.
     pub fn remove(&mut self, call: CallId, index: u64) -> Option<Queued> {
         let due = self.due.remove(&(call, index))?;
@@ -47,11 +52,6 @@ impl Delayed {
     /// When the next pause ends.
     pub fn next_due(&self) -> Option<Time> {
         self.by_time.first_key_value().map(|(key, _)| key.0)
-    }
-
-    /// Whether nothing pauses.
-    pub fn is_empty(&self) -> bool {
-        self.by_time.is_empty()
     }
 
     /// Calls and indexes of all, for checks.

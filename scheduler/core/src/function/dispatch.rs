@@ -1,6 +1,6 @@
 //! Giving inputs to containers: who gets how many, in groups of one or in batches.
 
-use super::{Function, Place, pool::Lease, queue::Queued};
+use super::{Function, Place, pool::Lease, queue::Queued, waits::Stop};
 use crate::effect::{Effect, Output};
 use capstan_common::{
     id::{ContainerId, LeaseId},
@@ -10,10 +10,10 @@ use capstan_common::{
 
 impl Function {
     /// Gives out what waits while containers have room. A batch leaves when it is full or its oldest input has waited
-    /// long enough (SPEC J02), and never holds more than its size (J03).
-    pub(super) fn dispatch(&mut self, now: Time, out: &mut Output) {
+    /// long enough (SPEC J02), and never holds more than its size (J03). Answers at what it stopped.
+    pub(super) fn dispatch(&mut self, now: Time, out: &mut Output) -> Stop {
         if self.holding {
-            return;
+            return Stop::Empty;
         }
         let size = self.deployed.spec.group_size() as usize;
         let size = size + usize::from(size > 1 && mutated!(self.limits.mutant, BATCH_TOO_LARGE));
@@ -27,7 +27,7 @@ impl Function {
                 continue;
             }
             if ready == 0 || !due {
-                return;
+                return if due { Stop::Empty } else { Stop::Batch };
             }
             self.web.passed();
             let share = (ready / size / self.pool.free_len().max(1)).max(1);
@@ -35,10 +35,11 @@ impl Function {
             let groups = share.min(room as usize);
             self.queue.take(groups * size, &mut taken);
             if taken.is_empty() {
-                return;
+                return Stop::Empty;
             }
             self.feed(now, container, &mut taken, size, out);
         }
+        Stop::Slots
     }
 
     fn feed(&mut self, now: Time, id: ContainerId, taken: &mut Vec<Queued>, size: usize, out: &mut Output) {

@@ -2,7 +2,7 @@
 
 use super::Function;
 use crate::{
-    decision::{Decision, Waiting},
+    decision::{Choice, Decision, Waiting},
     record::Tries,
 };
 use capstan_common::{
@@ -49,6 +49,8 @@ pub struct ContainerView {
     pub port: u16,
     /// Whether it runs as its worker's user.
     pub trusted: bool,
+    /// Why it is where it is; of an adopted one that is not known.
+    pub chosen: Option<Choice>,
 }
 
 /// Where a live input is.
@@ -127,6 +129,7 @@ impl Function {
             inputs: (c.leases.len() + c.requests.len()) as u32,
             port: c.port,
             trusted: c.trusted,
+            chosen: c.chosen,
         })
     }
 
@@ -135,68 +138,12 @@ impl Function {
         self.calls.get(&id).map(|c| (c.kind, c.counts, c.state())).or_else(|| self.parked_view(id))
     }
 
-    /// Why inputs wait, or why there are fewer containers than wanted, if that is so.
-    pub fn waiting(&self) -> Option<Waiting> {
-        let facts = self.facts();
-        (facts.pending > 0 || facts.live < self.wanted).then(|| self.why())
-    }
-
-    fn why(&self) -> Waiting {
-        let facts = self.facts();
-        if self.holding {
-            return Waiting::new("recovering", "after a restart, known workers are asked what they still hold");
-        }
-        if self.store_full {
-            return Waiting::new(
-                "store",
-                "the store has room for the ends of what runs, and for nothing more: free some space on its disk, or cancel calls",
-            );
-        }
-        if self.starts.failed > 0 {
-            let detail = format!(
-                "{} starts in a row failed, the next is tried at most {} s after the last; last: {}",
-                self.starts.failed,
-                self.limits.start_backoff_max_ms / 1000,
-                self.starts.last
-            );
-            return Waiting::new("image_backoff", detail);
-        }
-        if let Some(why) = &self.unplaced {
-            return why.clone();
-        }
-        if facts.starting > 0 && facts.starting == facts.live {
-            let found = self.starts.looked.as_ref().map_or_else(String::new, |looked| format!(": {looked}"));
-            let count = match facts.starting {
-                1 => "a container is starting".to_owned(),
-                more => format!("{more} containers are starting"),
-            };
-            return Waiting::new("starting", count + &found);
-        }
-        if self.batch_due().is_some() {
-            return Waiting::new(
-                "batch",
-                "a batch is being collected and leaves when it is full or its wait_ms has passed",
-            );
-        }
-        if self.queue.ready() == 0 && !self.delayed.is_empty() && !self.web.waits() {
-            return Waiting::new("retry_backoff", "every waiting input pauses before its next attempt");
-        }
-        if self.queue.ready() == 0 && self.has_live() && !self.web.waits() {
-            let detail = format!("a map runs at most {} inputs at once", self.limits.map_running);
-            return Waiting::new("map_limit", detail);
-        }
-        if facts.live >= facts.max {
-            let detail = format!("max_containers is {} and all containers are busy", facts.max);
-            return Waiting::new("max_containers", detail);
-        }
-        Waiting::new("busy", format!("all {} containers are busy", facts.live))
-    }
-
     /// Where an input of a live call is. `None`: it ended, or does not exist.
     pub fn input(&self, id: CallId, index: u64) -> Option<InputView> {
         if self.parked.has(id) {
             let submitted = Time(id.born_ms() * 1000);
-            return (index == 0).then(|| InputView::Pending { submitted, tries: None, why: self.why() });
+            let why = self.input_waits(id, index).told(self.now);
+            return (index == 0).then_some(InputView::Pending { submitted, tries: None, why });
         }
         let call = self.calls.get(&id)?;
         for (container, c) in self.pool.iter() {
@@ -211,24 +158,18 @@ impl Function {
                 });
             }
         }
-        if let Some((due, input)) = self.delayed.find(id, index) {
-            let wait_s = due.since_ms(self.now) as f64 / 1000.0;
-            let failed = input.failures();
-            return Some(InputView::Pending {
-                submitted: input.submitted,
-                tries: input.tries.clone(),
-                why: Waiting::new("retry_backoff", format!("attempt {failed} failed, the next begins in {wait_s} s")),
-            });
+        let why = || self.input_waits(id, index).told(self.now);
+        if let Some((_, input)) = self.delayed.find(id, index) {
+            return Some(InputView::Pending { submitted: input.submitted, tries: input.tries.clone(), why: why() });
         }
         let known = self.queue.find(id, index);
         let submitted = known.map_or(call.created, |q| q.submitted);
         let stored_tries = || call.bulk.as_ref().and_then(|b| b.attempted.get(&index).cloned());
         let tries = known.map_or_else(stored_tries, |q| q.tries.clone());
         let stored = call.bulk.as_ref().is_some_and(|bulk| {
-            let unloaded = bulk.tail.iter().chain(bulk.loading.values());
-            let mut holding = unloaded.filter(|s| (s.first..s.first + u64::from(s.count)).contains(&index));
-            holding.next().is_some() && !bulk.ended.has(index)
+            let mut unloaded = bulk.tail.iter().chain(bulk.loading.values());
+            unloaded.any(|segment| segment.covers(index)) && !bulk.ended.has(index)
         });
-        (known.is_some() || stored).then(|| InputView::Pending { submitted, tries, why: self.why() })
+        (known.is_some() || stored).then(|| InputView::Pending { submitted, tries, why: why() })
     }
 }

@@ -22,6 +22,7 @@ mod settings;
 mod settle;
 mod start;
 mod timer;
+mod waits;
 mod web;
 
 pub use call::Runs;
@@ -59,6 +60,7 @@ use std::{
     sync::Arc,
 };
 use timer::Timer;
+use waits::Stop;
 use web::Web;
 
 /// Inputs of a function that wait or run, by who waits for them.
@@ -120,6 +122,8 @@ pub struct Function {
     over_since: Option<Time>,
     wanted: u32,
     bid: Bid,
+    /// At what the last dispatch stopped.
+    stopped: Stop,
     grants_seen: u64,
     unplaced: Option<Waiting>,
     decisions: VecDeque<Decision>,
@@ -186,6 +190,7 @@ impl Function {
             over_since: None,
             wanted: 0,
             bid: Bid::default(),
+            stopped: Stop::default(),
             grants_seen: 0,
             unplaced: None,
             decisions: VecDeque::new(),
@@ -214,12 +219,12 @@ impl Function {
         self.run_due(now, out);
         self.release_delayed(now);
         self.free_old_keys(now, out);
-        self.dispatch(now, out);
+        self.stopped = self.dispatch(now, out);
         self.record_ends(now, out);
         if self.may_run_next() {
             // A run that the one which has just ended held up.
             self.run_due(now, out);
-            self.dispatch(now, out);
+            self.stopped = self.dispatch(now, out);
         }
         self.load_tails(out);
         self.fetch_parked(out);
@@ -251,8 +256,8 @@ impl Function {
             Event::Fetched(calls) => self.fetched(now, calls),
             Event::Enter { request } => self.enter(now, request)?,
             Event::Leave { request, spoilt } => self.leave(now, request, spoilt, out),
-            Event::Granted { container, worker, amount, gpu } => {
-                self.granted(now, container, (worker, amount, gpu), out);
+            Event::Granted { container, worker, amount, gpu, chosen } => {
+                self.granted(now, container, (worker, amount, gpu, chosen), out);
             }
             Event::Unplaced(why) => self.unplaced = Some(why),
             Event::GiveWay { worker, count, busy } => self.give_way(worker.as_ref(), count, busy, out),

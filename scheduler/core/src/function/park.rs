@@ -47,6 +47,11 @@ impl Parked {
         self.waiting.contains(&call) || self.fetching.contains(&call)
     }
 
+    /// Whether the store was asked for any.
+    pub fn is_asked_for(&self) -> bool {
+        !self.fetching.is_empty()
+    }
+
     /// How many there are.
     pub fn len(&self) -> u64 {
         (self.waiting.len() + self.fetching.len()) as u64

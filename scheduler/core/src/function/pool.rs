@@ -1,7 +1,7 @@
 //! A function's containers: who can take more, who idles, and how starts went.
 
 use super::queue::Queued;
-use crate::limits::Limits;
+use crate::{decision::Choice, limits::Limits};
 use capstan_common::{
     container::ContainerState,
     function::FunctionSpec,
@@ -68,6 +68,8 @@ pub struct Container {
     pub adopted: bool,
     /// Whether it runs as its worker's user.
     pub trusted: bool,
+    /// Why it is where it is; of an adopted one that is not known.
+    pub chosen: Option<Choice>,
     /// When the function last asked for more containers before this one came, or it was adopted.
     pub decided: Time,
     /// When it was given its place, or was adopted.

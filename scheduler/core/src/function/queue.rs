@@ -46,6 +46,12 @@ struct Lane {
     in_ring: bool,
 }
 
+impl Lane {
+    fn is_held_back(&self) -> bool {
+        !self.ready.is_empty() && self.running >= self.running_max
+    }
+}
+
 /// The waiting inputs of a function whose payloads are in memory.
 #[derive(Debug, Clone, Default)]
 pub struct Queue {
@@ -126,6 +132,16 @@ impl Queue {
     /// Looks at one input that waits in memory.
     pub fn find(&self, call: CallId, index: u64) -> Option<&Queued> {
         self.lanes.get(&call)?.ready.iter().find(|q| q.index == index)
+    }
+
+    /// Whether a call has inputs that wait for others of it to end.
+    pub fn is_call_held_back(&self, call: CallId) -> bool {
+        self.lanes.get(&call).is_some_and(Lane::is_held_back)
+    }
+
+    /// Whether any has.
+    pub fn is_held_back(&self) -> bool {
+        self.lanes.values().any(Lane::is_held_back)
     }
 
     /// Removes one input wherever it waits.

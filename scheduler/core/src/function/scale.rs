@@ -208,11 +208,6 @@ impl Function {
         let pausing = self.starts.not_before > self.now && self.wanted > self.pool.live();
         pausing.then_some(self.starts.not_before)
     }
-
-    /// Whether any container could take work now or soon.
-    pub(super) fn has_live(&self) -> bool {
-        self.pool.iter().any(|(_, c)| matches!(c.life, Life::Ready | Life::Starting))
-    }
 }
 
 /// The sizing rule (SPEC §2.2), with the term that decided.

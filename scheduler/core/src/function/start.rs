@@ -6,7 +6,7 @@ use super::{
     settle::Attempt,
 };
 use crate::{
-    decision::Waiting,
+    decision::{Choice, Waiting},
     effect::{Effect, Notice, Output},
 };
 use capstan_common::{
@@ -32,7 +32,7 @@ impl Function {
         &mut self,
         now: Time,
         id: ContainerId,
-        (worker, amount, gpu): (WorkerId, Amount, Option<GpuRequest>),
+        (worker, amount, gpu, chosen): (WorkerId, Amount, Option<GpuRequest>, Choice),
         out: &mut Output,
     ) {
         self.grants_seen += 1;
@@ -66,6 +66,7 @@ impl Function {
                 life: Life::Starting,
                 adopted: false,
                 trusted: spec.trusted,
+                chosen: Some(chosen),
                 decided: self.bid.asked_at().min(now),
                 placed: now,
                 since: now,

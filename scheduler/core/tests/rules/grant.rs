@@ -7,6 +7,7 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::{
+    decision::Choice,
     effect::{Demand, Effect, Output},
     event::Event,
     function::Function,
@@ -31,7 +32,13 @@ fn demand(effects: &[Effect]) -> Demand {
 fn granted(container: u64, asked: &Demand) -> Event {
     let gpu = asked.gpus.first().cloned();
     let amount = asked.amount.with_gpus(gpu.as_ref().map_or(0, |gpu| gpu.count));
-    Event::Granted { container: ContainerId(container), worker: WorkerId("w".into()), amount, gpu }
+    Event::Granted {
+        container: ContainerId(container),
+        worker: WorkerId("w".into()),
+        amount,
+        gpu,
+        chosen: Choice::MostFreeCpu,
+    }
 }
 
 /// A function whose input waits for a container while another revision comes: what was asked for before and after.

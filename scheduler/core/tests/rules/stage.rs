@@ -12,6 +12,7 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::{
+    decision::Choice,
     effect::{Effect, Output, Promise},
     event::{Event, FailFast, Inputs, Opening},
     function::{Function, ZeroRule},
@@ -136,7 +137,13 @@ impl Stage {
                         self.placed.push(container);
                         let gpu = demand.gpus.first().cloned();
                         let amount = demand.amount.with_gpus(gpu.as_ref().map_or(0, |gpu| gpu.count));
-                        follow.push(Event::Granted { container, worker: WorkerId("w".into()), amount, gpu });
+                        follow.push(Event::Granted {
+                            container,
+                            worker: WorkerId("w".into()),
+                            amount,
+                            gpu,
+                            chosen: Choice::MostFreeCpu,
+                        });
                         if self.ready_at_once {
                             follow.push(Event::Ready { container, phases: Vec::new(), port: PORT });
                         }

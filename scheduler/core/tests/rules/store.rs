@@ -9,7 +9,9 @@ use capstan_common::{
 };
 use capstan_scheduler_core::{
     event::{Event, Fetched, Inputs},
+    function::InputView,
     limits::Limits,
+    record::Segment,
 };
 use serde_json::json;
 
@@ -84,4 +86,44 @@ fn a_map_whose_stream_broke_ends_as_cancelled_however_much_of_it_has_succeeded()
     stage.finish();
     let ended = stage.ended.iter().find(|(id, _)| *id == call).unwrap();
     assert_eq!(ended.1, CallState::Cancelled);
+}
+
+#[test]
+fn what_lies_in_the_store_waits_for_the_store_and_for_nothing_else() {
+    // RELIABILITY L2
+    let spec = http(json!({"autoscaler": {"min_containers": 1, "max_containers": 1}}));
+    let mut stage = Stage::limited(spec.clone(), Limits { spawn_head: 1, ..Limits::default() });
+    let segment = Segment { number: 0, first: 0, count: 10 };
+    stage.open(1, CallKind::SpawnMap, Inputs::Stored(vec![segment])).unwrap();
+    let why = |stage: &Stage, call: u128, index: u64| match stage.core.input(CallId(call), index) {
+        Some(InputView::Pending { why, .. }) => why,
+        other => panic!("{other:?}"),
+    };
+    let (waiting, of_input) = (stage.core.waiting().unwrap(), why(&stage, 1, 3));
+    assert_eq!((waiting.code, of_input.code), ("store", "store"), "a container is idle");
+    assert!(of_input.detail.contains("has not answered yet"), "{of_input:?}");
+    let payloads = vec![Payload::Inline("1".into()); 10];
+    stage.step(Event::Loaded { call: CallId(1), number: 0, payloads }).unwrap();
+    assert_eq!((stage.core.waiting().unwrap().code, why(&stage, 1, 3).code), ("max_containers", "max_containers"));
+    // What is behind others in the store waits for what they wait for.
+    (2..6).for_each(|call| stage.one(call, CallKind::Spawn).unwrap());
+    assert_eq!(why(&stage, 5, 0).code, "max_containers");
+}
+
+#[test]
+fn a_call_at_its_own_limit_says_so_and_another_does_not() {
+    // RELIABILITY L2
+    let spec = http(json!({"autoscaler": {"min_containers": 2, "max_containers": 2}}));
+    let mut stage = Stage::limited(spec, Limits { map_running: 1, ..Limits::default() });
+    stage.open(1, CallKind::Map, Inputs::Later).unwrap();
+    let payloads = vec![Payload::Inline("1".into()); 3];
+    stage.step(Event::Arrive { call: CallId(1), payloads }).unwrap();
+    assert_eq!(stage.core.waiting().unwrap().code, "map_limit");
+    (2..4).for_each(|call| stage.one(call, CallKind::Invoke).unwrap());
+    let code = |call: u128, index: u64| match stage.core.input(CallId(call), index) {
+        Some(InputView::Pending { why, .. }) => why.code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((code(1, 2), code(3, 0)), ("map_limit", "max_containers"));
+    assert_eq!(stage.core.waiting().unwrap().code, "max_containers", "what could leave comes first");
 }

@@ -40,7 +40,7 @@ const STRANGERS: usize = 1024;
 const STRANGERS_OF_ONE: usize = 512;
 /// Connections of one address that have a turn or wait for one; more are closed. A rack of workers behind one address comes at once
 /// when its scheduler is back.
-const WAITING_OF_ONE: usize = 1 << 13;
+const WAITING_OF_ONE: usize = 1 << 10;
 /// How often a connection that is closed is told of.
 const WARN: Duration = Duration::from_secs(10);
 

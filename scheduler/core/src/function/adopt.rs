@@ -108,7 +108,7 @@ impl Function {
             return;
         }
         // The autoscaler hears of the container, and must know whose it is.
-        self.bid.again();
+        self.sizing.bid.again();
         out.effects.push(Effect::Hold {
             container: held.container,
             worker: worker.clone(),

@@ -1,5 +1,6 @@
 //! What the autoscaler was told of a function's demand, compared whole, and when it is told of the next.
 
+use crate::decision::Waiting;
 use capstan_common::{id::Revision, time::Time};
 
 /// That more or fewer containers could give way is told so long after it began: each input that ends may leave one more, and each
@@ -30,12 +31,22 @@ pub struct Bid {
     spare_due: Option<Time>,
     /// When more containers were last asked for.
     asked_at: Time,
+    /// Grants that the function has seen so far.
+    grants_seen: u64,
+    /// Why the next container has no place.
+    unplaced: Option<Waiting>,
 }
 
 impl Default for Bid {
     /// Who has told nothing is taken for one that wants nothing.
     fn default() -> Self {
-        Self { told: Some((Revision(0), Numbers::default())), spare_due: None, asked_at: Time(0) }
+        Self {
+            told: Some((Revision(0), Numbers::default())),
+            spare_due: None,
+            asked_at: Time(0),
+            grants_seen: 0,
+            unplaced: None,
+        }
     }
 }
 
@@ -62,8 +73,32 @@ impl Bid {
         if self.told.is_none_or(|(_, before)| numbers.missing > before.missing) {
             self.asked_at = now;
         }
+        if numbers.missing == 0 {
+            self.unplaced = None;
+        }
         (self.told, self.spare_due) = (Some((revision, numbers)), None);
         true
+    }
+
+    /// The autoscaler has granted a container.
+    pub fn granted(&mut self) {
+        self.grants_seen += 1;
+        self.unplaced = None;
+    }
+
+    /// Grants that the function has seen so far.
+    pub fn grants_seen(&self) -> u64 {
+        self.grants_seen
+    }
+
+    /// The autoscaler, or the worker that it chose, had no room.
+    pub fn refused(&mut self, why: Waiting) {
+        self.unplaced = Some(why);
+    }
+
+    /// Why the next container has no place, if it has none.
+    pub fn unplaced(&self) -> Option<&Waiting> {
+        self.unplaced.as_ref()
     }
 
     /// When the next alarm is due, if any.

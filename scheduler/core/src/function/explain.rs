@@ -93,7 +93,7 @@ impl Function {
             backlog: facts.pending,
             running: facts.running,
             containers,
-            desired: self.wanted,
+            desired: self.sizing.wanted(),
             late_outcomes: self.late_outcomes,
         }
     }
@@ -105,7 +105,7 @@ impl Function {
 
     /// The latest decisions, newest first.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
-        self.decisions.iter().rev()
+        self.sizing.decisions()
     }
 
     /// When the revision's latest containers became ready, and how long each took from its place to there, in microseconds.

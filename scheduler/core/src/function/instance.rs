@@ -17,7 +17,7 @@ impl Function {
         let (waiting, inside) = self.web.counts();
         let works = !self.pool.is_empty() || !self.calls.is_empty() || self.parked.len() + waiting + inside > 0;
         let referenced = !self.keys.is_empty() || self.overrides != Overrides::default();
-        works || referenced || self.wanted > 0 || self.holding
+        works || referenced || self.sizing.wanted() > 0 || self.holding
     }
 
     /// An instance that has been unused for long enough goes.

@@ -20,6 +20,7 @@ mod recover;
 mod scale;
 mod settings;
 mod settle;
+mod sizing;
 mod start;
 mod timer;
 mod waits;
@@ -29,32 +30,29 @@ pub use call::Runs;
 pub use explain::{InputView, Stats};
 pub use model::ZeroRule;
 pub use recover::{RecoveredCall, Recovery};
-pub use scale::size;
+pub use sizing::size;
 pub use timer::{ScheduleView, call_of};
 
 use crate::{
-    decision::{Decision, Waiting},
     effect::{Effect, Output},
     event::Event,
     limits::Limits,
     record::{Deployment, Record, UsedKey},
 };
-use bid::Bid;
 use call::Call;
 use capstan_common::{
     call::CallKind,
     function::{AutoscalerSettings, FunctionSpec, Overrides},
     id::{CallId, Epoch, FunctionKey, LeaseId, Minter, Revision},
-    profile::Profiles,
     refusal::{Code, Refusal},
     time::Time,
     validate,
 };
 use delayed::Delayed;
-use model::Model;
 use park::Parked;
 use pool::{Life, Pool, Starts};
 use queue::Queue;
+use sizing::Sizing;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -109,26 +107,14 @@ pub struct Function {
     parked: Parked,
     pool: Pool,
     starts: Starts,
-    /// Exponential average of how long an input runs, in microseconds.
-    run_us: Option<u64>,
     interactive: Side,
     background: Side,
     /// Inputs that maps may send without asking.
     credit: u64,
     timer: Timer,
-    profiles: Profiles,
-    model: Model,
-    /// Since when the pool is far larger than what is wanted.
-    over_since: Option<Time>,
-    wanted: u32,
-    bid: Bid,
+    sizing: Sizing,
     /// At what the last dispatch stopped.
     stopped: Stop,
-    grants_seen: u64,
-    unplaced: Option<Waiting>,
-    decisions: VecDeque<Decision>,
-    /// When decisions that are in memory only are made durable.
-    decisions_due: Option<Time>,
     keys: BTreeMap<String, UsedKey>,
     key_ages: VecDeque<(Time, String)>,
     late_outcomes: u64,
@@ -180,21 +166,12 @@ impl Function {
             parked: Parked::default(),
             pool: Pool::default(),
             starts: Starts::default(),
-            run_us: None,
             interactive: Side::default(),
             background: Side::default(),
             credit: 0,
             timer: Timer::default(),
-            profiles: Profiles::default(),
-            model: Model::default(),
-            over_since: None,
-            wanted: 0,
-            bid: Bid::default(),
+            sizing: Sizing::default(),
             stopped: Stop::default(),
-            grants_seen: 0,
-            unplaced: None,
-            decisions: VecDeque::new(),
-            decisions_due: None,
             keys: BTreeMap::new(),
             key_ages: VecDeque::new(),
             late_outcomes: 0,
@@ -213,7 +190,7 @@ impl Function {
 
     /// What follows from any event: inputs leave, ends are recorded, the pool is sized.
     fn conclude(&mut self, now: Time, out: &mut Output) {
-        if self.profiles.turn(now) {
+        if self.sizing.profiles.turn(now) {
             self.settle_settings();
         }
         self.run_due(now, out);
@@ -228,7 +205,7 @@ impl Function {
         }
         self.load_tails(out);
         self.fetch_parked(out);
-        self.ask_requests(now, out);
+        self.ask_requests(out);
         self.grant_credit(out);
         self.rescale(now, out);
         self.go_if_unused(now, out);
@@ -240,10 +217,10 @@ impl Function {
             Event::Remove => self.remove(now, out),
             Event::Patch(patch) => self.patch(&patch, out)?,
             Event::Pause(paused) => self.pause(now, paused, out)?,
-            Event::Ruled(rule) => self.set_rule(rule),
+            Event::Ruled(rule) => self.sizing.model.set_rule(rule),
             Event::Looked { container, detail } => self.looked(container, detail),
             Event::Counted { container, value } => self.counted(now, container, value),
-            Event::Asked(requests) => self.asked(now, requests),
+            Event::Asked(requests) => self.sizing.model.answered(now, requests),
             Event::Touch => self.touch(now)?,
             Event::Open(opening) => return self.open(now, *opening, out).map(Some),
             Event::Arrive { call, payloads } => self.arrive(now, call, payloads)?,
@@ -259,7 +236,7 @@ impl Function {
             Event::Granted { container, worker, amount, gpu, chosen } => {
                 self.granted(now, container, (worker, amount, gpu, chosen), out);
             }
-            Event::Unplaced(why) => self.unplaced = Some(why),
+            Event::Unplaced(why) => self.sizing.bid.refused(why),
             Event::GiveWay { worker, count, busy } => self.give_way(worker.as_ref(), count, busy, out),
             Event::Refused { container, reason } => self.refused(now, container, reason, out),
             Event::Spawned { .. } | Event::Alarm => {}
@@ -285,7 +262,7 @@ impl Function {
         self.overrides = Overrides::default();
         self.begin_revision(now, out);
         self.starts = Starts::default();
-        self.bid.again();
+        self.sizing.bid.again();
         self.retire_all(out);
         self.expel_unserved(out);
         out.records.push(Record::Deployed(self.deployed.clone()));
@@ -295,11 +272,10 @@ impl Function {
 
     /// What a revision brings besides its settings.
     fn begin_revision(&mut self, now: Time, out: &mut Output) {
-        self.profiles = Profiles::of(&self.deployed.spec.profiles);
-        self.profiles.turn(now);
+        self.sizing.begin_revision(&self.deployed.spec, now);
         self.settle_settings();
         self.set_timer(now, out);
-        self.was_active(now);
+        self.sizing.model.was_active(now);
     }
 
     /// Every container takes nothing new; idle ones stop now, busy ones when they are done.
@@ -397,10 +373,12 @@ impl Function {
     /// The next time that the function wants an `Alarm`, if any.
     pub fn next_alarm(&self) -> Option<Time> {
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
-        let pool =
-            [self.batch_due(), self.idle_due(), self.start_due(), self.over_due(), self.unused_due(), self.bid.due()];
-        let times = [self.timer_due(), self.profiles.next(), self.retention_due(), self.ask_due(), self.decisions_due];
-        [self.delayed.next_due(), key].into_iter().chain(pool).chain(times).flatten().min()
+        let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.unused_due(), self.timer_due()];
+        let (sizing, seen) = (&self.sizing, self.seen());
+        let model = [sizing.model.retention_due(&seen), sizing.model.ask_due(&seen)];
+        let sizes =
+            [sizing.over_due(self.now, &self.limits), sizing.bid.due(), sizing.profiles.next(), sizing.record_due()];
+        [self.delayed.next_due(), key].into_iter().chain(pool).chain(model).chain(sizes).flatten().min()
     }
 
     /// The function's name.

@@ -16,7 +16,6 @@ use capstan_common::{
     function::Overrides,
     id::{CallId, Epoch, FunctionKey},
     input::Payload,
-    profile::Profiles,
     time::Time,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -68,7 +67,7 @@ impl Function {
         let mut function = Self::new(recovery.key, epoch, limits, recovery.deployed, recovery.overrides);
         function.now = now;
         function.holding = true;
-        function.decisions = recovery.decisions.into();
+        function.sizing.recover(recovery.decisions);
         let mut keys = recovery.keys;
         keys.sort_by(|a, b| (a.1.at, &a.0).cmp(&(b.1.at, &b.0)));
         if mutated!(function.limits.mutant, KEY_FORGOTTEN) {
@@ -82,12 +81,11 @@ impl Function {
             function.recover_call(now, call, out);
         }
         recovery.parked.into_iter().for_each(|call| function.park(call));
-        function.profiles = Profiles::of(&function.deployed.spec.profiles);
-        function.profiles.turn(now);
+        function.sizing.begin_revision(&function.deployed.spec, now);
         function.settle_settings();
         function.recover_timer(now, recovery.schedule);
         // What happened before is not known, and unknown is not zero.
-        function.was_active(now);
+        function.sizing.model.was_active(now);
         function.conclude(now, out);
         function
     }

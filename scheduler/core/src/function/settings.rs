@@ -14,7 +14,7 @@ impl Function {
     /// The settings that hold: as deployed, then the profiles of this time, then what an operator has set.
     pub(super) fn settle_settings(&mut self) {
         let spec = &self.deployed.spec;
-        let profiles = self.profiles.active().map(|n| &spec.profiles[n].autoscaler);
+        let profiles = self.sizing.profiles.active().map(|n| &spec.profiles[n].autoscaler);
         let settings = profiles.fold(spec.autoscaler.clone(), |settings, profile| profile.over(&settings));
         self.effective = self.overrides.over(&settings);
         // An override was checked against what held when it was made; a profile never lifts the minimum over the maximum.
@@ -27,7 +27,7 @@ impl Function {
 
     /// Names of the profiles that hold.
     pub fn active_profiles(&self) -> Vec<&str> {
-        self.profiles.active().map(|n| self.deployed.spec.profiles[n].name.as_str()).collect()
+        self.sizing.profiles.active().map(|n| self.deployed.spec.profiles[n].name.as_str()).collect()
     }
 
     /// What of the operator's settings will not hold in full while a profile does.
@@ -45,7 +45,7 @@ impl Function {
         }
         let before = if of_new_instance { Overrides::default() } else { self.overrides.clone() };
         let overrides = patch.apply(&before);
-        let active: Vec<&Profile> = self.profiles.active().map(|n| &spec.profiles[n]).collect();
+        let active: Vec<&Profile> = self.sizing.profiles.active().map(|n| &spec.profiles[n]).collect();
         let settings = active.iter().fold(spec.autoscaler.clone(), |settings, p| p.autoscaler.over(&settings));
         let source = |field: &str| {
             let said = match active.iter().rev().find(|profile| profile.autoscaler.sets(field)) {

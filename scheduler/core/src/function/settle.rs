@@ -71,7 +71,7 @@ impl Function {
         self.drop_late(id, &worker, late, out);
         let leases: Vec<LeaseId> = settled.iter().map(|(done, _)| done.held.lease).collect();
         for (done, lease) in settled {
-            self.ran(done.run_us);
+            self.sizing.ran(done.run_us);
             let attempt = Attempt { container: id, given: lease.given, run_us: done.run_us };
             self.queue.release(lease.input.call, 1);
             match done.result {

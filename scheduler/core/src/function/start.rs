@@ -35,8 +35,7 @@ impl Function {
         (worker, amount, gpu, chosen): (WorkerId, Amount, Option<GpuRequest>, Choice),
         out: &mut Output,
     ) {
-        self.grants_seen += 1;
-        self.unplaced = None;
+        self.sizing.bid.granted();
         let spec = self.deployed.spec.clone();
         let (wishes, gpus) = (spec.gpus(), gpu.as_ref().map_or(0, |gpu| gpu.count));
         let serves = gpu.as_ref().map_or(wishes.is_empty(), |gpu| wishes.contains(gpu))
@@ -45,7 +44,7 @@ impl Function {
             out.effects.push(Effect::Release(id));
             if !serves {
                 // It was asked for before another revision came, which wants something else.
-                self.bid.again();
+                self.sizing.bid.again();
             }
             return;
         }
@@ -67,7 +66,7 @@ impl Function {
                 adopted: false,
                 trusted: spec.trusted,
                 chosen: Some(chosen),
-                decided: self.bid.asked_at().min(now),
+                decided: self.sizing.bid.asked_at().min(now),
                 placed: now,
                 since: now,
                 leases: BTreeMap::new(),
@@ -88,7 +87,7 @@ impl Function {
             return;
         }
         out.effects.push(Effect::Release(id));
-        self.unplaced = Some(Waiting::new("no_capacity", &*reason));
+        self.sizing.bid.refused(Waiting::new("no_capacity", &*reason));
         self.starts.not_before = self.starts.not_before.max(now.plus_ms(REFUSED_PAUSE_MS));
     }
 
@@ -155,13 +154,13 @@ impl Function {
     /// Others wait: the longest idle containers above what is wanted stop, whatever their window; if busy ones are meant too,
     /// those with the least work take nothing new, down to the minimum.
     pub(super) fn give_way(&mut self, worker: Option<&WorkerId>, count: u32, busy: bool, out: &mut Output) {
-        let keep = if busy { self.facts().min } else { self.wanted.max(self.facts().min) };
+        let keep = if busy { self.facts().min } else { self.sizing.wanted().max(self.facts().min) };
         let above = self.pool.live().saturating_sub(keep);
         for id in self.pool.lightest(worker, busy, count.min(above) as usize) {
             self.retire(id, "gives way to waiting work", out);
         }
         // The question is answered, also when nothing could be given.
-        self.bid.again();
+        self.sizing.bid.again();
     }
 
     pub(super) fn drain_worker(&mut self, worker: &WorkerId, out: &mut Output) {
@@ -173,7 +172,7 @@ impl Function {
 
     pub(super) fn ended(&mut self, now: Time, id: ContainerId, ending: Ending, begun: &[LeaseId], out: &mut Output) {
         let Some(container) = self.pool.remove(id) else { return };
-        self.forget_counter(id);
+        self.sizing.model.forget_counter(id);
         out.effects.push(Effect::Release(id));
         let detail = ending.sentence();
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: detail.clone() }));
@@ -225,7 +224,7 @@ impl Function {
 
     pub(super) fn container_lost(&mut self, now: Time, id: ContainerId, why: &str, out: &mut Output) {
         let Some(container) = self.pool.remove(id) else { return };
-        self.forget_counter(id);
+        self.sizing.model.forget_counter(id);
         out.effects.push(Effect::Release(id));
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: why.into() }));
         self.expel_from(id, why, out);

@@ -89,7 +89,7 @@ impl Function {
     /// Why inputs wait, or why there are fewer containers than wanted, if that is so.
     pub fn waiting(&self) -> Option<Waiting> {
         let facts = self.facts();
-        (facts.pending > 0 || facts.live < self.wanted).then(|| self.waits().told(self.now))
+        (facts.pending > 0 || facts.live < self.sizing.wanted()).then(|| self.waits().told(self.now))
     }
 
     /// Of all that waits, why the first does that could leave.
@@ -144,7 +144,7 @@ impl Function {
             let max_s = self.limits.start_backoff_max_ms / 1000;
             return Waits::Backoff(self.starts.failed, max_s, self.starts.last.to_string());
         }
-        if let Some(why) = &self.unplaced {
+        if let Some(why) = self.sizing.bid.unplaced() {
             return Waits::Unplaced(why.clone());
         }
         if facts.starting > 0 && facts.starting == facts.live {

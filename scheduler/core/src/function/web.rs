@@ -115,7 +115,7 @@ impl Function {
             self.web.past.pop_front();
         }
         self.web.past.push_back((came, now.since_us(admitted)));
-        self.ran(now.since_us(admitted));
+        self.sizing.ran(now.since_us(admitted));
         self.pool.change(id, |container| {
             container.requests.remove(&request);
             container.served += 1;

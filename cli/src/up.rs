@@ -13,6 +13,7 @@ use capstan_scheduler::{
     server::{self, LinkListener, Server},
 };
 use capstan_worker::{Address, Dial, Worker, config::WorkerConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -135,11 +136,35 @@ fn abort_on_panic() {
 /// What the kernel adds to our score when it looks for somebody to end for want of memory: functions have the highest.
 const OOM_SCORE: &str = "-500";
 
+/// Open files that a scheduler and a worker ask for; as many as their systemd units allow.
+const OPEN_FILES: u64 = 65_536;
+/// With fewer than these, strangers at a port could take what the work itself needs.
+const FEW_OPEN_FILES: u64 = 8_192;
+
+/// Raises the number of files that may be open as far as the machine allows: a shell's usual 1,024 is for programs that cannot
+/// deal with more, and each connection and each container takes some.
+fn raise_open_files() {
+    let before = getrlimit(Resource::Nofile);
+    let most = before.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    let may = before.current.unwrap_or(OPEN_FILES).max(most);
+    // What cannot be raised is told below.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(may), ..before });
+    let may = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if may < FEW_OPEN_FILES {
+        tracing::warn!(
+            open_files = may,
+            "few files may be open at once: many connections or containers will be refused; raise the hard limit to {OPEN_FILES} \
+             (LimitNOFILE of a systemd unit, `ulimit -Hn` of a shell)"
+        );
+    }
+}
+
 /// Runs until a signal, then drains; a second signal ends at once.
 pub async fn up(settings: Settings, half: Option<Half>, socket: Option<PathBuf>) -> anyhow::Result<()> {
     abort_on_panic();
     // Not allowed for a plain user: then we are as likely as anybody, and functions go before us all the same.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    raise_open_files();
     let running = match half {
         Some(half) => Running::start_half(settings, half, socket).await?,
         None => Running::start(settings).await?,

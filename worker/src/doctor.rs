@@ -5,7 +5,7 @@ use crate::{
     runtime::{cgroup::Cgroups, isolation::Keeping},
 };
 use capstan_common::{isolation::Level, users::Users};
-use rustix::process::getuid;
+use rustix::process::{Resource, getrlimit, getuid};
 use serde::Serialize;
 use std::fs;
 
@@ -75,6 +75,7 @@ pub fn examine(config: &WorkerConfig) -> Result<Vec<Finding>, String> {
             }),
         },
         memory_score(),
+        open_files(),
     ])
 }
 
@@ -97,6 +98,20 @@ fn help(level: Level) -> Option<String> {
             let why = if shut.is_empty() { "user namespaces are forbidden here".to_owned() } else { shut.join("; ") };
             Some(format!("{why}; or run the worker as root"))
         }
+    }
+}
+
+/// How many files a worker or a scheduler that is started here may have open at once.
+fn open_files() -> Finding {
+    const ENOUGH: u64 = 8_192;
+    let most = getrlimit(Resource::Nofile).maximum;
+    let few = most.is_some_and(|most| most < ENOUGH);
+    Finding {
+        what: "open files for many connections",
+        state: if few { "partly" } else { "yes" },
+        detail: most.map_or_else(|| "as many as it likes".into(), |most| format!("at most {most} at once")),
+        help: few
+            .then(|| "raise the hard limit to 65536: LimitNOFILE of a systemd unit, `ulimit -Hn` of a shell".into()),
     }
 }
 

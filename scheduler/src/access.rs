@@ -2,7 +2,10 @@
 
 use crate::{
     clock,
-    store::{Change, layout},
+    store::{
+        Change, layout,
+        stored::{self, stored},
+    },
 };
 use capstan_common::time::Time;
 use capstan_scheduler_core::access::{Role, Subject};
@@ -28,6 +31,12 @@ pub struct Token {
     pub created: Time,
 }
 
+stored! {
+    Token, "a token", [None, Some(["default".into()].into())].into_iter().zip([Role::Read, Role::Invoke]).map(|(namespaces, role)| Token {
+        id: "tk-1".into(), name: "ci".into(), subject: Subject { role, namespaces }, hash: [8; 32], created: Time(6),
+    }).collect();
+}
+
 /// Hash of a token.
 fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
@@ -51,7 +60,7 @@ impl Tokens {
         let random = || uuid::Uuid::new_v4().simple().to_string();
         let (text, id) = (format!("cap_{}{}", random(), random()), format!("tk-{}", &random()[..12]));
         let token = Token { id: id.as_str().into(), name, subject, hash: hash(&text), created: clock::now() };
-        let change = Change::Put(layout::token(&id), layout::encode(&token));
+        let change = Change::Put(layout::token(&id), stored::encode(&token));
         (text, token, change)
     }
 
@@ -91,7 +100,7 @@ impl Tokens {
     pub fn hold(&self, stored: impl IntoIterator<Item = Vec<u8>>) -> usize {
         let mut table = Table::default();
         for value in stored {
-            match layout::decode::<Token>(&value) {
+            match stored::decode::<Token>(&value) {
                 Ok(token) => drop(table.readable.insert(token.hash, token)),
                 Err(error) => {
                     tracing::error!(%error, "a stored token cannot be read: it opens nothing");

@@ -1,6 +1,12 @@
 //! The tokens that functions' programs have: signed values, of which nothing is stored. Each is good while its container lives.
 
-use crate::{global::Globals, store::layout};
+use crate::{
+    global::Globals,
+    store::{
+        layout,
+        stored::{self, stored},
+    },
+};
 use anyhow::{Context, Result};
 use capstan_common::{
     function::TokenRole,
@@ -36,15 +42,23 @@ pub struct Claim {
     pub subject: Subject,
 }
 
+/// What functions' tokens are signed with, as it is stored.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct Key([[u8; 16]; 2]);
+
+stored! {
+    Key, "the key of functions' tokens", vec![Key([[1; 16], [2; 16]])];
+}
+
 impl FunctionTokens {
     /// With the cluster's key, made if there is none.
     pub async fn settle(globals: &Globals) -> Result<Self> {
         let random = || uuid::Uuid::new_v4().into_bytes();
-        let drawn: [[u8; 16]; 2] = [random(), random()];
+        let drawn = Key([random(), random()]);
         // Another scheduler may be faster: its key holds.
-        globals.create(layout::FUNCTION_KEY, layout::encode(&drawn)).await?;
+        globals.create(layout::FUNCTION_KEY, stored::encode(&drawn)).await?;
         let stored = globals.get(layout::FUNCTION_KEY).await?.context("the key of functions' tokens is gone")?;
-        let key: [[u8; 16]; 2] = layout::decode(&stored).context("the key of functions' tokens cannot be read")?;
+        let Key(key) = stored::decode(&stored).context("the key of functions' tokens cannot be read")?;
         Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, key.as_flattened()), reached: OnceLock::new() })
     }
 

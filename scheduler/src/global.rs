@@ -4,7 +4,7 @@
 use crate::{
     actor::committer::Committer,
     api::govern::zero_of,
-    store::{Change, Store, StoreError, blocking, etcd::Etcd, layout},
+    store::{Change, Store, StoreError, blocking, etcd::Etcd, layout, stored},
 };
 use bytes::Bytes;
 use capstan_blob::Blobs;
@@ -191,19 +191,19 @@ impl Globals {
 
     /// A scheduler runs now.
     pub async fn remember_time(&self, now: Time) -> Result<(), StoreError> {
-        self.write(vec![Change::Put(layout::LAST.into(), layout::encode(&now))]).await
+        self.write(vec![Change::Put(layout::LAST.into(), stored::encode(&now))]).await
     }
 
     /// When a scheduler was last known to run, if that can be told.
     pub async fn last_time(&self) -> Result<Option<Time>, StoreError> {
-        Ok(self.get(layout::LAST).await?.and_then(|value| layout::decode(&value).ok()))
+        self.get(layout::LAST).await?.map(|value| stored::decode(&value)).transpose()
     }
 
     /// Namespaces with their weights and quotas.
     pub async fn namespaces(&self) -> Result<Vec<(String, Policy)>, StoreError> {
         let read = |(key, value): Pair| {
             let name = String::from_utf8_lossy(&key[layout::NAMESPACES.len()..]).into_owned();
-            match layout::decode(&value) {
+            match stored::decode(&value) {
                 Ok(policy) => Some((name, policy)),
                 Err(error) => {
                     tracing::error!(namespace = name, %error, "a namespace's stored policy cannot be read: set it once more");

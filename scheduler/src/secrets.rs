@@ -1,7 +1,10 @@
 //! Secrets by namespace and name: sets of variables that functions have in their environment. They lie with the cluster's settings,
 //! sealed where a key is configured.
 
-use crate::store::{Change, layout};
+use crate::store::{
+    Change, layout,
+    stored::{self, stored},
+};
 use anyhow::{Context, Result, ensure};
 use capstan_common::id::FunctionKey;
 use data_encoding::HEXLOWER_PERMISSIVE;
@@ -20,13 +23,20 @@ type Name = (Arc<str>, Arc<str>);
 
 /// How a secret is stored.
 #[derive(Serialize, Deserialize)]
-enum Stored {
+pub(crate) enum Stored {
     Plain(Values),
     /// JSON of the values, sealed for its key in the store.
     Sealed {
         nonce: [u8; NONCE_LEN],
         sealed: Vec<u8>,
     },
+}
+
+stored! {
+    Stored, "a secret", vec![
+        Stored::Plain([("A".to_owned(), "b".to_owned())].into()),
+        Stored::Sealed { nonce: [3; NONCE_LEN], sealed: vec![4, 5] },
+    ];
 }
 
 /// All of a cluster.
@@ -63,11 +73,11 @@ impl Secrets {
                 Stored::Sealed { nonce, sealed }
             }
         };
-        Ok(Change::Put(at, layout::encode(&stored)))
+        Ok(Change::Put(at, stored::encode(&stored)))
     }
 
     fn open(&self, at: &[u8], stored: &[u8]) -> Result<Values> {
-        match layout::decode::<Stored>(stored)? {
+        match stored::decode::<Stored>(stored)? {
             Stored::Plain(values) => Ok(values),
             Stored::Sealed { nonce, mut sealed } => {
                 let key = self.key.as_ref().context("it is sealed, and scheduler.secrets_key_file is not set")?;

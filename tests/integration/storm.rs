@@ -12,10 +12,12 @@ use capstan_common::{
 use capstan_scheduler::{
     api::{govern, promql},
     link::check::{self, Check},
-    store::layout::{self, StoredCall, StoredFunction},
+    store::{
+        layout::{self, StoredCall, StoredFunction},
+        stored,
+    },
 };
 use capstan_scheduler_core::{
-    access::Subject,
     autoscaler::Policy,
     record::{Entry, UsedKey},
     scale_to_zero,
@@ -25,6 +27,7 @@ use capstan_tests::{
     raw::Raw,
     real::{Up, echo, memory_mib, spec},
 };
+use data_encoding::HEXLOWER;
 use prost::Message;
 use serde_json::json;
 use std::time::Duration;
@@ -301,25 +304,15 @@ fn mutated_bytes_are_read_or_refused_by_everything_that_reads_them() {
         }
         said
     });
-    let entry: Vec<Entry> = Vec::new();
-    let stored = StoredFunction {
-        revision: 1,
-        at: Default::default(),
-        spec: spec(&["cat"], "exec", json!({})).to_string(),
-        overrides: [None; 4],
-    };
-    let values = vec![
-        layout::encode(&entry).to_vec(),
-        layout::encode(&stored).to_vec(),
-        layout::encode(&Subject::admin()).to_vec(),
-        layout::encode(&Policy::default()).to_vec(),
-        layout::encode(&r#"{"default":{"retention_period":"5m"}}"#.to_owned()).to_vec(),
-    ];
+    // What lies in a store, as the golden file has it.
+    let golden = include_str!("../../scheduler/src/store/stored/golden/now.txt");
+    let values =
+        golden.lines().filter_map(|line| HEXLOWER.decode(line.rsplit(" | ").next()?.as_bytes()).ok()).collect();
     read_all("stored values", 11, values, |bytes| {
-        let function = layout::decode::<StoredFunction>(bytes).and_then(|stored| stored.read().map(drop));
-        let call = layout::decode::<StoredCall>(bytes).map(drop);
-        let _ = (layout::decode::<Vec<Entry>>(bytes).map(drop), layout::decode::<UsedKey>(bytes).map(drop));
-        let _ = (layout::outcomes_within(bytes).map(drop), layout::decode::<Policy>(bytes).map(drop));
+        let function = stored::decode::<StoredFunction>(bytes).and_then(|stored| stored.read().map(drop));
+        let call = stored::decode::<StoredCall>(bytes).map(drop);
+        let _ = (stored::decode::<Vec<Entry>>(bytes).map(drop), stored::decode::<UsedKey>(bytes).map(drop));
+        let _ = (layout::outcomes_within(bytes).map(drop), stored::decode::<Policy>(bytes).map(drop));
         govern::zero_of(bytes).map_or_else(
             || format!("{}{}", word(function), word(call)),
             |data| format!("{} warnings", govern::ZeroConfig::read(data).warnings.len().min(3)),

@@ -8,7 +8,7 @@ use crate::{
         registry::WorkerEntry,
     },
     clock,
-    store::{Change, layout},
+    store::{Change, layout, stored},
     telemetry::metrics::{ContainerLabel, FunctionLabel, state_label},
 };
 use capstan_common::{
@@ -175,7 +175,7 @@ impl Api {
         if name.is_empty() || name.len() > 128 {
             return Err(no_worker(name));
         }
-        let change = Change::Put(layout::revoked(name), layout::encode(&clock::now()));
+        let change = Change::Put(layout::revoked(name), stored::encode(&clock::now()));
         let known = self.env.globals.knows_worker(name).await.map_err(store_refusal)?;
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         self.cut_revoked(name);

@@ -7,7 +7,10 @@ use crate::{
         function::{Deploy, Deployed, Tell},
     },
     clock,
-    store::layout::{self, StoredCall},
+    store::{
+        layout::{self, StoredCall},
+        stored,
+    },
 };
 use capstan_common::{
     function::{ActivitySource, AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
@@ -364,7 +367,7 @@ impl Api {
             last = Some(call);
             // One that expires meanwhile is passed over.
             let Some(bytes) = store.get(&layout::ended(call)).map_err(store_refusal)? else { continue };
-            let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+            let stored: StoredCall = stored::decode(&bytes).map_err(store_refusal)?;
             if stored.function != *key {
                 continue;
             }

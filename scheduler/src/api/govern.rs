@@ -7,7 +7,10 @@ use crate::{
         function::{Reconfigured, Tell},
     },
     clock,
-    store::{Change, layout},
+    store::{
+        Change, layout,
+        stored::{self, stored},
+    },
 };
 use capstan_common::{
     id::{CallId, FunctionKey},
@@ -107,10 +110,18 @@ pub fn entries_of(document: Value) -> Result<Map<String, Value>, Refusal> {
     }
 }
 
+/// The scale-to-zero configuration as it is stored: as JSON.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct ZeroText(String);
+
+stored! {
+    ZeroText, "the scale-to-zero configuration", vec![ZeroText(r#"{"default":{"retention_period":"5m"}}"#.into())];
+}
+
 /// The scale-to-zero configuration as it is stored. One that cannot be read is told of, and holds nothing: that is no reason
 /// not to serve functions.
 pub fn zero_of(value: &[u8]) -> Option<Map<String, Value>> {
-    let text = layout::decode::<String>(value).map_err(|error| error.to_string());
+    let text = stored::decode::<ZeroText>(value).map(|text| text.0).map_err(|error| error.to_string());
     match text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
         Ok(data) => Some(data),
         Err(error) => {
@@ -134,7 +145,7 @@ impl Api {
         let config = tokio::task::spawn_blocking(move || ZeroConfig::read(read)).await;
         let config = config.map_err(|_| Refusal::new(Code::Internal, "the configuration could not be read"))?;
         let text = Value::Object(data).to_string();
-        let change = Change::Put(layout::ZERO.into(), layout::encode(&text));
+        let change = Change::Put(layout::ZERO.into(), stored::encode(&ZeroText(text)));
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         Ok(self.hold_zero(config).await)
     }
@@ -193,7 +204,7 @@ impl Api {
             return Err(Refusal::field("weight", format!("must be from 1 to 1000, is {}", policy.weight)));
         }
         self.must_have_room_anywhere()?;
-        let change = Change::Put(layout::namespace(name), layout::encode(&policy));
+        let change = Change::Put(layout::namespace(name), stored::encode(&policy));
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         self.hold_namespace(name, policy).await;
         self.namespace(name).await
@@ -201,7 +212,7 @@ impl Api {
 
     /// Another scheduler has set it.
     pub async fn adopt_namespace(&self, name: &str, value: &[u8]) {
-        match layout::decode(value) {
+        match stored::decode(value) {
             Ok(policy) => self.hold_namespace(name, policy).await,
             Err(error) => tracing::error!(namespace = name, %error, "a namespace's stored policy cannot be read"),
         }

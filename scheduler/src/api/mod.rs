@@ -25,6 +25,7 @@ use crate::{
     store::{
         StoreError,
         layout::{self, StoredCall},
+        stored,
     },
     tls::Authority,
 };
@@ -244,7 +245,7 @@ impl Api {
             found = self.reading(move |api| api.look_up(call)).await?;
         }
         let Some(bytes) = found else { return Err(self.no_call(call)) };
-        let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+        let stored: StoredCall = stored::decode(&bytes).map_err(store_refusal)?;
         if self.has_expired(&stored) { Err(expired(call)) } else { Ok(stored) }
     }
 
@@ -400,7 +401,7 @@ impl Api {
     ) -> Result<Vec<(CallId, Option<StoredCall>)>, Refusal> {
         let record = |call| {
             let bytes = self.look_up(call)?;
-            Ok((call, bytes.map(|bytes| layout::decode(&bytes)).transpose().map_err(store_refusal)?))
+            Ok((call, bytes.map(|bytes| stored::decode(&bytes)).transpose().map_err(store_refusal)?))
         };
         self.newest(before, limit).into_iter().map(record).collect()
     }

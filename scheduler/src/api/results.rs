@@ -6,7 +6,10 @@ use crate::{
         function::Watch,
         watch::{Update, WATCH_BACKLOG},
     },
-    store::layout::{self, StoredCall},
+    store::{
+        layout::{self, StoredCall},
+        stored,
+    },
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use capstan_common::{
@@ -167,7 +170,7 @@ impl Api {
         let store = &self.home(call.place())?.store;
         let read = || {
             if let Some(bytes) = store.get(&layout::outcomes(call, sequence))? {
-                return layout::decode(&bytes).map(Some);
+                return stored::decode(&bytes).map(Some);
             }
             // The few outcomes of an ended call lie with it.
             let ended = if sequence == 0 { store.get(&layout::ended(call))? } else { None };

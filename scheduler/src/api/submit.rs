@@ -7,7 +7,7 @@ use crate::{
         watch::{Update, WATCH_BACKLOG},
     },
     shard::Env,
-    store::{Change, StoreError, layout},
+    store::{Change, StoreError, layout, stored},
 };
 use actix::Addr;
 use bytes::Bytes;
@@ -354,7 +354,7 @@ impl Upload<'_> {
         let number = self.segments.len() as u32;
         let count = self.payloads.len() as u32;
         self.segments.push(Segment { number, first: self.count - u64::from(count), count });
-        let value = layout::encode(&self.payloads);
+        let value = stored::encode(&self.payloads);
         self.payloads.clear();
         self.bytes = 0;
         let committer = self.env.committer.clone();

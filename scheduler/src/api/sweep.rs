@@ -8,6 +8,7 @@ use crate::{
         Change,
         layout::{self, StoredCall},
         load::each_key,
+        stored,
     },
     tls,
 };
@@ -80,7 +81,7 @@ impl Api {
 
     async fn forget_if_expired(&self, env: &Env, key: &[u8]) -> Result<(), Refusal> {
         let Some(bytes) = env.store.get(key).map_err(store_refusal)? else { return Ok(()) };
-        let stored: StoredCall = layout::decode(&bytes).map_err(store_refusal)?;
+        let stored: StoredCall = stored::decode(&bytes).map_err(store_refusal)?;
         if !self.has_expired(&stored) {
             return Ok(());
         }

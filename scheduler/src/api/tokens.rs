@@ -6,7 +6,7 @@ use crate::{
     clock,
     cluster::Peer,
     function_token::Claim,
-    store::{Change, layout},
+    store::{Change, layout, stored},
 };
 use capstan_common::{
     refusal::{Code, Refusal},
@@ -122,7 +122,7 @@ impl Api {
                 "it is the last token that may govern, and others are in use: revoke those first, or make another one";
             return Err(Refusal::new(Code::Conflict, detail));
         }
-        let revoked = Change::Put(layout::REVOKED.into(), layout::encode(&clock::now()));
+        let revoked = Change::Put(layout::REVOKED.into(), stored::encode(&clock::now()));
         self.env.globals.write(vec![Change::Delete(layout::token(id)), revoked]).await.map_err(store_refusal)?;
         self.env.tokens.revoke(id);
         Ok(())

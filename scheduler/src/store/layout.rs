@@ -24,9 +24,13 @@
 //! | `W` worker | a worker that has joined, and whether it drains |
 //! | `Z` | the scale-to-zero configuration |
 //!
-//! Each value begins with a format version; the rest is `postcard`.
+//! How a value is written is told in `stored.rs`. A worker's value is flags in a row, to which more may be added.
 
-use super::{Change, StoreError, outcomes::Outcomes};
+use super::{
+    Change, StoreError,
+    outcomes::Outcomes,
+    stored::{decode, decode_first, encode, stored},
+};
 use bytes::Bytes;
 use capstan_common::{
     function::Overrides,
@@ -35,7 +39,7 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::record::{CallRecord, Deployment, Entry, Record};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The epoch's key.
@@ -68,8 +72,6 @@ pub const REVOKED: &[u8] = b"V";
 pub const ZERO: &[u8] = b"Z";
 /// The key of the last time that a scheduler was known to run.
 pub const LAST: &[u8] = b"H";
-/// Version of all values.
-pub const VERSION: u8 = 1;
 
 /// What is stored of a function.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -122,21 +124,21 @@ pub struct StoredCall {
     pub here: Vec<Payload>,
 }
 
-/// Writes a value.
-pub fn encode<T: Serialize>(value: &T) -> Bytes {
-    let start = vec![VERSION];
-    postcard::to_extend(value, start).map(Bytes::from).unwrap_or_default()
-}
+/// The last revision of a function that was removed.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Tombstone(pub u32);
 
-/// Reads a value.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
-    match bytes.split_first() {
-        Some((&VERSION, rest)) => {
-            postcard::from_bytes(rest).map_err(|e| StoreError::Damaged(format!("a value cannot be read: {e}")))
-        }
-        Some((version, _)) => Err(StoreError::Newer("a value".into(), u32::from(*version), u32::from(VERSION))),
-        None => Err(StoreError::Damaged("a value is empty".into())),
-    }
+stored! {
+    StoredFunction, "a function", vec![
+        StoredFunction::new(&super::stored::samples::deployment(), &Overrides::default()),
+        StoredFunction::new(&super::stored::samples::deployment(), &Overrides {
+            min_containers: Some(1), max_containers: Some(2), buffer_containers: Some(3), scaledown_window: Some(4),
+        }),
+    ];
+    StoredCall, "a call", super::stored::samples::call_records().into_iter().map(|record| StoredCall {
+        function: super::stored::samples::function(), record, here: super::stored::samples::payloads(),
+    }).collect();
+    Tombstone, "a removed function", vec![Tombstone(300)];
 }
 
 fn key(parts: &[&[u8]]) -> Box<[u8]> {
@@ -236,9 +238,7 @@ fn ended_value(owner: &FunctionKey, record: CallRecord, outcomes: Option<Bytes>)
 
 /// The outcomes that lie with an ended call.
 pub fn outcomes_within(value: &[u8]) -> Result<Option<Vec<Entry>>, StoreError> {
-    let damaged = |e| StoreError::Damaged(format!("a value cannot be read: {e}"));
-    let record = value.get(1..).unwrap_or_default();
-    let (_, rest) = postcard::take_from_bytes::<StoredCall>(record).map_err(damaged)?;
+    let (_, rest) = decode_first::<StoredCall>(value)?;
     if rest.is_empty() { Ok(None) } else { decode(rest).map(Some) }
 }
 
@@ -317,7 +317,7 @@ pub fn changes(
             out.push(Change::Delete(function(owner)));
             out.push(Change::Delete(decisions(owner)));
             out.push(Change::Delete(schedule(owner)));
-            out.push(Change::Put(tombstone(owner), encode(&last.0)));
+            out.push(Change::Put(tombstone(owner), encode(&Tombstone(last.0))));
         }
         Record::CallOpened(record, here) => {
             let here = if record.segments.is_empty() { here } else { Vec::new() };

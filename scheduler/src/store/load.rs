@@ -3,6 +3,7 @@
 use super::{
     Change, Store, StoreError,
     layout::{self, StoredCall, StoredFunction},
+    stored::{self, Stored},
 };
 use capstan_common::{
     call::{CallKind, CallState, Counts},
@@ -39,8 +40,8 @@ pub fn each_key(
     }
 }
 
-fn value<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
-    store.get(key)?.map(|bytes| layout::decode(&bytes)).transpose()
+fn value<T: Stored>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
+    store.get(key)?.map(|bytes| stored::decode(&bytes)).transpose()
 }
 
 /// Reads functions and live calls. Of each function's single calls behind the first `head` only the ids are kept.

@@ -7,6 +7,7 @@ pub mod layout;
 pub mod load;
 pub mod outcomes;
 mod places;
+pub mod stored;
 
 use bytes::Bytes;
 use capstan_common::id::Epoch;

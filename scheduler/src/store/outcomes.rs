@@ -2,10 +2,7 @@
 //! the number of inputs, however slowly their ends trickle in. The last record of a live call is written again with what is
 //! added, until it is full; the outcomes of a call that fit one record lie with the call itself once it has ended.
 
-use super::{
-    Change,
-    layout::{self, VERSION},
-};
+use super::{Change, layout, stored};
 use bytes::Bytes;
 use capstan_common::id::CallId;
 use capstan_scheduler_core::record::Entry;
@@ -20,13 +17,15 @@ struct Open {
     sequence: u64,
     count: u64,
     entries: Vec<u8>,
+    /// The oldest version that can say them all.
+    version: u8,
     /// Whether the store has it, perhaps with fewer entries.
     written: bool,
 }
 
 impl Open {
     fn value(&self) -> Bytes {
-        let head = postcard::to_extend(&self.count, vec![VERSION]).unwrap_or_default();
+        let head = postcard::to_extend(&self.count, vec![self.version.max(1)]).unwrap_or_default();
         [head.as_slice(), &self.entries].concat().into()
     }
 }
@@ -54,6 +53,7 @@ impl Outcomes {
             let before = std::mem::take(&mut open.entries);
             open.entries = postcard::to_extend(entry, before).unwrap_or_default();
             open.count += 1;
+            open.version = open.version.max(stored::version_of(entry));
             if open.entries.len() >= RECORD_BYTES {
                 out.push(Change::Put(layout::outcomes(call, open.sequence), open.value()));
                 *open = Open { sequence: open.sequence + 1, ..Open::default() };
@@ -119,7 +119,7 @@ mod tests {
     }
 
     fn indexes(value: &[u8]) -> Vec<u64> {
-        layout::decode::<Vec<Entry>>(value).unwrap().iter().map(|e| e.index).collect()
+        stored::decode::<Vec<Entry>>(value).unwrap().iter().map(|e| e.index).collect()
     }
 
     #[test]

@@ -6,7 +6,10 @@ pub mod rest;
 use crate::{
     clock,
     global::Globals,
-    store::{Change, StoreError, layout},
+    store::{
+        Change, StoreError, layout,
+        stored::{self, stored},
+    },
     strangers::Guarded,
 };
 use anyhow::{Context, Result, bail};
@@ -43,16 +46,21 @@ const AUTHORITY_DAYS: i64 = 3650;
 
 /// The authority, as it is stored.
 #[derive(Clone, Serialize, Deserialize)]
-struct Stored {
+pub struct StoredAuthority {
     certificate: String,
     key: String,
 }
 
 /// A join token, as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Join {
+pub struct Join {
     hash: [u8; 32],
     until: Time,
+}
+
+stored! {
+    StoredAuthority, "the cluster's authority", vec![StoredAuthority { certificate: "c".into(), key: "k".into() }];
+    Join, "a join token", vec![Join { hash: [9; 32], until: Time(5) }];
 }
 
 /// Signs and checks certificates of one cluster.
@@ -84,12 +92,12 @@ impl Authority {
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             validity(&mut params, AUTHORITY_DAYS * 86_400);
-            let made = Stored { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
+            let made = StoredAuthority { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
             // Another scheduler may be faster: its authority holds.
-            globals.create(layout::AUTHORITY, layout::encode(&made)).await?;
+            globals.create(layout::AUTHORITY, stored::encode(&made)).await?;
         }
         let value = globals.get(layout::AUTHORITY).await?.context("the cluster's authority is gone")?;
-        let stored: Stored = layout::decode(&value)?;
+        let stored: StoredAuthority = stored::decode(&value)?;
         let issuer = Issuer::from_ca_cert_pem(&stored.certificate, KeyPair::from_pem(&stored.key)?)?;
         let certificate = CertificateDer::from_pem_slice(stored.certificate.as_bytes())?;
         Ok(Self { issuer, certificate, pem: stored.certificate, worker_s })
@@ -145,7 +153,7 @@ impl Authority {
         let (id, secret) = (random()[..12].to_owned(), random());
         let claim = format!("{id}_{secret}");
         let join = Join { hash: Sha256::digest(claim.as_bytes()).into(), until: clock::now().plus_ms(JOIN_MS) };
-        globals.write(vec![Change::Put(layout::join(&id), layout::encode(&join))]).await?;
+        globals.write(vec![Change::Put(layout::join(&id), stored::encode(&join))]).await?;
         Ok(JoinToken { claim, authority: Sha256::digest(&self.certificate).into() }.write())
     }
 
@@ -169,7 +177,7 @@ pub async fn admit(globals: &Globals, claim: &str) -> Result<()> {
     let unknown =
         "the join token is not known: it was used, or it is older than ten minutes; make another with `capstan invite`";
     let value = globals.get(&key).await?.context(unknown)?;
-    let join: Join = layout::decode(&value)?;
+    let join: Join = stored::decode(&value)?;
     let hash: [u8; 32] = Sha256::digest(claim.as_bytes()).into();
     if join.hash != hash || join.until < clock::now() {
         bail!(unknown);
@@ -186,7 +194,7 @@ pub async fn admit(globals: &Globals, claim: &str) -> Result<()> {
 /// The store's.
 pub async fn forget_old_invitations(globals: &Globals) -> Result<(), StoreError> {
     let now = clock::now();
-    let old = |value: &[u8]| layout::decode::<Join>(value).map_or(true, |join| join.until < now);
+    let old = |value: &[u8]| stored::decode::<Join>(value).map_or(true, |join| join.until < now);
     let all = globals.pairs(layout::JOINS).await?;
     let changes: Vec<_> = all.into_iter().filter(|(_, value)| old(value)).map(|(key, _)| Change::Delete(key)).collect();
     if changes.is_empty() { Ok(()) } else { globals.write(changes).await }

@@ -1,7 +1,15 @@
 //! What a function's actor is told and asked, and what it does with each.
 
 use super::{FunctionActor, Pledge};
-use crate::{actor::watch::Watcher, api::store_refusal, clock, store::layout};
+use crate::{
+    actor::watch::Watcher,
+    api::store_refusal,
+    clock,
+    store::{
+        layout::{self, Tombstone},
+        stored,
+    },
+};
 use actix::prelude::*;
 use capstan_common::{
     function::FunctionSpec,
@@ -260,7 +268,8 @@ impl FunctionActor {
         }
         let (key, env) = (self.key.clone(), self.env.clone());
         let last = env.store.get(&layout::tombstone(&key)).map_err(store_refusal)?;
-        let before = Revision(last.map_or(0, |value| layout::decode(&value).unwrap_or(0)));
+        let last = last.map(|value| stored::decode::<Tombstone>(&value)).transpose().map_err(store_refusal)?;
+        let before = Revision(last.map_or(0, |last| last.0));
         let spec = (deploy.spec, before);
         let core = Function::deploy(key, env.epoch, env.limits.clone(), clock::now(), spec, &mut self.out)?;
         self.core = Some(core);

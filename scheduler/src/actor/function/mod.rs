@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock,
     shard::Env,
-    store::{Store, StoreError, layout, load, patiently},
+    store::{Store, StoreError, layout, load, patiently, stored},
 };
 use actix::prelude::*;
 use capstan_common::{
@@ -252,7 +252,7 @@ impl FunctionActor {
     fn load(&self, call: CallId, number: u32, ctx: &mut Context<Self>) {
         let read = move |store: &dyn Store| {
             let bytes = store.get(&layout::segment(call, number))?;
-            bytes.map_or(Ok(Vec::new()), |bytes| layout::decode(&bytes))
+            bytes.map_or(Ok(Vec::new()), |bytes| stored::decode(&bytes))
         };
         self.read(read, ctx, move |read, actor, ctx| match read {
             Ok(payloads) => drop(actor.step(Event::Loaded { call, number, payloads }, ctx)),

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use capstan_common::{
     id::CallId,
-    input::{Blob, Payload},
+    input::{Blob, Body, Format, Payload},
 };
 use futures_util::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path};
@@ -97,16 +97,16 @@ impl Blobs {
     }
 
     /// A payload for these bytes: inline, or durable here under the call and a name that is unique within it.
-    pub async fn keep(&self, call: CallId, name: &str, bytes: Bytes) -> Result<Payload, BlobError> {
+    pub async fn keep(&self, call: CallId, name: &str, format: Format, bytes: Bytes) -> Result<Payload, BlobError> {
         if !self.wants(&bytes) {
-            return Ok(Payload::Inline(bytes));
+            return Ok(Payload { format, body: Body::Inline(bytes) });
         }
         let path = format!("{call}/{name}-{}", hash(&bytes));
         let blob = Blob { name: path.as_str().into(), len: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
         let location = Path::from(path.as_str());
         self.store.put(&location, PutPayload::from(bytes)).await.map_err(store)?;
         self.sync(call, &path).await?;
-        Ok(Payload::Blob(blob))
+        Ok(Payload { format, body: Body::Blob(blob) })
     }
 
     /// The store's own put leaves the page cache to the kernel; a reference must not outlive a power cut.
@@ -127,9 +127,9 @@ impl Blobs {
 
     /// The bytes of a payload.
     pub async fn fetch(&self, payload: &Payload) -> Result<Bytes, BlobError> {
-        let blob = match payload {
-            Payload::Inline(bytes) => return Ok(bytes.clone()),
-            Payload::Blob(blob) => blob,
+        let blob = match &payload.body {
+            Body::Inline(bytes) => return Ok(bytes.clone()),
+            Body::Blob(blob) => blob,
         };
         let got = self.store.get(&Path::from(&*blob.name)).await.map_err(store)?;
         // Another file may lie there by now: no more than was written is read.
@@ -210,18 +210,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(folder.path().into(), 8).unwrap();
         let call = CallId(7);
-        let small = blobs.keep(call, "in-0", Bytes::from_static(b"12345678")).await.unwrap();
-        assert_eq!(small, Payload::Inline(Bytes::from_static(b"12345678")));
-        let large = blobs.keep(call, "in-1", Bytes::from_static(b"123456789")).await.unwrap();
+        let small = blobs.keep(call, "in-0", Format::Json, Bytes::from_static(b"12345678")).await.unwrap();
+        assert_eq!(small, Payload::json(&b"12345678"[..]));
+        let large = blobs.keep(call, "in-1", Format::Json, Bytes::from_static(b"123456789")).await.unwrap();
         assert_eq!(blobs.fetch(&large).await.unwrap(), Bytes::from_static(b"123456789"));
-        let Payload::Blob(blob) = &large else { panic!("it is large") };
+        let Body::Blob(blob) = &large.body else { panic!("it is large") };
         let file = folder.path().join(&*blob.name);
         std::fs::write(&file, b"12345678x").unwrap();
         assert!(matches!(blobs.fetch(&large).await, Err(BlobError::Damaged(_))));
         // Bytes with the same checksum are not the same bytes.
         std::fs::write(&file, b"987654321").unwrap();
         let forged = Blob { crc32c: crc32c::crc32c(b"987654321"), ..blob.clone() };
-        assert!(matches!(blobs.fetch(&Payload::Blob(forged)).await, Err(BlobError::Damaged(_))));
+        assert!(matches!(
+            blobs.fetch(&Payload { format: Format::Json, body: Body::Blob(forged) }).await,
+            Err(BlobError::Damaged(_))
+        ));
         assert_eq!(blobs.calls().unwrap(), [call]);
         blobs.forget(call).await.unwrap();
         assert!(blobs.calls().unwrap().is_empty());

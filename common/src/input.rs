@@ -4,29 +4,107 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The bytes of an input or output: JSON, here or in the blob store.
+/// An input or output: bytes, and what they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Payload {
-    /// The bytes themselves.
+#[serde(from = "Written", into = "Written")]
+pub struct Payload {
+    /// What its bytes are. A door renders what it knows and refuses the rest by name; a protocol feeds what its program reads.
+    pub format: Format,
+    /// The bytes.
+    pub body: Body,
+}
+
+/// What a payload's bytes are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Format {
+    /// One JSON value on one line.
+    #[default]
+    Json = 0,
+    /// Python's pickle: only a program that trusts whoever wrote it reads it.
+    Pickle = 1,
+    /// One CBOR item (RFC 8949).
+    Cbor = 2,
+}
+
+impl Format {
+    /// Its name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Pickle => "pickle",
+            Self::Cbor => "cbor",
+        }
+    }
+
+    /// The format with this number, if there is one.
+    pub fn from_number(n: u32) -> Option<Self> {
+        [Self::Json, Self::Pickle, Self::Cbor].into_iter().find(|format| *format as u32 == n)
+    }
+}
+
+/// Where a payload's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Here.
     Inline(Bytes),
-    /// Where the blob store has them.
+    /// In the blob store.
     Blob(Blob),
 }
 
+/// A payload as the store has it. The first two are all that there was before payloads had formats: JSON is still written so, and
+/// read by versions that know nothing else.
+#[derive(Serialize, Deserialize)]
+enum Written {
+    Inline(Bytes),
+    Blob(Blob),
+    InlineAs(Format, Bytes),
+    BlobAs(Format, Blob),
+}
+
+impl From<Payload> for Written {
+    fn from(Payload { format, body }: Payload) -> Self {
+        match (format, body) {
+            (Format::Json, Body::Inline(bytes)) => Self::Inline(bytes),
+            (Format::Json, Body::Blob(blob)) => Self::Blob(blob),
+            (format, Body::Inline(bytes)) => Self::InlineAs(format, bytes),
+            (format, Body::Blob(blob)) => Self::BlobAs(format, blob),
+        }
+    }
+}
+
+impl From<Written> for Payload {
+    fn from(written: Written) -> Self {
+        let (format, body) = match written {
+            Written::Inline(bytes) => (Format::Json, Body::Inline(bytes)),
+            Written::Blob(blob) => (Format::Json, Body::Blob(blob)),
+            Written::InlineAs(format, bytes) => (format, Body::Inline(bytes)),
+            Written::BlobAs(format, blob) => (format, Body::Blob(blob)),
+        };
+        Self { format, body }
+    }
+}
+
 impl Payload {
+    /// JSON that is here.
+    pub fn json(bytes: impl Into<Bytes>) -> Self {
+        Self { format: Format::Json, body: Body::Inline(bytes.into()) }
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
-        match self {
-            Self::Inline(bytes) => bytes.len() as u64,
-            Self::Blob(blob) => blob.len,
+        match &self.body {
+            Body::Inline(bytes) => bytes.len() as u64,
+            Body::Blob(blob) => blob.len,
         }
     }
 
     /// Bytes of it that are held in memory.
     pub fn held(&self) -> u64 {
-        match self {
-            Self::Inline(bytes) => bytes.len() as u64,
-            Self::Blob(_) => 0,
+        match &self.body {
+            Body::Inline(bytes) => bytes.len() as u64,
+            Body::Blob(_) => 0,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     container::{Ending, Phase},
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
-    input::{Blob, Failure, FailureKind, Payload},
+    input::{Blob, Body, Failure, FailureKind, Format, Payload},
     order::{Assignment, Group, Order, Start},
     report::{Done, Held, HeldAttempt, Report},
     resource::Amount,
@@ -39,6 +39,9 @@ pub enum WireError {
     /// A shard is none.
     #[error("{0} is not a shard")]
     Shard(u32),
+    /// A payload is written in a way that this version does not know.
+    #[error("a payload has format {0}, which this version does not know")]
+    Format(u32),
     /// A spec cannot be read.
     #[error("a function's spec cannot be read")]
     Spec(#[source] Arc<SpecError>),
@@ -82,23 +85,25 @@ fn leases(numbers: Vec<u64>) -> Vec<LeaseId> {
 }
 
 fn payload_out(payload: Payload) -> link::Payload {
-    let kind = match payload {
-        Payload::Inline(bytes) => link::payload::Kind::Inline(bytes),
-        Payload::Blob(blob) => {
+    let kind = match payload.body {
+        Body::Inline(bytes) => link::payload::Kind::Inline(bytes),
+        Body::Blob(blob) => {
             link::payload::Kind::Blob(link::Blob { name: blob.name.to_string(), len: blob.len, crc32c: blob.crc32c })
         }
     };
-    link::Payload { kind: Some(kind) }
+    link::Payload { kind: Some(kind), format: payload.format as u32 }
 }
 
 fn payload_in(payload: Option<link::Payload>) -> Result<Payload, WireError> {
-    match payload.and_then(|p| p.kind) {
-        Some(link::payload::Kind::Inline(bytes)) => Ok(Payload::Inline(bytes)),
-        Some(link::payload::Kind::Blob(blob)) => {
-            Ok(Payload::Blob(Blob { name: blob.name.into(), len: blob.len, crc32c: blob.crc32c }))
+    let payload = payload.ok_or(WireError::Missing("payload"))?;
+    let format = Format::from_number(payload.format).ok_or(WireError::Format(payload.format))?;
+    let body = match payload.kind.ok_or(WireError::Missing("payload"))? {
+        link::payload::Kind::Inline(bytes) => Body::Inline(bytes),
+        link::payload::Kind::Blob(blob) => {
+            Body::Blob(Blob { name: blob.name.into(), len: blob.len, crc32c: blob.crc32c })
         }
-        None => Err(WireError::Missing("payload")),
-    }
+    };
+    Ok(Payload { format, body })
 }
 
 impl From<Order> for link::Order {

@@ -200,7 +200,7 @@ impl Player<'_> {
             self.happen_until(at);
             self.now = self.now.max(at);
             let together = trace.arrivals[next..].iter().take_while(|arrival| arrival.at == at).count();
-            let payloads = vec![Payload::Inline(Bytes::new()); together];
+            let payloads = vec![Payload::json(Bytes::new()); together];
             next += together;
             self.step(Event::Arrive { call: CALL, payloads })?;
         }
@@ -369,7 +369,7 @@ impl Player<'_> {
             held: HeldAttempt { lease: a.lease, call: a.call, index: a.index, attempt: a.attempt },
             waited_us: 0,
             run_us,
-            result: Ok(Payload::Inline(Bytes::new())),
+            result: Ok(Payload::json(Bytes::new())),
         });
         let done = done.collect();
         self.begin(container);

@@ -4,7 +4,7 @@
 use crate::{fresh, introduction};
 use capstan_common::{
     id::{CallId, ContainerId, FunctionKey, LeaseId, Revision, Shard},
-    input::{Blob, Failure, FailureKind, Payload},
+    input::{Blob, Body, Failure, FailureKind, Format, Payload},
     report::{Done, Held, HeldAttempt, Report},
     resource::Amount,
     wire::{self, link},
@@ -170,12 +170,15 @@ fn reports() -> Vec<Vec<u8>> {
         port: 20_001,
         gpus: 0,
         running: vec![held],
-        finished: vec![done(Ok(Payload::Inline("1".into())))],
+        finished: vec![done(Ok(Payload::json("1")))],
     };
     let all = [
         Report::Hello(hello),
         Report::Inventory { shard: Shard(0), held: vec![part], more: false },
-        Report::Finished { container, done: vec![done(Ok(Payload::Blob(blob))), done(Err(failure))] },
+        Report::Finished {
+            container,
+            done: vec![done(Ok(Payload { format: Format::Json, body: Body::Blob(blob) })), done(Err(failure))],
+        },
         Report::Ended { container, ending: Default::default(), begun: vec![LeaseId(1)] },
         Report::Returned { container, leases: vec![LeaseId(1)], reason: "r".into(), closed: true },
         Report::Log { container, stderr: true, chunk: "line\n".into(), dropped: 1 },

@@ -6,7 +6,6 @@ use super::{
     containers::{Act, Containers},
     tell,
 };
-use bytes::Bytes;
 use capstan_common::{
     call::CallKind,
     function::FunctionSpec,
@@ -205,7 +204,7 @@ impl Cluster {
 
     /// Calls of one input each, or one map of many.
     pub fn call(&mut self, key: &FunctionKey, verb: Verb, count: usize) {
-        let payloads = |count| vec![Payload::Inline(Bytes::from_static(b"1")); count];
+        let payloads = |count| vec![Payload::json(&b"1"[..]); count];
         let (calls, kind) = match verb {
             Verb::Invoke => (count, CallKind::Invoke),
             Verb::Spawn => (count, CallKind::Spawn),

@@ -44,7 +44,10 @@ fn reports_survive_the_wire() {
             more: true,
         },
         Report::Looked { container, detail: "GET /healthz answered 503".into() },
-        Report::Finished { container, done: vec![done(3, Ok(Payload::Blob(blob)))] },
+        Report::Finished {
+            container,
+            done: vec![done(3, Ok(Payload { format: Format::Cbor, body: Body::Blob(blob) }))],
+        },
         Report::Ended {
             container,
             ending: Ending { exit_code: Some(3), ..Ending::default() },
@@ -73,7 +76,7 @@ fn orders_survive_the_wire_and_a_short_call_id_is_refused() {
         call: CallId(5),
         index: 0,
         attempt: 1,
-        payload: Payload::Inline(Bytes::from_static(b"1")),
+        payload: Payload::json(&b"1"[..]),
         traceparent: "".into(),
     };
     let feed = Order::Feed { container, groups: vec![Group { assignments: vec![assignment], batch: true }] };

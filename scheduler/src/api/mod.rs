@@ -35,7 +35,7 @@ use capstan_blob::{BlobError, Blobs};
 use capstan_common::{
     call::{CallState, Counts},
     id::{CallId, FunctionKey},
-    input::Payload,
+    input::{Format, Payload},
     refusal::{Code, Refusal},
     time::Time,
 };
@@ -203,9 +203,9 @@ impl Api {
     /// A payload that is durable as far as it must be before its record refers to it.
     async fn keep(&self, call: CallId, index: u64, bytes: Bytes) -> Result<Payload, Refusal> {
         if !self.blobs.wants(&bytes) {
-            return Ok(Payload::Inline(bytes));
+            return Ok(Payload::json(bytes));
         }
-        self.blobs.keep(call, &format!("in-{index}"), bytes).await.map_err(blob_refusal)
+        self.blobs.keep(call, &format!("in-{index}"), Format::Json, bytes).await.map_err(blob_refusal)
     }
 
     /// Reads on a thread that may wait for the store, so that nobody else waits with it.

@@ -14,7 +14,7 @@ use crate::{
 use bytes::{BufMut, Bytes, BytesMut};
 use capstan_common::{
     id::CallId,
-    input::{Failure, Outcome},
+    input::{Failure, Format, Outcome},
 };
 use capstan_scheduler_core::{access::Subject, record::Entry};
 use serde_json::{Value, json};
@@ -117,6 +117,10 @@ impl Line {
         out.put_slice(b"{\"index\":");
         out.put_slice(digits.format(self.index).as_bytes());
         match &self.outcome {
+            Outcome::Succeeded(payload) if payload.format != Format::Json => {
+                let told = format!(",\"format\":\"{}\",\"bytes\":{}", payload.format.name(), payload.len());
+                out.put_slice(told.as_bytes());
+            }
             Outcome::Succeeded(_) => {
                 out.put_slice(b",\"output\":");
                 out.put_slice(output);
@@ -345,10 +349,10 @@ impl Api {
         }
     }
 
-    /// The output's JSON of a line; empty where it has none.
+    /// The output's JSON of a line; empty where it has none, or one that is not JSON.
     pub async fn output_of(&self, line: &Line) -> Result<Bytes, Refusal> {
         match &line.outcome {
-            Outcome::Succeeded(payload) => self.fetch(payload).await,
+            Outcome::Succeeded(payload) if payload.format == Format::Json => self.fetch(payload).await,
             _ => Ok(Bytes::new()),
         }
     }
@@ -357,6 +361,16 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use capstan_common::input::Payload;
+
+    #[test]
+    fn an_output_that_is_not_json_is_told_of_and_never_written_as_if_it_were() {
+        let pickle = Payload { format: Format::Pickle, ..Payload::json(&b"\x80\x04}\n."[..]) };
+        let line = Line { index: 3, outcome: Outcome::Succeeded(pickle), cursor: Cursor::Index(4) };
+        let mut out = BytesMut::new();
+        line.write(b"", true, &mut out);
+        assert_eq!(&out[..], b"{\"index\":3,\"format\":\"pickle\",\"bytes\":5,\"cursor\":\"i4\"}\n");
+    }
 
     #[test]
     fn cursors_read_back_what_they_print() {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use capstan_common::{
     call::CallKind,
     id::{CallId, FunctionKey},
-    input::{FailureKind, Outcome, Payload},
+    input::{Body, FailureKind, Format, Outcome, Payload},
     refusal::{Code, Refusal},
 };
 use capstan_scheduler_core::{
@@ -168,6 +168,13 @@ impl Api {
     async fn invoked(&self, call: CallId, entry: &Entry) -> Result<Invoked, Refusal> {
         let refused = |code, detail: String, error| Err(Box::new((Refusal::new(code, detail), error)));
         let output = match &entry.outcome {
+            Outcome::Succeeded(payload) if payload.format != Format::Json => {
+                let detail = format!(
+                    "the output is {}, which is read by the client that speaks it and not over REST",
+                    payload.format.name()
+                );
+                refused(Code::Unsupported, detail, serde_json::Value::Null)
+            }
             Outcome::Succeeded(payload) => Ok(self.fetch(payload).await?),
             Outcome::Failed(failure) => {
                 let code = match failure.kind {
@@ -186,9 +193,9 @@ impl Api {
 
     /// The bytes of a payload.
     pub async fn fetch(&self, payload: &Payload) -> Result<Bytes, Refusal> {
-        match payload {
-            Payload::Inline(bytes) => Ok(bytes.clone()),
-            blob => self.blobs.fetch(blob).await.map_err(super::blob_refusal),
+        match &payload.body {
+            Body::Inline(bytes) => Ok(bytes.clone()),
+            Body::Blob(_) => self.blobs.fetch(payload).await.map_err(super::blob_refusal),
         }
     }
 

@@ -49,7 +49,7 @@ impl Visit {
     /// The container has answered: what is below 400 is a success.
     pub fn answered(&mut self, status: u16) {
         let outcome = match status {
-            ..400 => Outcome::Succeeded(Payload::Inline(Bytes::new())),
+            ..400 => Outcome::Succeeded(Payload::json(Bytes::new())),
             _ => failed(FailureKind::Function, &format!("HTTP {status}")),
         };
         self.ended(outcome);

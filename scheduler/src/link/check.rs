@@ -6,7 +6,7 @@ use capstan_common::{
     container::{Ending, Phase},
     gpu::Gpu,
     id::CallId,
-    input::{FAILURE_BYTES, Failure, FailureKind, Payload, end_of},
+    input::{Body, FAILURE_BYTES, Failure, FailureKind, Format, Payload, end_of},
     report::{Done, Held, HeldAttempt, Hello, Report},
     resource::Amount,
     worker::{PORTS, is_name},
@@ -167,10 +167,12 @@ impl Check {
     /// An output: one JSON value on one line, for it becomes a line of others' answers; or the blob of this very attempt, for
     /// else it could be anybody's.
     fn output(&self, held: &HeldAttempt, output: Payload) -> Result<Payload, Failure> {
-        let wrong = match &output {
+        let wrong = match &output.body {
             _ if output.len() > self.output_max => "is larger than an output may be",
-            Payload::Inline(bytes) if !is_line(bytes) => "is not one JSON value on one line",
-            Payload::Blob(blob) if !is_own(held, &blob.name) => "lies where no output of this attempt does",
+            // The protocols that there are read and write JSON.
+            _ if output.format != Format::Json => "is not JSON",
+            Body::Inline(bytes) if !is_line(bytes) => "is not one JSON value on one line",
+            Body::Blob(blob) if !is_own(held, &blob.name) => "lies where no output of this attempt does",
             _ => return Ok(output),
         };
         Err(Failure::new(FailureKind::BadOutput, "BadOutput", format!("the worker's output {wrong}")))
@@ -235,12 +237,17 @@ mod tests {
     #[test]
     fn an_output_is_one_line_of_json_or_its_attempts_own_blob() {
         // RELIABILITY §4.1 A4
-        let inline = |text: &str| finished(Ok(Payload::Inline(Bytes::copy_from_slice(text.as_bytes())))).is_ok();
+        let inline = |text: &str| finished(Ok(Payload::json(Bytes::copy_from_slice(text.as_bytes())))).is_ok();
         assert!(inline("{\"a\": [1]}") && inline("\"\\n\""));
         for bad in ["1\n{\"index\":1,\"output\":\"FORGED\"}", "1 2", "", "[1,\n2]", "NaN", "1\r"] {
             assert!(!inline(bad), "{bad}");
         }
-        let blob = |name: String, len| finished(Ok(Payload::Blob(Blob { name: name.into(), len, crc32c: 0 }))).is_ok();
+        let pickle = Payload { format: Format::Pickle, ..Payload::json("1") };
+        assert!(!finished(Ok(pickle)).is_ok(), "no protocol writes it");
+        let blob = |name: String, len| {
+            let body = Body::Blob(Blob { name: name.into(), len, crc32c: 0 });
+            finished(Ok(Payload { format: Format::Json, body })).is_ok()
+        };
         let (own, hash) = (output_name(CallId(7), 3, 0xab), "0".repeat(64));
         assert!(blob(format!("{own}-{hash}"), 9));
         for (bad, len) in [

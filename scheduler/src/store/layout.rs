@@ -135,9 +135,6 @@ stored! {
             min_containers: Some(1), max_containers: Some(2), buffer_containers: Some(3), scaledown_window: Some(4),
         }),
     ];
-    StoredCall, "a call", super::stored::samples::call_records().into_iter().map(|record| StoredCall {
-        function: super::stored::samples::function(), record, here: super::stored::samples::payloads(),
-    }).collect();
     Tombstone, "a removed function", vec![Tombstone(300)];
 }
 

@@ -53,7 +53,7 @@ impl Outcomes {
             let before = std::mem::take(&mut open.entries);
             open.entries = postcard::to_extend(entry, before).unwrap_or_default();
             open.count += 1;
-            open.version = open.version.max(stored::version_of(entry));
+            open.version = open.version.max(stored::version_of(stored::output(entry)));
             if open.entries.len() >= RECORD_BYTES {
                 out.push(Change::Put(layout::outcomes(call, open.sequence), open.value()));
                 *open = Open { sequence: open.sequence + 1, ..Open::default() };
@@ -113,7 +113,7 @@ mod tests {
             leased: Time(2),
             run_us: 3,
             finished: Time(4),
-            outcome: Outcome::Succeeded(Payload::Inline(Bytes::from_static(b"null"))),
+            outcome: Outcome::Succeeded(Payload::json(&b"null"[..])),
             tries: None,
         }
     }

@@ -5,9 +5,12 @@
 //! it: what an older scheduler could have written, it can read. Values that no older version could say carry a newer number, and an
 //! older scheduler refuses them by that number instead of misreading them. `golden/` holds values of each release.
 
-use super::StoreError;
+use super::{StoreError, layout::StoredCall};
 use bytes::Bytes;
-use capstan_common::{input::Payload, time::Time};
+use capstan_common::{
+    input::{Format, Outcome, Payload},
+    time::Time,
+};
 use capstan_scheduler_core::{
     autoscaler::Policy,
     decision::Decision,
@@ -53,11 +56,6 @@ pub fn decode_first<T: Stored>(bytes: &[u8]) -> Result<(T, &[u8]), StoreError> {
     }
 }
 
-/// The oldest version of outcomes that can say this one.
-pub fn version_of(_entry: &Entry) -> u8 {
-    1
-}
-
 /// Says of types that their values lie in the store: `type, "what errors call it", samples;`.
 macro_rules! stored {
     ($($type:ty, $name:literal, $samples:expr;)*) => {$(
@@ -79,8 +77,67 @@ stored! {
     Box<Tries>, "an input's attempts", vec![samples::tries()];
     UsedKey, "an idempotency key", samples::used_keys();
     Policy, "a namespace's policy", samples::policies();
-    Vec<Payload>, "a segment of inputs", vec![samples::payloads()];
-    Vec<Entry>, "a record of outcomes", vec![samples::entries()];
+}
+
+/// The version of values with payloads that are not JSON.
+const WITH_FORMATS: u8 = 2;
+
+/// The oldest version that can say these payloads.
+pub fn version_of<'a>(payloads: impl IntoIterator<Item = &'a Payload>) -> u8 {
+    let json = payloads.into_iter().all(|payload| payload.format == Format::Json);
+    if json { 1 } else { WITH_FORMATS }
+}
+
+/// The output of an outcome, if it has one.
+pub fn output(entry: &Entry) -> Option<&Payload> {
+    match &entry.outcome {
+        Outcome::Succeeded(output) => Some(output),
+        Outcome::Failed(_) | Outcome::Cancelled => None,
+    }
+}
+
+impl Stored for Vec<Payload> {
+    const NAME: &'static str = "a segment of inputs";
+    const VERSION: u8 = WITH_FORMATS;
+
+    fn version(&self) -> u8 {
+        version_of(self)
+    }
+
+    #[cfg(test)]
+    fn samples() -> Vec<Self> {
+        vec![samples::payloads(), samples::formats()]
+    }
+}
+
+impl Stored for Vec<Entry> {
+    const NAME: &'static str = "a record of outcomes";
+    const VERSION: u8 = WITH_FORMATS;
+
+    fn version(&self) -> u8 {
+        version_of(self.iter().filter_map(output))
+    }
+
+    #[cfg(test)]
+    fn samples() -> Vec<Self> {
+        vec![samples::entries(samples::payloads()), samples::entries(samples::formats())]
+    }
+}
+
+impl Stored for StoredCall {
+    const NAME: &'static str = "a call";
+    const VERSION: u8 = WITH_FORMATS;
+
+    fn version(&self) -> u8 {
+        version_of(&self.here)
+    }
+
+    #[cfg(test)]
+    fn samples() -> Vec<Self> {
+        let call = |record, here| Self { function: samples::function(), record, here };
+        let json = samples::call_records().into_iter().map(|record| call(record, samples::payloads()));
+        json.chain(samples::call_records().into_iter().map(|record| call(record, samples::formats()))).collect()
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use crate::{
     containers::{Act, Containers},
     tell,
 };
-use bytes::Bytes;
 use capstan_common::{
     id::{CallId, ContainerId, FunctionKey},
     input::Payload,
@@ -108,7 +107,7 @@ impl Cluster {
                     call,
                     created: self.now,
                     traceparent: "".into(),
-                    payload: Ok(Payload::Inline(Bytes::from_static(b"1"))),
+                    payload: Ok(Payload::json(&b"1"[..])),
                 };
                 let fetched = calls.into_iter().map(fetched).collect();
                 self.acts.push_back(Act::Function(key.clone(), Event::Fetched(fetched)));

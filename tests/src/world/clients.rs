@@ -4,7 +4,6 @@ use super::{
     engine::{Action, World},
     host::At,
 };
-use bytes::Bytes;
 use capstan_common::{call::CallKind, id::CallId, input::Payload, time::Time};
 use capstan_scheduler_core::{
     event::{Event, FailFast, Inputs, Opening},
@@ -51,7 +50,7 @@ pub struct Client {
 
 /// Every input is its own index, and every output its input: what comes out is known.
 pub fn payloads(from: u64, count: u64) -> Vec<Payload> {
-    (from..from + count).map(|n| Payload::Inline(Bytes::from(n.to_string()))).collect()
+    (from..from + count).map(|n| Payload::json(n.to_string())).collect()
 }
 
 impl Client {

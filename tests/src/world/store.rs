@@ -88,7 +88,7 @@ impl Durable {
                         Outcome::Succeeded(output) => {
                             stored.counts.succeeded += entry.count;
                             let expected = Bytes::from(entry.index.to_string());
-                            if *output != Payload::Inline(expected) {
+                            if *output != Payload::json(expected) {
                                 return Err(format!(
                                     "{call} input {} has the output of another: {output:?}",
                                     entry.index

@@ -22,7 +22,7 @@ use capstan_common::{
     container::{Ending, Phase},
     function::{Activity, ActivitySource, Protocol},
     id::{ContainerId, LeaseId},
-    input::{Failure, FailureKind, Payload},
+    input::{Body, Failure, FailureKind, Format},
     order::{Assignment, Start},
 };
 use capstan_worker_core::node::{CONNECTION_BROKEN, Event};
@@ -155,7 +155,8 @@ impl Running {
             Kind::Sim(simulated) => simulated.work(group, assignments),
             Kind::Exec { shared, slots, blobs, tell } => {
                 for assignment in assignments {
-                    if let Payload::Inline(input) = assignment.payload.clone() {
+                    if let (Format::Json, Body::Inline(input)) = (assignment.payload.format, &assignment.payload.body) {
+                        let input = input.clone();
                         slots.send(shared, Work { assignment, input });
                         continue;
                     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use capstan_blob::Blobs;
 use capstan_common::{
     id::{CallId, LeaseId},
-    input::{FAILURE_BYTES, Failure, FailureKind, Payload},
+    input::{FAILURE_BYTES, Failure, FailureKind, Format, Payload},
     order::Assignment,
 };
 
@@ -53,12 +53,17 @@ pub fn too_large(limit: usize) -> Failure {
 
 /// Keeps an output, in the blob store if it is large. The lease makes the blob's name unique: a late attempt overwrites nothing.
 pub async fn keep(blobs: &Blobs, call: CallId, index: u64, lease: LeaseId, bytes: Bytes) -> Result<Payload, Failure> {
-    let kept = blobs.keep(call, &format!("out-{index}-{:x}", lease.0), bytes).await;
+    let kept = blobs.keep(call, &format!("out-{index}-{:x}", lease.0), Format::Json, bytes).await;
     kept.map_err(|error| Failure::new(FailureKind::BadOutput, "OutputNotKept", error.to_string()))
 }
 
 /// An input's bytes.
 pub async fn input(blobs: &Blobs, assignment: &Assignment) -> Result<Bytes, Failure> {
+    if assignment.payload.format != Format::Json {
+        let written = assignment.payload.format.name();
+        let what = format!("the input is {written}, and this function's protocol takes JSON");
+        return Err(Failure::new(FailureKind::Function, "UnsupportedFormat", what));
+    }
     let fetched = blobs.fetch(&assignment.payload).await;
     fetched.map_err(|error| Failure::new(FailureKind::Lost, "InputNotReadable", error.to_string()))
 }

@@ -151,6 +151,6 @@ impl Function {
             return None;
         }
         let tries = bulk.attempted.get(&index).cloned();
-        Some(Queued { call: id, index, payload: Payload::Inline(Bytes::new()), submitted, tries })
+        Some(Queued { call: id, index, payload: Payload::json(Bytes::new()), submitted, tries })
     }
 }

@@ -205,7 +205,7 @@ impl Function {
 }
 
 fn nothing() -> Payload {
-    Payload::Inline(Bytes::new())
+    Payload::json(Bytes::new())
 }
 
 fn single(call: CallId, payload: Payload, submitted: Time, tries: Option<Box<Tries>>) -> Queued {

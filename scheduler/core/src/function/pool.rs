@@ -36,7 +36,7 @@ pub struct Lease {
 impl Lease {
     /// A lease that nobody gave, for the planted fault of accepting late outcomes.
     pub fn planted(held: &HeldAttempt, now: Time) -> Self {
-        let payload = Payload::Inline(bytes::Bytes::new());
+        let payload = Payload::json(bytes::Bytes::new());
         let input = Queued { call: held.call, index: held.index, payload, submitted: now, tries: None };
         Self { input, given: now, group: held.lease }
     }

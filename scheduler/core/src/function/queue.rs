@@ -279,13 +279,7 @@ mod tests {
     use bytes::Bytes;
 
     fn input(call: u128, index: u64) -> Queued {
-        Queued {
-            call: CallId(call),
-            index,
-            payload: Payload::Inline(Bytes::new()),
-            submitted: Time(index),
-            tries: None,
-        }
+        Queued { call: CallId(call), index, payload: Payload::json(Bytes::new()), submitted: Time(index), tries: None }
     }
 
     fn take(queue: &mut Queue, count: usize) -> Vec<(u128, u64)> {

@@ -10,7 +10,6 @@ use crate::{
     event::FailFast,
     record::{Entry, PastAttempt, Record, Segment},
 };
-use bytes::Bytes;
 use capstan_common::{
     call::CallKind,
     id::{CallId, ContainerId, LeaseId},
@@ -220,9 +219,7 @@ impl Function {
         self.shift(id, from, to, 1);
         let Some(call) = self.calls.get_mut(&id) else { return };
         let outcome = match outcome {
-            Outcome::Succeeded(_) if call.discard_outputs => {
-                Outcome::Succeeded(Payload::Inline(Bytes::from_static(b"null")))
-            }
+            Outcome::Succeeded(_) if call.discard_outputs => Outcome::Succeeded(Payload::json(&b"null"[..])),
             other => other,
         };
         let attempts = input.attempts() + u32::from(from == Place::Running);

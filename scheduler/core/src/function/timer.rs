@@ -194,7 +194,7 @@ impl Function {
         let opening = Opening {
             call,
             kind: CallKind::Spawn,
-            inputs: Inputs::Here(vec![Payload::Inline(input.into())]),
+            inputs: Inputs::Here(vec![Payload::json(input)]),
             traceparent: "".into(),
             key: None,
             fail_fast: FailFast::No,

@@ -36,7 +36,7 @@ fn two_thousand_invokes_wait_and_one_more_is_refused_until_there_is_room() {
 fn a_thousand_inputs_of_one_map_run_at_once_and_another_calls_run_beside_them() {
     // SPEC M06 F01 F18
     let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 10}})));
-    let payloads = |count: usize| vec![Payload::Inline("1".into()); count];
+    let payloads = |count: usize| vec![Payload::json("1"); count];
     let limit = Limits::default().map_running as usize;
     assert_eq!(limit, 1_000);
     for (call, inputs, given) in [(1, 1_500, limit), (2, 10, limit + 10)] {

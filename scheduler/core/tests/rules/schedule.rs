@@ -50,7 +50,7 @@ fn recovered(spec: FunctionSpec, due: &[Time], state: ScheduleState, now: Time) 
             state: CallState::Pending,
             finished: None,
         },
-        here: vec![Payload::Inline("null".into())],
+        here: vec![Payload::json("null")],
         open: Vec::new(),
         ended: Default::default(),
         counts: Counts { total: 1, pending: 1, ..Counts::default() },

@@ -188,7 +188,7 @@ impl Stage {
 
     /// A call of one input that waits in memory.
     pub fn one(&mut self, call: u128, kind: CallKind) -> Result<(), Refusal> {
-        self.open(call, kind, Inputs::Here(vec![Payload::Inline("1".into())]))
+        self.open(call, kind, Inputs::Here(vec![Payload::json("1")]))
     }
 
     /// The oldest attempt ends well.
@@ -200,7 +200,7 @@ impl Stage {
             index: assignment.index,
             attempt: assignment.attempt,
         };
-        let done = Done { held, waited_us: 0, run_us: 1, result: Ok(Payload::Inline("1".into())) };
+        let done = Done { held, waited_us: 0, run_us: 1, result: Ok(Payload::json("1")) };
         self.step(Event::Finished { container, done: vec![done] }).unwrap();
     }
 

@@ -55,7 +55,7 @@ fn an_adopted_input_that_comes_back_waits_until_it_is_read() {
     let mut stage = adopted();
     loses_its_worker(&mut stage);
     assert_eq!(stage.core.call(CALL).unwrap().1.pending, 1);
-    fetched(&mut stage, Ok(Payload::Inline("1".into())));
+    fetched(&mut stage, Ok(Payload::json("1")));
     assert_eq!(stage.core.call(CALL).unwrap().1.pending, 1);
 }
 
@@ -78,7 +78,7 @@ fn a_map_whose_stream_broke_ends_as_cancelled_however_much_of_it_has_succeeded()
     let mut stage = Stage::new(http(json!({"concurrency": {"max_inputs": 10}})));
     stage.open(7, CallKind::Map, Inputs::Later).unwrap();
     let call = CallId(7);
-    let payloads = (0..3).map(|_| Payload::Inline("1".into())).collect();
+    let payloads = (0..3).map(|_| Payload::json("1")).collect();
     stage.step(Event::Arrive { call, payloads }).unwrap();
     (0..2).for_each(|_| stage.finish());
     stage.step(Event::Abandon { call }).unwrap();
@@ -102,7 +102,7 @@ fn what_lies_in_the_store_waits_for_the_store_and_for_nothing_else() {
     let (waiting, of_input) = (stage.core.waiting().unwrap(), why(&stage, 1, 3));
     assert_eq!((waiting.code, of_input.code), ("store", "store"), "a container is idle");
     assert!(of_input.detail.contains("has not answered yet"), "{of_input:?}");
-    let payloads = vec![Payload::Inline("1".into()); 10];
+    let payloads = vec![Payload::json("1"); 10];
     stage.step(Event::Loaded { call: CallId(1), number: 0, payloads }).unwrap();
     assert_eq!((stage.core.waiting().unwrap().code, why(&stage, 1, 3).code), ("max_containers", "max_containers"));
     // What is behind others in the store waits for what they wait for.
@@ -116,7 +116,7 @@ fn a_call_at_its_own_limit_says_so_and_another_does_not() {
     let spec = http(json!({"autoscaler": {"min_containers": 2, "max_containers": 2}}));
     let mut stage = Stage::limited(spec, Limits { map_running: 1, ..Limits::default() });
     stage.open(1, CallKind::Map, Inputs::Later).unwrap();
-    let payloads = vec![Payload::Inline("1".into()); 3];
+    let payloads = vec![Payload::json("1"); 3];
     stage.step(Event::Arrive { call: CallId(1), payloads }).unwrap();
     assert_eq!(stage.core.waiting().unwrap().code, "map_limit");
     (2..4).for_each(|call| stage.one(call, CallKind::Invoke).unwrap());

@@ -104,7 +104,7 @@ fn a_newer_value_is_refused_by_its_version_and_named() {
 
 #[test]
 fn what_lies_with_an_ended_call_and_what_a_worker_is_are_read_as_they_were_written() {
-    let entries = samples::entries();
+    let entries = samples::entries(samples::formats());
     for stored in layout::StoredCall::samples() {
         let value = [encode(&stored), encode(&entries)].concat();
         assert_eq!(layout::outcomes_within(&value).unwrap().as_ref(), Some(&entries));

@@ -1,11 +1,10 @@
 //! Values for the golden files, with everything in them that their types can say.
 #![allow(missing_docs)]
 
-use bytes::Bytes;
 use capstan_common::{
     call::{CallKind, CallState, Counts},
     id::{CallId, ContainerId, FunctionKey, Revision},
-    input::{Blob, Failure, FailureKind, Outcome, Payload},
+    input::{Blob, Body, Failure, FailureKind, Format, Outcome, Payload},
     time::Time,
 };
 use capstan_scheduler_core::{
@@ -47,12 +46,20 @@ pub fn policies() -> Vec<Policy> {
 
 pub fn payloads() -> Vec<Payload> {
     vec![
-        Payload::Inline(Bytes::from_static(b"{\"a\":1}")),
-        Payload::Blob(Blob { name: "call/in-0".into(), len: 9_000, crc32c: 7 }),
+        Payload::json(&b"{\"a\":1}"[..]),
+        Payload { format: Format::Json, body: Body::Blob(Blob { name: "call/in-0".into(), len: 9_000, crc32c: 7 }) },
     ]
 }
 
-pub fn entries() -> Vec<Entry> {
+/// In every format.
+pub fn formats() -> Vec<Payload> {
+    let all = payloads().into_iter().flat_map(|payload| {
+        [Format::Json, Format::Pickle, Format::Cbor].map(|format| Payload { format, ..payload.clone() })
+    });
+    all.collect()
+}
+
+pub fn entries(payloads: Vec<Payload>) -> Vec<Entry> {
     let entry = |index, outcome| Entry {
         index,
         count: 1,
@@ -75,7 +82,7 @@ pub fn entries() -> Vec<Entry> {
     ];
     let failures =
         kinds.map(|kind| Outcome::Failed(Failure { traceback: "line 1".into(), ..Failure::new(kind, "E", "e") }));
-    let outcomes = payloads().into_iter().map(Outcome::Succeeded).chain(failures).chain([Outcome::Cancelled]);
+    let outcomes = payloads.into_iter().map(Outcome::Succeeded).chain(failures).chain([Outcome::Cancelled]);
     outcomes.zip(0..).map(|(outcome, index)| entry(index, outcome)).collect()
 }
 

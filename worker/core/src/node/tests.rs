@@ -1,5 +1,4 @@
 use super::*;
-use bytes::Bytes;
 use capstan_common::{
     id::{CallId, FunctionKey, Revision},
     order::Assignment,
@@ -27,7 +26,7 @@ fn feed(n: u64, leases: impl IntoIterator<Item = u64>) -> Order {
                 call: CallId(1),
                 index: lease,
                 attempt: 1,
-                payload: Payload::Inline(Bytes::from_static(b"1")),
+                payload: Payload::json(&b"1"[..]),
                 traceparent: "".into(),
             }],
         })
@@ -84,7 +83,7 @@ impl Bench {
 }
 
 fn output() -> Result<Payload, Failure> {
-    Ok(Payload::Inline(Bytes::from_static(b"2")))
+    Ok(Payload::json(&b"2"[..]))
 }
 
 fn begun(effects: &[Effect]) -> Vec<u64> {

@@ -5,6 +5,7 @@
 pub mod activity;
 pub mod call;
 pub mod container;
+pub mod container_spec;
 pub mod function;
 pub mod gpu;
 pub mod id;

@@ -1,7 +1,7 @@
 //! What a scheduler tells a worker.
 
 use crate::{
-    function::FunctionSpec,
+    container_spec::ContainerSpec,
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::Payload,
     resource::Amount,
@@ -71,8 +71,8 @@ pub struct Start {
     pub function: FunctionKey,
     /// Of which revision.
     pub revision: Revision,
-    /// That revision's spec.
-    pub spec: Arc<FunctionSpec>,
+    /// What it is.
+    pub spec: Arc<ContainerSpec>,
     /// How many of the worker's GPUs it gets.
     pub gpus: u32,
     /// What its programs find in their environment besides, unless the spec says otherwise.
@@ -82,7 +82,7 @@ pub struct Start {
 impl Start {
     /// What the container takes from its worker.
     pub fn amount(&self) -> Amount {
-        self.spec.amount().with_gpus(self.gpus)
+        self.spec.amount(self.gpus)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     resource::Amount,
 };
 use bytes::Bytes;
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 /// Facts, worker to scheduler.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,8 +123,8 @@ pub enum Report {
 /// A worker's introduction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hello {
-    /// The protocol's version; another one is refused.
-    pub protocol: u32,
+    /// Versions of the link's protocol that it speaks.
+    pub protocols: RangeInclusive<u32>,
     /// The worker's name.
     pub worker: String,
     /// All that it has.

@@ -4,19 +4,23 @@ use crate::{
     container::{Ending, Phase},
     id::{CallId, ContainerId, Epoch, FunctionKey, LeaseId, Revision, Shard},
     input::{Blob, Body, Failure, FailureKind, Format, Payload},
-    order::{Assignment, Group, Order, Start},
+    order::{Assignment, Group, Order},
     report::{Done, Held, HeldAttempt, Report},
     resource::Amount,
 };
 use bytes::Bytes;
-use std::sync::Arc;
 
-/// The version of the link's protocol; both sides must speak the same.
-pub const PROTOCOL: u32 = 3;
+/// The newest version of the link's protocol that is spoken here.
+pub const PROTOCOL: u32 = 4;
+/// The oldest. A version may only add to the one before it: fields, kinds of orders and reports.
+pub const OLDEST_PROTOCOL: u32 = 4;
 
 mod hello;
+mod start;
 
+pub use hello::agreed;
 use hello::{hello_in, hello_out};
+use start::{start_in, start_out};
 
 /// Generated from `proto/link.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -42,22 +46,10 @@ pub enum WireError {
     /// A payload is written in a way that this version does not know.
     #[error("a payload has format {0}, which this version does not know")]
     Format(u32),
-    /// A spec cannot be read.
-    #[error("a function's spec cannot be read")]
-    Spec(#[source] Arc<SpecError>),
+    /// A number stands for something that this version does not know.
+    #[error("{0} {1} is none that this version knows")]
+    Unknown(&'static str, i32),
 }
-
-/// The reason why a spec cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct SpecError(#[from] serde_json::Error);
-
-impl PartialEq for SpecError {
-    fn eq(&self, other: &Self) -> bool {
-        self.to_string() == other.to_string()
-    }
-}
-impl Eq for SpecError {}
 
 fn call_bytes(call: CallId) -> Bytes {
     Bytes::copy_from_slice(&call.0.to_be_bytes())
@@ -94,9 +86,13 @@ fn payload_out(payload: Payload) -> link::Payload {
     link::Payload { kind: Some(kind), format: payload.format as u32 }
 }
 
+fn format_in(number: u32) -> Result<Format, WireError> {
+    Format::from_number(number).ok_or(WireError::Format(number))
+}
+
 fn payload_in(payload: Option<link::Payload>) -> Result<Payload, WireError> {
     let payload = payload.ok_or(WireError::Missing("payload"))?;
-    let format = Format::from_number(payload.format).ok_or(WireError::Format(payload.format))?;
+    let format = format_in(payload.format)?;
     let body = match payload.kind.ok_or(WireError::Missing("payload"))? {
         link::payload::Kind::Inline(bytes) => Body::Inline(bytes),
         link::payload::Kind::Blob(blob) => {
@@ -114,15 +110,7 @@ impl From<Order> for link::Order {
                 Kind::Own(link::Own { shard: u32::from(shard.0), shards: u32::from(shards), epoch: epoch.0 })
             }
             Order::Peers { links } => Kind::Peers(link::Peers { links }),
-            Order::Start(start) => Kind::Start(link::Start {
-                container: start.container.0,
-                namespace: start.function.namespace.to_string(),
-                function: start.function.name.to_string(),
-                revision: start.revision.0,
-                spec: serde_json::to_vec(&*start.spec).unwrap_or_default().into(),
-                gpus: start.gpus,
-                env: start.env.into_iter().collect(),
-            }),
+            Order::Start(start) => Kind::Start(start_out(start)),
             Order::Feed { container, groups } => {
                 Kind::Feed(link::Feed { container: container.0, groups: groups.into_iter().map(group_out).collect() })
             }
@@ -176,8 +164,57 @@ fn group_in(group: link::Group) -> Result<Group, WireError> {
     Ok(Group { assignments, batch: group.batch })
 }
 
+/// An order that cannot be read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unreadable {
+    /// Why.
+    pub error: WireError,
+    /// What a worker answers: it concerns one container, and never ends the link. None where not even that can be read.
+    pub answer: Option<Report>,
+}
+
 /// Reads an order; the handshake's `Welcome` is not one and gives `None`.
-pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
+pub fn order_in(order: link::Order) -> Result<Option<Order>, Box<Unreadable>> {
+    use link::order::Kind;
+    let container = match &order.kind {
+        Some(Kind::Start(start)) => Some(ContainerId(start.container)),
+        Some(Kind::Feed(feed)) => {
+            feed_is_readable(feed)?;
+            None
+        }
+        _ => None,
+    };
+    read_order(order).map_err(|error| {
+        let answer = container.map(|container| Report::Refused { container, reason: older(&error) });
+        Box::new(Unreadable { error, answer })
+    })
+}
+
+fn older(error: &WireError) -> String {
+    format!("this worker cannot read the order ({error}): is it older than the scheduler?")
+}
+
+/// Looks at what could not be read once inputs are taken apart. If there is anything, the attempts fail and say so.
+fn feed_is_readable(feed: &link::Feed) -> Result<(), Box<Unreadable>> {
+    let all = || feed.groups.iter().flat_map(|group| &group.assignments);
+    let readable = |a: &link::Assignment| {
+        call_id(&a.call)?;
+        let payload = a.payload.as_ref().ok_or(WireError::Missing("payload"))?;
+        format_in(payload.format)?;
+        payload.kind.as_ref().map(drop).ok_or(WireError::Missing("payload"))
+    };
+    let Err(error) = all().try_for_each(readable) else { return Ok(()) };
+    let done = all().filter_map(|a| {
+        let call = call_id(&a.call).ok()?;
+        let held = HeldAttempt { lease: LeaseId(a.lease), call, index: a.index, attempt: a.attempt };
+        let failure = Failure::new(FailureKind::Lost, "InputNotReadable", older(&error));
+        Some(Done { held, waited_us: 0, run_us: 0, result: Err(failure) })
+    });
+    let answer = Report::Finished { container: ContainerId(feed.container), done: done.collect() };
+    Err(Box::new(Unreadable { error, answer: Some(answer) }))
+}
+
+fn read_order(order: link::Order) -> Result<Option<Order>, WireError> {
     use link::order::Kind;
     Ok(Some(match order.kind.ok_or(WireError::Missing("order"))? {
         Kind::Welcome(_) => return Ok(None),
@@ -185,14 +222,7 @@ pub fn order_in(order: link::Order) -> Result<Option<Order>, WireError> {
             Order::Own { shard: shard_in(own.shard)?, shards: shard_in(own.shards)?.0, epoch: Epoch(own.epoch) }
         }
         Kind::Peers(peers) => Order::Peers { links: peers.links },
-        Kind::Start(start) => Order::Start(Start {
-            container: ContainerId(start.container),
-            function: FunctionKey::new(&start.namespace, &start.function),
-            revision: Revision(start.revision),
-            spec: serde_json::from_slice(&start.spec).map(Arc::new).map_err(|e| WireError::Spec(Arc::new(e.into())))?,
-            gpus: start.gpus,
-            env: start.env.into_iter().collect(),
-        }),
+        Kind::Start(start) => Order::Start(start_in(start)?),
         Kind::Feed(feed) => Order::Feed {
             container: ContainerId(feed.container),
             groups: feed.groups.into_iter().map(group_in).collect::<Result<_, _>>()?,

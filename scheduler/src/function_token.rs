@@ -69,12 +69,12 @@ impl FunctionTokens {
     }
 
     /// What a container's programs find in their environment.
-    pub fn environment(&self, start: &Start) -> BTreeMap<String, String> {
+    pub fn environment(&self, start: &Start, role: TokenRole) -> BTreeMap<String, String> {
         let namespace = &start.function.namespace;
         let (url, authority) = self.reached.get().cloned().unzip();
         let url = url.map(|url| ("CAPSTAN_URL", url));
         let authority = authority.flatten().map(|pem| (AUTHORITY, pem));
-        let token = role_of(start.spec.token.role)
+        let token = role_of(role)
             .map(|role| ("CAPSTAN_TOKEN", self.sign(start.container, start.function.place(), role, namespace)));
         let named =
             [("CAPSTAN_NAMESPACE", namespace.to_string()), ("CAPSTAN_FUNCTION", start.function.name.to_string())];

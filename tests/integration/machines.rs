@@ -253,7 +253,7 @@ async fn dial(bench: &Cluster) -> link::link_client::LinkClient<Channel> {
 
 fn hello(worker: &str, protocol: u32) -> Report {
     Report::Hello(Hello {
-        protocol,
+        protocols: protocol..=protocol,
         worker: worker.into(),
         capacity: Amount { cpu_milli: 100, memory_mib: 100, gpus: 0 },
         version: "9.9.9".into(),

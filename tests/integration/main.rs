@@ -47,7 +47,7 @@ fn fresh(arguments: &[&str]) -> (tempfile::TempDir, Up) {
 /// What a worker says of itself that is played by a test.
 fn introduction(worker: &str) -> Hello {
     Hello {
-        protocol: PROTOCOL,
+        protocols: PROTOCOL..=PROTOCOL,
         worker: worker.into(),
         capacity: Amount { cpu_milli: 1000, memory_mib: 1000, gpus: 0 },
         version: "1".into(),

@@ -178,7 +178,7 @@ impl Containers {
                         revision: start.revision,
                         gpus: start.gpus,
                         ready: false,
-                        slots: start.spec.groups_at_once() as usize,
+                        slots: start.spec.at_once as usize,
                         waiting: VecDeque::new(),
                         running: BTreeMap::new(),
                     },
@@ -186,7 +186,7 @@ impl Containers {
                 let ended = |reason: String| {
                     Happens::Ended(start.container, Ending { exit_code: Some(1), reason, ..Ending::default() })
                 };
-                let limit_us = start.spec.startup_timeout_s.ms * 1000;
+                let limit_us = start.spec.startup_timeout_ms * 1000;
                 let (us, what) = match start_us.filter(|us| *us <= limit_us) {
                     Some(us) if fails => (us, ended("the server ended".into())),
                     Some(us) => (us, Happens::Ready(start.container)),

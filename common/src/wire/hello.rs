@@ -1,17 +1,19 @@
 //! A worker's introduction on the wire.
 
-use super::link;
+use super::{OLDEST_PROTOCOL, PROTOCOL, link};
 use crate::{
     gpu::Gpu,
     isolation::{Isolation, Level},
     report::Hello,
     resource::Amount,
 };
+use std::ops::RangeInclusive;
 
 /// A worker's introduction, on its way.
 pub fn hello_out(hello: Hello) -> link::Hello {
     link::Hello {
-        protocol: hello.protocol,
+        protocol: *hello.protocols.end(),
+        oldest_protocol: *hello.protocols.start(),
         worker: hello.worker,
         cpu_milli: hello.capacity.cpu_milli,
         memory_mib: hello.capacity.memory_mib,
@@ -30,6 +32,12 @@ pub fn hello_out(hello: Hello) -> link::Hello {
     }
 }
 
+/// The version of the link's protocol that both sides speak from here on: the newest that a worker with these and we know.
+pub fn agreed(theirs: &RangeInclusive<u32>) -> Option<u32> {
+    let newest = PROTOCOL.min(*theirs.end());
+    (newest >= OLDEST_PROTOCOL.max(*theirs.start())).then_some(newest)
+}
+
 /// A level that this version does not know is none.
 fn level_in(name: &str) -> Level {
     [Level::Strict, Level::Partial].into_iter().find(|level| level.name() == name).unwrap_or(Level::None)
@@ -42,7 +50,7 @@ fn gpu_out(Gpu { uuid, model, memory_mib }: Gpu) -> link::Gpu {
 /// A worker's introduction, as it came.
 pub fn hello_in(hello: link::Hello) -> Hello {
     Hello {
-        protocol: hello.protocol,
+        protocols: (if hello.oldest_protocol == 0 { hello.protocol } else { hello.oldest_protocol })..=hello.protocol,
         worker: hello.worker,
         capacity: Amount { cpu_milli: hello.cpu_milli, memory_mib: hello.memory_mib, gpus: hello.gpus.len() as u64 },
         version: hello.version,

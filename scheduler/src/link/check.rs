@@ -243,7 +243,7 @@ mod tests {
             assert!(!inline(bad), "{bad}");
         }
         let pickle = Payload { format: Format::Pickle, ..Payload::json("1") };
-        assert!(!finished(Ok(pickle)).is_ok(), "no protocol writes it");
+        assert!(finished(Ok(pickle)).is_err(), "no protocol writes it");
         let blob = |name: String, len| {
             let body = Body::Blob(Blob { name: name.into(), len, crc32c: 0 });
             finished(Ok(Payload { format: Format::Json, body })).is_ok()
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn names_and_capacities_are_bounded() {
         let named = |worker: &str| Hello {
-            protocol: 3,
+            protocols: 4..=4,
             worker: worker.into(),
             capacity: Amount { cpu_milli: u64::MAX, memory_mib: u64::MAX, gpus: 0 },
             gpus: Vec::new(),

@@ -15,7 +15,7 @@ use crate::{
 use capstan_common::{
     id::WorkerId,
     report::{Hello, Report},
-    wire::{self, PROTOCOL, link},
+    wire::{self, OLDEST_PROTOCOL, PROTOCOL, link},
     worker::is_name,
 };
 use check::Check;
@@ -107,12 +107,13 @@ impl link::link_server::Link for LinkServer {
         if caller.is_some() {
             self.must_be(&hello.worker, shown.as_ref()).await?;
         }
-        if hello.protocol != PROTOCOL {
+        let Some(protocol) = wire::agreed(&hello.protocols) else {
+            let (oldest, newest) = (hello.protocols.start(), hello.protocols.end());
             return Err(Status::failed_precondition(format!(
-                "worker {} speaks link protocol {}, this scheduler speaks {PROTOCOL}: run the same version on both",
-                hello.worker, hello.protocol
+                "worker {} speaks link protocols {oldest} to {newest}, this scheduler {OLDEST_PROTOCOL} to {PROTOCOL}: run versions that have one in common",
+                hello.worker
             )));
-        }
+        };
         let host = check::host(hello.host, link, &self.networks).unwrap_or_else(|told| {
             tracing::warn!(worker = hello.worker, %told, %link, "a worker says that it is elsewhere than its link comes from, and scheduler.worker_networks does not name that network: its servers are looked for where its link comes from");
             link
@@ -124,7 +125,13 @@ impl link::link_server::Link for LinkServer {
         let (batches, stream) = mpsc::channel(16);
         let link = Link::new(orders);
         let cut = link.cut.clone();
-        tokio::spawn(send_orders(self.shared.clone(), self.beat_ms, outbound, batches, cut));
+        tokio::spawn(send_orders(
+            self.shared.clone(),
+            link::Welcome { protocol, beat_ms: self.beat_ms },
+            outbound,
+            batches,
+            cut,
+        ));
         let (begun, begins) = oneshot::channel();
         let (server, silence, lost_after) = (self.clone(), self.unreachable_after, self.lost_after);
         // A task of its own: a connection that breaks meanwhile drops this handler, and a session must not stop half-made.

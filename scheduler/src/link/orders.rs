@@ -1,10 +1,7 @@
 //! Orders on their way down a link: many in one message, held back in doubt, and a beat where there are none.
 
 use crate::shard::Shared;
-use capstan_common::{
-    order::Order,
-    wire::{PROTOCOL, link},
-};
+use capstan_common::{order::Order, wire::link};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -21,16 +18,15 @@ const ORDERS_AT_ONCE: usize = 512;
 /// Packs all orders that wait into one message. Ends, and closes the way for orders, as soon as the stream has.
 pub async fn send_orders(
     shared: Arc<Shared>,
-    beat_ms: u32,
+    welcome: link::Welcome,
     mut orders: mpsc::Receiver<Order>,
     batches: mpsc::Sender<Result<link::Orders, Status>>,
     cut: CancellationToken,
 ) {
-    let welcome = link::Welcome { protocol: PROTOCOL, beat_ms };
+    let beat = Duration::from_millis(u64::from(welcome.beat_ms));
     let welcome = link::Order { kind: Some(link::order::Kind::Welcome(welcome)) };
     let mut next = vec![welcome];
     let mut waiting = Vec::with_capacity(ORDERS_AT_ONCE);
-    let beat = Duration::from_millis(u64::from(beat_ms));
     loop {
         // One whose lease is in doubt may not be the owner any more: its orders wait.
         let mut told = Instant::now();

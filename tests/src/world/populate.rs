@@ -4,6 +4,7 @@ use super::{
     clients::Client,
     engine::{Action, BUSY_MS, Subject, World},
     store::Durable,
+    workers::SLOW_START_S,
 };
 use capstan_common::{call::CallKind, function::FunctionSpec, id::FunctionKey, time::Time};
 use capstan_scheduler_core::event::FailFast;
@@ -49,7 +50,7 @@ impl World {
                 json!({"max_batch_size": self.rng.random_range(2..9), "wait_ms": self.rng.random_range(0..200)});
         }
         if self.chance(20) {
-            spec["labels"] = json!({"slow-start": "yes"});
+            spec["startup_timeout_s"] = json!(SLOW_START_S);
         }
         if self.chance(15) {
             let wish = if self.chance(50) { json!("H100") } else { json!(["A100", "H100:2"]) };

@@ -3,7 +3,8 @@
 use super::engine::{Action, World};
 use capstan_common::{
     container::Ending,
-    function::{FunctionSpec, Protocol},
+    container_spec::ContainerSpec,
+    function::Protocol,
     id::{ContainerId, LeaseId, WorkerId},
     input::{Failure, FailureKind},
     order::Assignment,
@@ -12,7 +13,6 @@ use capstan_common::{
 };
 use capstan_worker_core::node::{Effect, Event, Node};
 use rand::Rng;
-use std::sync::Arc;
 
 /// A worker.
 pub struct Worker {
@@ -32,6 +32,8 @@ pub struct Worker {
 pub const CAPACITY: Amount = Amount { cpu_milli: 4_000, memory_mib: 16_384, gpus: GPUS.len() as u64 };
 /// The model of its GPUs.
 pub const GPU: &str = "H100";
+/// A function with this start-up time-out starts slowly.
+pub const SLOW_START_S: u64 = 77;
 const GPUS: [&str; 2] = ["GPU-0", "GPU-1"];
 
 impl Worker {
@@ -97,8 +99,8 @@ impl World {
         self.plan(at, Action::Node { worker: w, life, event });
     }
 
-    fn launch(&mut self, w: usize, container: ContainerId, spec: &Arc<FunctionSpec>) {
-        let slow = spec.labels.contains_key("slow-start");
+    fn launch(&mut self, w: usize, container: ContainerId, spec: &ContainerSpec) {
+        let slow = spec.startup_timeout_ms == SLOW_START_S * 1000;
         self.happen(w, 100, 1_000, Event::Spawned { container, pid: 1 });
         if self.chance(3) {
             let ending =

@@ -20,7 +20,7 @@ use actix::Addr;
 use capstan_blob::Blobs;
 use capstan_common::{
     container::{Ending, Phase},
-    function::{Activity, ActivitySource, Protocol},
+    function::Protocol,
     id::{ContainerId, LeaseId},
     input::{Body, Failure, FailureKind, Format},
     order::{Assignment, Start},
@@ -111,16 +111,16 @@ impl Running {
     ) -> Self {
         let (stop, stopped) = watch::channel(Stop::default());
         let tell = Tell { node, container: start.container };
-        let timeout_ms = start.spec.timeout_s.ms;
+        let timeout_ms = start.spec.timeout_ms;
         let kind = match start.spec.protocol {
             Protocol::Exec => {
-                if let (Some(cgroup), Some(cap)) = (&setting.cgroup, start.spec.resources.cpu_limit) {
+                if let (Some(cgroup), Some(cap)) = (&setting.cgroup, start.spec.cpu_limit) {
                     cgroup.cap_cpu(cap.milli);
                 }
                 let (ended, ends) = flume::unbounded();
                 actix::spawn(exec_ends(ends, blobs.clone(), tell.clone()));
                 let shared = exec_shared(setting, timeout_ms, output_max, &tell, ended);
-                let slots = Slots::new(start.spec.groups_at_once());
+                let slots = Slots::new(start.spec.at_once);
                 actix::spawn(exec_life(shared.clone(), stopped, tell.clone()));
                 Kind::Exec { shared, slots, blobs, tell }
             }
@@ -355,15 +355,15 @@ impl HttpLife {
             () = self.server.ready(looked) => None,
             _ = served.ended() => Some(served.not_started.take().unwrap_or("it ended before it was ready".into())),
             why = asked(&mut stopped) => Some(why.1),
-            () = tokio::time::sleep(Duration::from_millis(self.start.spec.startup_timeout_s.ms)) => {
+            () = tokio::time::sleep(Duration::from_millis(self.start.spec.startup_timeout_ms)) => {
                 late = true;
-                let limit = self.start.spec.startup_timeout_s.ms as f64 / 1000.0;
+                let limit = self.start.spec.startup_timeout_ms as f64 / 1000.0;
                 Some(format!("it was not ready within startup_timeout_s ({limit} s): {}", self.server.last_look()))
             }
         };
         if reason.is_none() {
             let phases = vec![Phase { name: "ready".into(), us: begun.elapsed().as_micros() as u64 }];
-            if let (Some(cgroup), Some(cap)) = (&self.setting.cgroup, self.start.spec.resources.cpu_limit) {
+            if let (Some(cgroup), Some(cap)) = (&self.setting.cgroup, self.start.spec.cpu_limit) {
                 cgroup.cap_cpu(cap.milli);
             }
             let (container, port) = (self.tell.container, self.port.number());
@@ -385,8 +385,7 @@ impl HttpLife {
 
     /// Reads the server's own counter of requests, if it is to be read, until the answer is dropped.
     fn count_requests(&self) -> Option<AbortOnDropHandle<()>> {
-        let by_itself = |activity: &Activity| activity.source == ActivitySource::Container;
-        let activity = self.start.spec.activity.clone().filter(by_itself)?;
+        let activity = self.start.spec.activity.clone()?;
         let (server, tell) = (self.server.clone(), self.tell.clone());
         let task = actix::spawn(activity::watch(server, activity, async move |value| {
             tell.tell(Event::Counted { container: tell.container, value }).await;

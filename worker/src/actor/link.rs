@@ -7,7 +7,7 @@ use capstan_common::{
     id::LinkId,
     order::Order,
     report::Report,
-    wire::{self, PROTOCOL, link},
+    wire::{self, OLDEST_PROTOCOL, PROTOCOL, Unreadable, link},
 };
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -209,6 +209,15 @@ impl Links {
         }
     }
 
+    /// Answers an order that cannot be read: a newer scheduler's, most likely. The link lives on.
+    async fn refuse(&self, unreadable: Unreadable, outbox: &mpsc::Sender<Report>) {
+        tracing::warn!(error = %unreadable.error, "an order of the scheduler cannot be read");
+        if let Some(answer) = unreadable.answer {
+            // One whose link has ended meanwhile is told by its inventory.
+            let _ = outbox.send(answer).await;
+        }
+    }
+
     /// What a connection that does not carry may be about.
     fn hint(&self) -> &'static str {
         match self.tls {
@@ -259,12 +268,13 @@ impl Links {
                     welcomed(welcome, link, node, &outbox)?;
                 }
             }
-            let orders = message
-                .orders
-                .into_iter()
-                .filter_map(|order| wire::order_in(order).transpose())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|e| e.to_string())?;
+            let mut orders = Vec::with_capacity(message.orders.len());
+            for order in message.orders {
+                match wire::order_in(order) {
+                    Ok(order) => orders.extend(order),
+                    Err(unreadable) => self.refuse(*unreadable, &outbox).await,
+                }
+            }
             for order in &orders {
                 if let Order::Peers { links } = order {
                     self.tell(links.clone());
@@ -283,9 +293,9 @@ fn welcomed(
     node: &Addr<NodeActor>,
     outbox: &mpsc::Sender<Report>,
 ) -> Result<(), String> {
-    if welcome.protocol != PROTOCOL {
+    if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&welcome.protocol) {
         return Err(format!(
-            "the scheduler speaks link protocol {}, this worker {PROTOCOL}: run the same version on both",
+            "the scheduler speaks link protocol {}, this worker {OLDEST_PROTOCOL} to {PROTOCOL}: run versions that have one in common",
             welcome.protocol
         ));
     }

@@ -17,11 +17,10 @@ use capstan_common::{
     gpu::Gpu,
     id::{ContainerId, LinkId},
     order::{AUTHORITY, Order, Start},
-    parameter,
     report::{Hello, Report},
     resource::Amount,
     time::Time,
-    wire::PROTOCOL,
+    wire::{OLDEST_PROTOCOL, PROTOCOL},
 };
 use capstan_worker_core::node::{Effect, Event, Node};
 use std::{
@@ -208,7 +207,7 @@ impl NodeActor {
         let Runtime::Process(process) = &start.spec.runtime else {
             return Err("this worker runs processes only".into());
         };
-        let (id, resources) = (start.container.to_string(), &start.spec.resources);
+        let (id, spec) = (start.container.to_string(), &start.spec);
         let scratch = self.scratch.join(&id);
         let apart = self.keeping.of(&start.function, &start.spec)?;
         let authority = start.env.get(AUTHORITY).cloned();
@@ -226,7 +225,7 @@ impl NodeActor {
             volumes,
             instance: self.instance.clone(),
             authority,
-            cgroup: self.cgroups.create(&id, resources.memory_mib, resources.cpu.milli),
+            cgroup: self.cgroups.create(&id, spec.memory_mib, spec.cpu.milli),
             apart,
         })
     }
@@ -239,7 +238,7 @@ impl NodeActor {
             *pem = scratch.join(AUTHORITY_FILE).display().to_string();
         }
         env.extend(process.env.clone());
-        env.extend(parameter::environment(&start.spec));
+        env.extend(start.spec.parameters.clone());
         env.extend(gpu::environment(&self.gpus, gpus).into_iter().map(|(name, value)| (name.to_owned(), value)));
         env.insert(tree::CONTAINER.into(), start.container.to_string());
         env.insert(tree::WORKER.into(), self.instance.to_string());
@@ -301,7 +300,7 @@ impl Handler<Introduce> for NodeActor {
         let real = self.config.runtime == config::Runtime::Process;
         self.outboxes.insert(introduce.link, (introduce.outbox, introduce.cut));
         MessageResult(Hello {
-            protocol: PROTOCOL,
+            protocols: OLDEST_PROTOCOL..=PROTOCOL,
             worker: self.config.name.clone(),
             capacity: self.core.resources().0,
             version: env!("CARGO_PKG_VERSION").into(),

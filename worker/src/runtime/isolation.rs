@@ -6,7 +6,7 @@ use super::{
     program::{Environment, Program},
 };
 use capstan_common::{
-    function::FunctionSpec,
+    container_spec::ContainerSpec,
     id::FunctionKey,
     isolation::{Isolation, Level, Needs},
     users::Users,
@@ -89,8 +89,8 @@ impl Keeping {
     ///
     /// # Errors
     /// It needs what this worker does not give: an order that no honest scheduler sends.
-    pub fn of(&self, function: &FunctionKey, spec: &FunctionSpec) -> Result<Option<Apart>, String> {
-        let needs = spec.needs();
+    pub fn of(&self, function: &FunctionKey, spec: &ContainerSpec) -> Result<Option<Apart>, String> {
+        let needs = spec.needs;
         if !self.isolation.ground().takes(needs) {
             return Err(match needs {
                 Needs::Trust => "this worker runs no trusted functions: set worker.trust_functions=true on it".into(),
@@ -98,6 +98,6 @@ impl Keeping {
             });
         }
         let kept = self.isolation.level != Level::None && needs != Needs::Trust;
-        Ok(kept.then(|| self.apart(&function.namespace, spec.resources.memory_mib)))
+        Ok(kept.then(|| self.apart(&function.namespace, spec.memory_mib)))
     }
 }

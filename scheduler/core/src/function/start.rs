@@ -11,6 +11,7 @@ use crate::{
 };
 use capstan_common::{
     container::{Ending, Phase},
+    container_spec::ContainerSpec,
     gpu::GpuRequest,
     id::{CallId, ContainerId, LeaseId, WorkerId},
     input::{Failure, FailureKind, Outcome},
@@ -52,7 +53,7 @@ impl Function {
             container: id,
             function: self.key.clone(),
             revision: self.deployed.revision,
-            spec: spec.clone(),
+            spec: Arc::new(ContainerSpec::of(&spec)),
             gpus,
             env: Default::default(),
         });

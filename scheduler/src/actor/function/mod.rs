@@ -202,8 +202,11 @@ impl FunctionActor {
     fn completed(&self, order: Order) -> Order {
         match order {
             Order::Start(start) => {
-                let mut env = self.env.function_tokens.environment(&start);
-                env.extend(self.env.secrets.environment(&start.function, &start.spec.secrets));
+                let Some(core) = &self.core else { return Order::Start(start) };
+                // A start is of the live revision.
+                let spec = &core.deployment().spec;
+                let mut env = self.env.function_tokens.environment(&start, spec.token.role);
+                env.extend(self.env.secrets.environment(&start.function, &spec.secrets));
                 Order::Start(Start { env, ..start })
             }
             other => other,

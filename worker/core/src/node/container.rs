@@ -70,7 +70,7 @@ impl Container {
     /// One that was just ordered, with these of the worker's GPUs.
     pub fn new(now: Time, start: Start, gpus: Box<[u16]>) -> Self {
         Self {
-            at_once: start.spec.groups_at_once(),
+            at_once: start.spec.at_once,
             start,
             ordered: now,
             spawn_us: 0,

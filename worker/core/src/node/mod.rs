@@ -10,7 +10,7 @@ pub use event::{Effect, Event};
 
 use capstan_common::{
     container::{Ending, Phase},
-    function::FunctionSpec,
+    container_spec::ContainerSpec,
     id::{ContainerId, Epoch, FunctionKey, LeaseId, LinkId, Shard},
     input::{Failure, FailureKind, Payload},
     order::{Group, Order, Start},
@@ -474,7 +474,7 @@ impl Node {
     }
 
     /// A container's spec, while it exists.
-    pub fn spec(&self, id: ContainerId) -> Option<&Arc<FunctionSpec>> {
+    pub fn spec(&self, id: ContainerId) -> Option<&Arc<ContainerSpec>> {
         self.containers.get(&id).map(|c| &c.start.spec)
     }
 }

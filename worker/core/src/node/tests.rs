@@ -4,13 +4,17 @@ use capstan_common::{
     order::Assignment,
 };
 
+fn spec(json: &str) -> Arc<ContainerSpec> {
+    Arc::new(ContainerSpec::of(&serde_json::from_str(json).unwrap()))
+}
+
 fn start(n: u64, extra: &str) -> Order {
     let json = format!(r#"{{"runtime":{{"process":{{"command":["true"]}}}},"resources":{{"cpu":1}}{extra}}}"#);
     Order::Start(Start {
         container: ContainerId(n),
         function: FunctionKey::new("default", "f"),
         revision: Revision(1),
-        spec: Arc::new(serde_json::from_str(&json).unwrap()),
+        spec: spec(&json),
         gpus: 0,
         env: Default::default(),
     })
@@ -113,11 +117,9 @@ fn each_gpu_is_one_containers_alone_until_that_has_ended() {
     // RELIABILITY P1
     let mut bench = Bench::new();
     let with = |n, gpus| match start(n, r#","autoscaler":{}"#) {
-        Order::Start(start) => Order::Start(Start {
-            spec: Arc::new(serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap()),
-            gpus,
-            ..start
-        }),
+        Order::Start(start) => {
+            Order::Start(Start { spec: spec(r#"{"runtime":{"process":{"command":["true"]}}}"#), gpus, ..start })
+        }
         other => other,
     };
     let given = |effects: Vec<Effect>| match &effects[..] {

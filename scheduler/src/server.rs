@@ -22,7 +22,7 @@ use crate::{
     store::{
         Store, blocking,
         embedded::Embedded,
-        etcd::{Etcd, Format, Session},
+        etcd::{Etcd, FORMAT, Format, Session},
     },
     strangers,
     telemetry::{Telemetry, trace::Tracer},
@@ -172,6 +172,7 @@ async fn start_clustered(config: SchedulerConfig, links: LinkListener) -> anyhow
         rest,
         link: or(&config.link_advertise, server.link.map(|at| at.to_string()).unwrap_or_default()),
         version: env!("CARGO_PKG_VERSION").into(),
+        format: FORMAT,
     };
     let (view, api) = (shared.view.clone(), server.api.clone());
     let cluster = Arc::new(Cluster::new(Ready { etcd, config: config.etcd, peer, view, shared, api, sessions }));

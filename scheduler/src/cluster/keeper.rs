@@ -7,7 +7,7 @@ use crate::{
     shard::{Env, Shared},
     store::{
         StoreError, blocking,
-        etcd::{Etcd, EtcdConfig, EtcdLog, Session},
+        etcd::{Etcd, EtcdConfig, EtcdLog, FORMAT, Format, Session},
         layout,
     },
 };
@@ -109,7 +109,7 @@ impl Cluster {
         let (etcd, lease) = (self.etcd.clone(), self.session().lease());
         let key = etcd.key(&format!("members/{}", self.me));
         let value = serde_json::to_string(&self.peer).unwrap_or_default();
-        let me = self.me.clone();
+        let (me, config) = (self.me.clone(), self.config.clone());
         let patience = Duration::from_secs(u64::from(self.config.lease_s) * 2 + 3);
         blocking(move || {
             let begun = Instant::now();
@@ -120,7 +120,8 @@ impl Cluster {
                 let _ = etcd.txn(Txn::new().when([free]).and_then([put]));
                 let found = etcd.get(&format!("members/{me}"), None);
                 if found.is_ok_and(|found| found.first().is_some_and(|kv| kv.lease() == lease)) {
-                    return Ok(());
+                    // From here on the mark does not rise without us; it may have, a moment before.
+                    return Format::read(&etcd, &config).map(drop);
                 }
                 if begun.elapsed() > patience {
                     return Err(StoreError::InUse(format!("the name `{me}` of this scheduler (give each its own)")));
@@ -133,7 +134,7 @@ impl Cluster {
 
     /// Keeps to what should be until it is told to stop; then gives everything up.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let (mut slow, mut compacted) = (None::<Instant>, Instant::now());
+        let (mut slow, mut compacted, mut newest) = (None::<Instant>, Instant::now(), false);
         actix::spawn(self.clone().keep_sharing(stop.clone()));
         while !stop.is_cancelled() {
             if self.session().is_lost() {
@@ -151,6 +152,7 @@ impl Cluster {
             if slow.is_none_or(|at| at.elapsed() >= SLOW) {
                 slow = Some(Instant::now());
                 self.look_at_room().await;
+                newest = newest || self.raise_format().await;
             }
             if compacted.elapsed() >= COMPACT && self.logs().contains_key(&Shard(0)) {
                 compacted = Instant::now();
@@ -442,6 +444,17 @@ impl Cluster {
             Ok(())
         })
         .await;
+    }
+
+    /// The store's mark rises when every scheduler knows the newest format. Whether it has.
+    async fn raise_format(&self) -> bool {
+        let (etcd, config) = (self.etcd.clone(), self.config.clone());
+        let knows = |value: &[u8]| serde_json::from_slice::<Peer>(value).is_ok_and(|peer| peer.format >= FORMAT);
+        let raised = blocking(move || Format::raise(&etcd, &config, knows)).await;
+        raised.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the store's format is as it was");
+            false
+        })
     }
 
     /// Old revisions take room until somebody removes them; nobody here reads them.

@@ -20,6 +20,14 @@ pub struct Peer {
     pub keda: String,
     /// Its software's version.
     pub version: String,
+    /// The newest format of the store that it knows.
+    #[serde(default = "first_format")]
+    pub format: u32,
+}
+
+/// Schedulers that say nothing of it know the first one.
+fn first_format() -> u32 {
+    1
 }
 
 /// Who is there, and who owns what.

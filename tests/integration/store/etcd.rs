@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use capstan_scheduler::store::{
     Change, Store, StoreError,
-    etcd::{Etcd, EtcdConfig, EtcdLog, Format, Opened, Session},
+    etcd::{Etcd, EtcdConfig, EtcdLog, FORMAT, Format, Opened, Session},
 };
 use capstan_tests::etcd::EtcdServers;
 use std::{
@@ -205,7 +205,36 @@ fn a_store_of_others_and_one_of_a_newer_version_are_refused_by_name() {
     let other = EtcdConfig { shards: 4, ..config.clone() };
     assert_eq!(Format::settle(&etcd, &other).unwrap(), made, "the number of shards is fixed when the store is made");
     servers.ctl(&["put", "/capstan/format", r#"{"format":9,"shards":4}"#]).unwrap();
-    assert!(matches!(Format::settle(&etcd, &config), Err(StoreError::Newer(_, 9, 1))));
+    assert!(matches!(Format::settle(&etcd, &config), Err(StoreError::Newer(_, 9, FORMAT))));
+}
+
+#[test]
+fn the_stores_format_rises_when_every_scheduler_knows_the_newer_one() {
+    // DESIGN law 15
+    let servers = EtcdServers::start(1, &[]).unwrap();
+    let config = servers.config();
+    let etcd = Owner::connect(&config);
+    let mark = || Format::read(&etcd, &config).unwrap().unwrap().format;
+    Format::settle(&etcd, &config).unwrap();
+    servers.ctl(&["put", "/capstan/format", r#"{"format":1,"shards":16}"#]).unwrap();
+    let newest = |value: &[u8]| value == b"newest";
+    assert!(!Format::raise(&etcd, &config, newest).unwrap(), "nobody is there");
+    servers.ctl(&["put", "/capstan/members/a", "newest"]).unwrap();
+    servers.ctl(&["put", "/capstan/members/b", "older"]).unwrap();
+    assert!(!Format::raise(&etcd, &config, newest).unwrap() && mark() == 1, "one does not know it");
+    servers.ctl(&["put", "/capstan/members/b", "newest"]).unwrap();
+    // One that comes between the look and the raise stops it.
+    let came = std::cell::Cell::new(false);
+    let meanwhile = |value: &[u8]| {
+        if !came.replace(true) {
+            servers.ctl(&["put", "/capstan/members/c", "older"]).unwrap();
+        }
+        newest(value)
+    };
+    assert!(!Format::raise(&etcd, &config, meanwhile).unwrap() && mark() == 1);
+    servers.ctl(&["del", "/capstan/members/c"]).unwrap();
+    assert!(Format::raise(&etcd, &config, newest).unwrap() && mark() == FORMAT);
+    assert!(Format::raise(&etcd, &config, |_| false).unwrap(), "it is the newest already");
 }
 
 #[test]

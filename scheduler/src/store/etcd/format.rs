@@ -1,12 +1,13 @@
-//! The store's mark: which format it has, and over how many shards it spreads.
+//! The store's mark: which format it has, and over how many shards it spreads. Schedulers write what the mark allows; it rises
+//! when every member is new enough (DESIGN law 15), and a scheduler of an older version does not come in any more.
 
 use super::{Etcd, EtcdConfig};
 use crate::store::StoreError;
-use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
 use serde::{Deserialize, Serialize};
 
-/// The format that this version writes.
-const FORMAT: u32 = 1;
+/// The newest format that this version knows. 2: payloads say what they are, and not all are JSON.
+pub const FORMAT: u32 = 2;
 
 /// What the mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +45,35 @@ impl Format {
         Self::read(etcd, config)?.ok_or_else(|| StoreError::Damaged("the store's mark is gone".into()))
     }
 
-    fn read(etcd: &Etcd, config: &EtcdConfig) -> Result<Option<Self>, StoreError> {
+    /// Raises the mark to the newest format, once every scheduler knows it: `known` says so of those that were seen. A scheduler
+    /// that came since then stops the raise. Answers whether the mark is the newest now.
+    ///
+    /// # Errors
+    /// The store is of a newer version by now, or does not answer.
+    pub fn raise(etcd: &Etcd, config: &EtcdConfig, known: impl Fn(&[u8]) -> bool) -> Result<bool, StoreError> {
+        let mark = Self::read(etcd, config)?.ok_or_else(|| StoreError::Damaged("the store's mark is gone".into()))?;
+        if mark.format == FORMAT {
+            return Ok(true);
+        }
+        let members = etcd.get("members/", Some(GetOptions::new().with_prefix()))?;
+        if members.is_empty() || !members.iter().all(|member| known(member.value())) {
+            return Ok(false);
+        }
+        let latest = members.iter().map(KeyValue::mod_revision).max().unwrap_or_default();
+        let raised = Self { format: FORMAT, ..mark.clone() };
+        let json = |mark: &Self| serde_json::to_vec(mark).unwrap_or_default();
+        let (key, members) = (etcd.key("format"), etcd.key("members/"));
+        let same = Compare::value(key.clone(), CompareOp::Equal, json(&mark));
+        let nobody_new = Compare::mod_revision(members, CompareOp::Less, latest + 1).with_prefix();
+        let put = TxnOp::put(key, json(&raised), None);
+        Ok(etcd.txn(Txn::new().when([same, nobody_new]).and_then([put]))?.succeeded())
+    }
+
+    /// The mark, if there is one.
+    ///
+    /// # Errors
+    /// It is of a newer version, or none of ours.
+    pub fn read(etcd: &Etcd, config: &EtcdConfig) -> Result<Option<Self>, StoreError> {
         let found = etcd.get("format", None)?;
         let Some(value) = found.first().map(|kv| kv.value()) else { return Ok(None) };
         let mark: Self = serde_json::from_slice(value).map_err(|_| {

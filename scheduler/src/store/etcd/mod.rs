@@ -2,7 +2,7 @@
 //!
 //! | key, behind the prefix | value |
 //! | --- | --- |
-//! | `format` | the store's format and its number of shards; made once |
+//! | `format` | the store's format and its number of shards; made once, and raised when all schedulers know a newer one |
 //! | `own/SHARD` | who owns the shard, on the owner's lease; its create revision is the fence |
 //! | `epoch/SHARD` | how often the shard was taken, for numbers that no other owner mints |
 //! | `log/SHARD/N` | batch N, or a part of one |
@@ -19,7 +19,7 @@ mod ownership;
 mod session;
 
 pub use client::{Etcd, Trouble};
-pub use format::Format;
+pub use format::{FORMAT, Format};
 pub use log::{EtcdLog, Opened};
 pub use session::Session;
 

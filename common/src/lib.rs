@@ -20,6 +20,7 @@ pub mod report;
 pub mod resource;
 pub mod schedule;
 pub mod settings;
+pub mod stats;
 pub mod time;
 pub mod trace;
 #[cfg(feature = "users")]

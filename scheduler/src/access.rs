@@ -8,7 +8,7 @@ use crate::{
     },
 };
 use capstan_common::time::Time;
-use capstan_scheduler_core::access::{Role, Subject};
+use capstan_verb::access::{Role, Subject};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{

@@ -13,7 +13,7 @@ use capstan_common::{
     id::ContainerId,
     order::{AUTHORITY, Start},
 };
-use capstan_scheduler_core::access::{Role, Subject};
+use capstan_verb::access::{Role, Subject};
 use data_encoding::HEXLOWER;
 use ring::hmac;
 use std::{

@@ -16,6 +16,7 @@ pub mod keda;
 pub mod link;
 mod peer;
 pub mod rest;
+pub mod route;
 pub mod secrets;
 pub mod server;
 pub mod shard;

@@ -2,6 +2,7 @@
 
 use crate::fresh;
 use capstan_tests::real::{Up, spec};
+use capstan_verb::RIGHTS;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -197,4 +198,51 @@ async fn tokens_of_a_file_open_the_door_and_a_file_that_all_can_read_is_refused(
         let asked = up.http.get(up.at("/v1/tokens")).bearer_auth(token).send().await.unwrap();
         assert_eq!(asked.status(), status, "{token}");
     }
+}
+
+#[tokio::test]
+async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
+    // DESIGN law 13, RELIABILITY §4.3 API1 API2 API5: the way on which schedulers ask each other is open to nobody else's rights.
+    let tokens = format!("scheduler.tokens={ROOT}");
+    let many = ["--set", "scheduler.rate_per_s=100000", "--set", "scheduler.rate_burst=100000"];
+    let (_folder, up) = fresh(&[&["--set", &tokens], &many[..]].concat());
+    let path = "/v1/namespaces/theirs/functions/f";
+    assert_eq!(send(&up, "PUT", path, ROOT, Some(spec(&["cat"], "exec", json!({})))).await.0, 201);
+    let (_, spawned) = send(&up, "POST", &format!("{path}/spawn"), ROOT, Some(json!(1))).await;
+    // All that any verb names, so that one body is a question to each.
+    let about = json!({
+        "key": {"namespace": "theirs", "name": "f"}, "namespace": "theirs", "call": spawned["call_id"], "index": 0,
+        "container": "ct-0000010000000001", "name": "nothing", "limit": 10, "query": "wva_desired_replicas",
+    });
+    let mut refused = 0;
+    for rights in RIGHTS {
+        let path = format!("/peer/{}", rights.verb);
+        for nobody in ["", "cap_wrong"] {
+            assert_eq!(send(&up, "POST", &path, nobody, Some(about.clone())).await.0, 401, "{path}");
+        }
+        assert_eq!(send(&up, "GET", &path, ROOT, None).await.0, 405, "{path}");
+        for (held, role) in ROLES.into_iter().enumerate() {
+            let needed = ROLES.iter().position(|role| *role == rights.role.name()).unwrap();
+            for everywhere in [true, false] {
+                let token = make(&up, role, if everywhere { Value::Null } else { json!(["mine"]) }).await;
+                let (status, said) = send(&up, "POST", &path, &token, Some(about.clone())).await;
+                assert_eq!(status, 200, "{path}");
+                let what = format!("{} {role} {everywhere}: {said}", rights.verb);
+                let code = said["refusal"]["code"].as_str();
+                match rights.scope {
+                    "In" if !everywhere => assert_eq!(code, Some("not_found"), "{what}"),
+                    "Cluster" if !everywhere => assert_eq!(code, Some("forbidden"), "{what}"),
+                    _ if held < needed => assert_eq!(code, Some("forbidden"), "{what}"),
+                    // Hidden in the words of what is absent.
+                    "OfRecord" if !everywhere => assert_eq!(code, Some("not_found"), "{what}"),
+                    "List" if !everywhere => assert!(!said.to_string().contains("theirs"), "{what}"),
+                    _ => assert!(!matches!(code, Some("forbidden" | "unauthenticated" | "malformed")), "{what}"),
+                }
+                refused += usize::from(code.is_some());
+            }
+        }
+    }
+    assert!(refused > RIGHTS.len(), "{refused}");
+    let (_, unknown) = send(&up, "POST", "/peer/function.Unheard", ROOT, Some(about)).await;
+    assert_eq!(unknown["refusal"]["code"], "unavailable", "a newer scheduler's question");
 }

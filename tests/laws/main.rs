@@ -46,6 +46,68 @@ fn scheduler_and_worker_never_see_each_other() {
     assert!(!links_of("capstan-worker").contains("capstan-scheduler-core"));
 }
 
+#[test]
+fn verbs_know_no_transport_and_no_store() {
+    // DESIGN §6: doors, peers and the command line share them.
+    let linked = links_of("capstan-verb");
+    for heavy in ["actix-web", "tokio", "hyper", "tonic", "etcd-client", "capstan-scheduler-core"] {
+        assert!(!linked.contains(heavy), "capstan-verb links {heavy}");
+    }
+}
+
+#[test]
+fn the_route_knows_no_door() {
+    for file in sources(&root().join("scheduler/src/route")) {
+        let text = std::fs::read_to_string(&file).expect("text");
+        for banned in ["crate::rest", "crate::keda", "actix"] {
+            assert!(!text.contains(banned), "{} has {banned}", file.display());
+        }
+    }
+}
+
+#[test]
+fn the_document_asks_for_the_rights_that_the_table_of_verbs_has() {
+    // Until the document is made of the table: what is asked over REST as a verb, by its path and method.
+    let document = std::fs::read_to_string(root().join("scheduler/src/rest/openapi.json")).expect("the document");
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+    let of_a_function = "/v1/namespaces/{ns}/functions/{fn}";
+    let asked = [
+        ("function.Get", "get", of_a_function.to_owned()),
+        ("function.Settings", "get", format!("{of_a_function}/autoscaler")),
+        ("function.GetStats", "get", format!("{of_a_function}/stats")),
+        ("function.Explain", "get", format!("{of_a_function}/explain")),
+        ("function.Instances", "get", format!("{of_a_function}/instances")),
+        ("function.Scaling", "get", format!("{of_a_function}/scaling")),
+        ("function.Schedule", "get", format!("{of_a_function}/schedule")),
+        ("function.List", "get", "/v1/namespaces/{ns}/functions".into()),
+        ("call.Get", "get", "/v1/calls/{id}".into()),
+        ("call.ExplainInput", "get", "/v1/calls/{id}/inputs/{index}/explain".into()),
+        ("call.List", "get", "/v1/calls".into()),
+        ("container.List", "get", "/v1/containers".into()),
+        ("container.Stop", "post", "/v1/containers/{id}/stop".into()),
+        ("cluster.Schedulers", "get", "/v1/schedulers".into()),
+        ("cluster.Workers", "get", "/v1/workers".into()),
+        ("cluster.Worker", "get", "/v1/workers/{id}".into()),
+        ("namespace.Get", "get", "/v1/namespaces/{ns}".into()),
+        ("namespace.List", "get", "/v1/namespaces".into()),
+        ("model.Query", "get", "/api/v1/query".into()),
+        ("model.Gauges", "get", "/apis/external.metrics.k8s.io/v1beta1/namespaces/{ns}/{metric}".into()),
+    ];
+    let names: BTreeSet<&str> = asked.iter().map(|(verb, _, _)| *verb).collect();
+    assert_eq!(names, capstan_verb::RIGHTS.iter().map(|rights| rights.verb).collect());
+    for (verb, method, path) in asked {
+        let rights = capstan_verb::RIGHTS.iter().find(|rights| rights.verb == verb).expect("a verb");
+        let operation = &document["paths"][&path][method];
+        let scope = match operation["x-scope"].as_str() {
+            Some("namespace") => "In",
+            Some("call" | "container") => "OfRecord",
+            Some("list") => "List",
+            _ => "Cluster",
+        };
+        assert_eq!((operation["x-role"].as_str(), scope), (Some(rights.role.name()), rights.scope), "{method} {path}");
+    }
+}
+
 fn sources(folder: &Path) -> Vec<PathBuf> {
     capstan_tests::spec::sources(folder).expect("the sources")
 }

@@ -1,5 +1,7 @@
 //! Decisions as values: what was decided, when, why, and the numbers behind it.
 
+pub use capstan_common::stats::{Facts, Waiting};
+
 use capstan_common::time::Time;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -17,28 +19,6 @@ pub struct Decision {
     pub reason: Cow<'static, str>,
     /// The numbers behind it.
     pub facts: Facts,
-}
-
-/// The numbers behind a scale decision; the formula is
-/// `min(max, max(min, ceil((running + pending) / slots) + (buffer if active)))` (SPEC §2.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// Inputs waiting, for a container or a retry.
-    pub pending: u64,
-    /// Inputs held by containers.
-    pub running: u64,
-    /// Inputs a container is meant to take.
-    pub slots: u64,
-    /// Lower bound in force.
-    pub min: u32,
-    /// Upper bound in force.
-    pub max: u32,
-    /// Buffer in force, 0 while the function is inactive.
-    pub buffer: u32,
-    /// Containers ordered and not ready.
-    pub starting: u32,
-    /// Containers ready or starting.
-    pub live: u32,
 }
 
 /// Why a container went to its worker and to no other: the rule of placement that decided (DESIGN §4).
@@ -85,21 +65,5 @@ impl Choice {
             Self::LaterPreference => "no worker had room for the GPUs that the function prefers",
             Self::Unsteady => "no worker had room whose links hold; those of this one break again and again",
         }
-    }
-}
-
-/// Why an input waits: the closed list of RELIABILITY L2, with the sentence that an operator reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Waiting {
-    /// The stable code.
-    pub code: &'static str,
-    /// What would release it.
-    pub detail: String,
-}
-
-impl Waiting {
-    /// A code and its sentence.
-    pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
     }
 }

@@ -17,7 +17,6 @@ macro_rules! mutated {
     }};
 }
 
-pub mod access;
 pub mod autoscaler;
 pub mod decision;
 pub mod effect;

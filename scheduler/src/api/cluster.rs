@@ -8,38 +8,38 @@ use crate::{
         registry::WorkerEntry,
     },
     clock,
+    cluster::Peer,
     store::{Change, layout, stored},
     telemetry::metrics::{ContainerLabel, FunctionLabel, state_label},
 };
 use capstan_common::{
     gpu::Gpu,
-    id::{ContainerId, WorkerId},
+    id::{ContainerId, FunctionKey, WorkerId},
     refusal::{Code, Refusal},
     resource::Amount,
     worker::WorkerState,
 };
-use capstan_scheduler_core::{access::Subject, autoscaler, event::Event, function::Function};
+use capstan_scheduler_core::{
+    autoscaler,
+    event::Event,
+    function::{self, Function},
+    ownership::Member,
+};
+use capstan_verb::{
+    access::Subject,
+    cluster::{AmountView, SchedulerView, SchedulersView, WorkerView, WorkersView},
+    container::{ContainerView, ContainersView, List, PlacementView},
+};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-fn amount(amount: Amount, gpus: Vec<&Gpu>) -> Value {
-    json!({"cpu": amount.cpu_milli as f64 / 1000.0, "memory_mib": amount.memory_mib, "gpus": gpus})
-}
-
-/// Which containers are asked for; what is not named lets all through.
-#[derive(Debug, Clone, Default)]
-pub struct ContainersFilter {
-    /// Their function's namespace.
-    pub namespace: Option<String>,
-    /// Their function's name.
-    pub function: Option<String>,
-    /// Their worker's name.
-    pub worker: Option<String>,
+fn amount(amount: Amount, gpus: Vec<Gpu>) -> AmountView {
+    AmountView { cpu: amount.cpu_milli as f64 / 1000.0, memory_mib: amount.memory_mib, gpus }
 }
 
 impl Api {
     /// Schedulers by name, with the shards that each owns, and how many shards there are.
-    pub fn schedulers(&self) -> Value {
+    pub fn schedulers(&self) -> SchedulersView {
         let (view, count) = (&self.env.view, self.env.shards.count());
         let seen = view.seen();
         let mine: Vec<u16> = self.env.shards.all().iter().map(|env| env.shard.0).collect();
@@ -49,29 +49,32 @@ impl Api {
             }
             seen.owners.iter().filter(|(_, owner)| &***owner == name).map(|(shard, _)| shard.0).collect()
         };
-        let mut schedulers: Vec<Value> = seen
-            .members
-            .iter()
-            .map(|(name, peer)| {
-                json!({
-                    "name": name, "url": peer.rest, "link": peer.link, "keda": Some(&peer.keda).filter(|at| !at.is_empty()),
-                    "version": peer.version,
-                    "shards": owned(name), "answers": name == view.me(),
-                })
-            })
-            .collect();
+        let shown = |(name, peer): (&Member, &Peer)| SchedulerView {
+            name: name.to_string(),
+            url: Some(peer.rest.clone()),
+            link: Some(peer.link.clone()),
+            keda: Some(peer.keda.clone()).filter(|at| !at.is_empty()),
+            version: peer.version.clone(),
+            shards: owned(name),
+            answers: name == view.me(),
+        };
+        let mut schedulers: Vec<SchedulerView> = seen.members.iter().map(shown).collect();
         if schedulers.is_empty() {
-            let version = env!("CARGO_PKG_VERSION");
-            let alone = json!({
-                "name": view.me(), "url": null, "link": null, "keda": null, "version": version, "shards": mine, "answers": true,
+            schedulers.push(SchedulerView {
+                name: view.me().to_string(),
+                url: None,
+                link: None,
+                keda: None,
+                version: env!("CARGO_PKG_VERSION").into(),
+                shards: mine.clone(),
+                answers: true,
             });
-            schedulers.push(alone);
         }
-        json!({"schedulers": schedulers, "shards": count})
+        SchedulersView { schedulers, shards: count }
     }
 
     /// Workers by name.
-    pub async fn workers(&self) -> Vec<Value> {
+    pub async fn workers(&self) -> WorkersView {
         let mut containers: BTreeMap<Arc<str>, Vec<ContainerId>> = BTreeMap::new();
         for (key, _) in self.env.registry.functions() {
             let of = self.ask_any(&key, |core| core.containers().map(|c| (c.worker, c.id)).collect::<Vec<_>>()).await;
@@ -79,16 +82,16 @@ impl Api {
                 containers.entry(worker.0).or_default().push(id);
             }
         }
-        let mut views = Vec::new();
+        let mut workers = Vec::new();
         for (id, entry) in self.env.registry.workers() {
             let held = containers.remove(&id.0).unwrap_or_default();
-            views.push(self.worker_view(&id, &entry, &held).await);
+            workers.push(self.worker_view(&id, &entry, held).await);
         }
-        views
+        WorkersView { workers }
     }
 
     /// One worker.
-    pub async fn worker(&self, name: &str) -> Result<Value, Refusal> {
+    pub async fn worker(&self, name: &str) -> Result<WorkerView, Refusal> {
         let id = WorkerId(name.into());
         let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
         let mut held = Vec::new();
@@ -99,25 +102,31 @@ impl Api {
             };
             held.extend(self.ask_any(&key, of).await.unwrap_or_default());
         }
-        Ok(self.worker_view(&id, &entry, &held).await)
+        Ok(self.worker_view(&id, &entry, held).await)
     }
 
-    async fn worker_view(&self, id: &WorkerId, entry: &WorkerEntry, containers: &[ContainerId]) -> Value {
+    async fn worker_view(&self, id: &WorkerId, entry: &WorkerEntry, containers: Vec<ContainerId>) -> WorkerView {
         let used = self.env.autoscaler.send(UsedOf(id.clone())).await.ok().flatten().unwrap_or_default();
-        let free_gpus = entry.gpus.iter().filter(|gpu| entry.free_gpus.contains(&gpu.uuid)).collect();
-        json!({
-            "id": id, "name": id, "address": entry.host, "state": entry.state,
-            "capacity": amount(entry.capacity, entry.gpus.iter().collect()),
-            "free": amount(entry.capacity.minus(used), free_gpus),
-            "containers": containers, "version": entry.version, "limits": entry.limits,
-            "isolation": entry.isolation.level, "not_kept_apart": entry.isolation.not_kept_apart,
-            "joined_at": clock::rfc3339(entry.joined),
-            "flaps_until": self.env.registry.flaps_until(id).map(clock::rfc3339),
-        })
+        let free_gpus = entry.gpus.iter().filter(|gpu| entry.free_gpus.contains(&gpu.uuid)).cloned().collect();
+        WorkerView {
+            id: id.clone(),
+            name: id.clone(),
+            address: entry.host,
+            state: entry.state,
+            capacity: amount(entry.capacity, entry.gpus.clone()),
+            free: amount(entry.capacity.minus(used), free_gpus),
+            containers,
+            version: entry.version.clone(),
+            limits: entry.limits.clone(),
+            isolation: entry.isolation.level,
+            not_kept_apart: entry.isolation.not_kept_apart.clone(),
+            joined_at: clock::rfc3339(entry.joined),
+            flaps_until: self.env.registry.flaps_until(id).map(clock::rfc3339),
+        }
     }
 
     /// Places nothing more on a worker, or places again.
-    pub async fn turn_worker(&self, name: &str, state: WorkerState) -> Result<Value, Refusal> {
+    pub async fn turn_worker(&self, name: &str, state: WorkerState) -> Result<(), Refusal> {
         let id = WorkerId(name.into());
         let entry = self.env.registry.worker(&id).ok_or_else(|| no_worker(name))?;
         if entry.state == WorkerState::Unreachable || !self.env.registry.is_linked(&id) {
@@ -126,7 +135,7 @@ impl Api {
         let draining = state == WorkerState::Draining;
         self.env.globals.remember_worker(&id, Some(draining)).await.map_err(store_refusal)?;
         self.hold_worker(&id, state).await;
-        self.worker(name).await
+        Ok(())
     }
 
     /// Another scheduler has drained a worker, or lets it go on.
@@ -189,36 +198,39 @@ impl Api {
         self.env.telemetry.events.tell("worker_revoked", json!({"worker": name}));
     }
 
-    /// Containers that a filter lets through.
-    pub async fn containers(&self, filter: &ContainersFilter) -> Vec<Value> {
-        let mut views = Vec::new();
+    /// Containers that were asked for, of those that who asks may see.
+    pub async fn containers(&self, who: &Subject, asked: &List) -> ContainersView {
+        let mut containers = Vec::new();
         let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
         for (key, _) in self.env.registry.functions() {
-            if !is(&filter.namespace, &key.namespace) || !is(&filter.function, &key.name) {
+            let seen = who.sees(&key.namespace) && is(&asked.namespace, &key.namespace);
+            if !seen || !is(&asked.function, &key.name) {
                 continue;
             }
-            let of = self.ask_any(&key, |core| core.containers().collect::<Vec<_>>()).await;
-            for container in of.unwrap_or_default() {
-                if !is(&filter.worker, &container.worker.0) {
-                    continue;
-                }
-                let host = self.env.registry.worker(&container.worker).map(|worker| worker.host);
-                let mut view = json!({
-                    "id": container.id, "namespace": key.namespace, "function": key.name,
-                    "revision": container.revision, "worker": container.worker, "state": container.state,
-                    "inputs": container.inputs, "started_at": clock::rfc3339(container.decided),
-                    "address": host.filter(|_| container.port != 0).map(|h| SocketAddr::new(h, container.port)),
-                });
-                if let Some(chosen) = container.chosen {
-                    view["placement"] = json!({"reason": chosen.code(), "detail": chosen.sentence()});
-                }
-                if container.trusted {
-                    view["trusted"] = true.into();
-                }
-                views.push(view);
-            }
+            let of = self.ask_any(&key, |core| core.containers().collect::<Vec<_>>()).await.unwrap_or_default();
+            let of = of.into_iter().filter(|container| is(&asked.worker, &container.worker.0));
+            containers.extend(of.map(|container| self.container_view(&key, container)));
         }
-        views
+        ContainersView { containers }
+    }
+
+    fn container_view(&self, key: &FunctionKey, container: function::ContainerView) -> ContainerView {
+        let host = self.env.registry.worker(&container.worker).map(|worker| worker.host);
+        ContainerView {
+            id: container.id,
+            namespace: key.namespace.clone(),
+            function: key.name.clone(),
+            revision: container.revision,
+            worker: container.worker,
+            state: container.state,
+            inputs: container.inputs,
+            started_at: clock::rfc3339(container.decided),
+            address: host.filter(|_| container.port != 0).map(|host| SocketAddr::new(host, container.port)),
+            placement: container
+                .chosen
+                .map(|chosen| PlacementView { reason: chosen.code().into(), detail: chosen.sentence().into() }),
+            trusted: container.trusted,
+        }
     }
 
     /// Whether a container exists now.

@@ -13,82 +13,38 @@ use crate::{
     },
 };
 use capstan_common::{
-    function::{ActivitySource, AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch, Runtime},
-    id::{CallId, FunctionKey},
+    function::{ActivitySource, FunctionSpec, OverridesPatch, Runtime},
+    id::{CallId, ContainerId, FunctionKey},
+    input::Outcome,
     isolation::Needs,
     parameter,
     refusal::{Code, Refusal},
     resource::Amount,
+    stats::Stats,
     time::Time,
     validate,
     worker::WorkerState,
 };
 use capstan_scheduler_core::{
-    access::Subject,
-    decision::Waiting,
+    decision::{Decision, Waiting},
     event::Event,
-    function::{InputView, Stats},
+    function::InputView,
     record::{Deployment, Entry, Tries},
 };
-use serde::Serialize;
-use serde_json::{Value, json};
+use capstan_verb::{
+    access::Subject,
+    call::{InputLife, Step},
+    function::{
+        DecidedBy, DecisionView, ExplainView, FunctionView, FunctionsView, List, ScaleToZeroView, SettingsView,
+    },
+};
+use serde_json::json;
 use std::sync::Arc;
 
 /// Calls that are looked at for one piece of recorded traffic.
 const RECORDED_PAGE: usize = 256;
 /// Bytes of recorded traffic in a page, about.
 const RECORDED_BYTES: usize = 1 << 20;
-
-/// A function as users see it.
-#[derive(Debug, Clone, Serialize)]
-pub struct FunctionView {
-    /// Its namespace.
-    pub namespace: Arc<str>,
-    /// Its name.
-    pub name: Arc<str>,
-    /// The live revision.
-    pub revision: u32,
-    /// When that was deployed.
-    pub deployed_at: String,
-    /// Its spec.
-    pub spec: Arc<FunctionSpec>,
-    /// Numbers of now.
-    pub stats: Stats,
-    /// What of the request should be written otherwise.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-}
-
-/// Settings by where they come from.
-#[derive(Debug, Clone, Serialize)]
-pub struct SettingsView {
-    /// As deployed.
-    pub deployed: AutoscalerSettings,
-    /// Laid over it.
-    pub overrides: Overrides,
-    /// Names of the profiles that hold now.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub profiles: Vec<String>,
-    /// What holds.
-    pub effective: AutoscalerSettings,
-    /// What of the request should be written otherwise, and what of it will not hold while a profile does.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-}
-
-/// The latest decisions, and why inputs wait.
-#[derive(Debug, Clone, Serialize)]
-pub struct ExplainView {
-    /// Newest first.
-    pub decisions: Vec<Value>,
-    /// For a function with a model: whether it may be scaled to zero, which entry says so, and its last request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scale_to_zero: Option<Value>,
-    /// Why pending inputs wait; null while none does.
-    pub waiting: Option<Waiting>,
-    /// Numbers of now.
-    pub stats: Stats,
-}
 
 /// The largest spec, as it is stored: etcd takes no value of more than a megabyte, and numbers may grow when they are written.
 const STORED_SPEC_BYTES: usize = 256 << 10;
@@ -262,26 +218,20 @@ impl Api {
         self.ask(key, |core| view_of(core.key(), core.deployment(), core.stats())).await
     }
 
-    /// Functions of a namespace by name, after `after`.
-    pub async fn functions(
-        &self,
-        namespace: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> (Vec<FunctionView>, Option<String>) {
-        let (mut views, mut bytes) = (Vec::<FunctionView>::new(), 0);
+    /// Functions of a namespace by name.
+    pub async fn functions(&self, asked: &List) -> FunctionsView {
+        let (mut functions, mut bytes) = (Vec::<FunctionView>::new(), 0);
         let keys = self.env.registry.functions().into_iter().map(|(key, _)| key);
-        let keys = keys.filter(|key| !parameter::is_instance(key));
-        let page = keys.filter(|key| &*key.namespace == namespace && after.is_none_or(|after| &*key.name > after));
-        for key in page {
-            if views.len() == limit || bytes >= PAGE_BYTES {
-                let last = views.last().map(|f| f.name.to_string());
-                return (views, last);
+        let keys = keys.filter(|key| !parameter::is_instance(key) && *key.namespace == *asked.namespace);
+        for key in keys.filter(|key| asked.after.as_deref().is_none_or(|after| &*key.name > after)) {
+            if functions.len() >= asked.limit || bytes >= PAGE_BYTES {
+                let next = functions.last().map(|last| last.name.clone());
+                return FunctionsView { functions, next };
             }
             bytes += self.env.registry.size(&key);
-            views.extend(self.function(&key).await);
+            functions.extend(self.function(&key).await);
         }
-        (views, None)
+        FunctionsView { functions, next: None }
     }
 
     /// Removes a function; pending inputs end as cancelled.
@@ -397,16 +347,16 @@ impl Api {
     /// A function's latest decisions.
     pub async fn explain(&self, key: &FunctionKey) -> Result<ExplainView, Refusal> {
         self.ask(key, |core| ExplainView {
-            decisions: core
-                .decisions()
-                .map(|d| json!({"at": clock::rfc3339(d.at), "from": d.from, "to": d.to, "reason": d.reason, "facts": d.facts}))
-                .collect(),
-            scale_to_zero: core.model_view().map(|(rule, active, kept_by)| {
-                json!({
-                    "enable_scale_to_zero": rule.enabled, "retention_s": rule.retention_ms as f64 / 1000.0,
-                    "decided_by": {"enable_scale_to_zero": rule.flag_by, "retention_period": rule.retention_by},
-                    "last_request": clock::rfc3339(active), "kept_by": kept_by,
-                })
+            decisions: core.decisions().map(decision_view).collect(),
+            scale_to_zero: core.model_view().map(|(rule, active, kept_by)| ScaleToZeroView {
+                enable_scale_to_zero: rule.enabled,
+                retention_s: rule.retention_ms as f64 / 1000.0,
+                decided_by: DecidedBy {
+                    enable_scale_to_zero: rule.flag_by.clone(),
+                    retention_period: rule.retention_by.clone(),
+                },
+                last_request: clock::rfc3339(active),
+                kept_by: kept_by.map(Into::into),
             }),
             waiting: core.waiting(),
             stats: core.stats(),
@@ -415,7 +365,12 @@ impl Api {
     }
 
     /// The life of one input.
-    pub async fn explain_input(self: &Arc<Self>, who: &Subject, call: CallId, index: u64) -> Result<Value, Refusal> {
+    pub async fn explain_input(
+        self: &Arc<Self>,
+        who: &Subject,
+        call: CallId,
+        index: u64,
+    ) -> Result<InputLife, Refusal> {
         let stored = self.seen_call(who, call).await?;
         let none = || Refusal::new(Code::NotFound, format!("call {call} has no input {index}"));
         if let Some(entry) = self.outcome_of(&stored, index).await? {
@@ -446,54 +401,93 @@ fn view_of(key: &FunctionKey, deployment: &Deployment, stats: Stats) -> Function
     }
 }
 
-fn step(state: &str, at: Time) -> Value {
-    json!({"state": state, "at": clock::rfc3339(at)})
+fn decision_view(decision: &Decision) -> DecisionView {
+    DecisionView {
+        at: clock::rfc3339(decision.at),
+        from: decision.from,
+        to: decision.to,
+        reason: decision.reason.clone(),
+        facts: decision.facts,
+    }
+}
+
+fn step(state: &'static str, at: Time) -> Step {
+    Step { state: state.into(), at: clock::rfc3339(at), container: None, why: None }
+}
+
+fn ran(at: Time, container: ContainerId) -> Step {
+    Step { container: Some(container), ..step("running", at) }
 }
 
 /// An input's states until its last attempt: it waited, and each attempt before the last ran and ended.
-fn begin(submitted: Time, tries: Option<&Tries>) -> Vec<Value> {
+fn begin(submitted: Time, tries: Option<&Tries>) -> Vec<Step> {
     let mut history = vec![step("pending", submitted)];
     for past in tries.into_iter().flat_map(|t| &t.past) {
-        history.push(json!({"state": "running", "at": clock::rfc3339(past.leased), "container": past.container}));
+        history.push(ran(past.leased, past.container));
         let how = if past.lost { "lost" } else { "attempt_failed" };
-        history.push(json!({"state": how, "at": clock::rfc3339(past.ended), "why": past.why}));
+        history.push(Step { why: Some(past.why.clone()), ..step(how, past.ended) });
     }
     history
 }
 
-fn live_life(call: CallId, index: u64, view: InputView) -> Value {
+/// An input that has just arrived.
+fn life(call: CallId, index: u64) -> InputLife {
+    InputLife {
+        call_id: call,
+        index,
+        state: "pending".into(),
+        attempts: 0,
+        container: None,
+        worker: None,
+        history: Vec::new(),
+        run_ms: None,
+        error: None,
+        waiting: None,
+    }
+}
+
+fn live_life(call: CallId, index: u64, view: InputView) -> InputLife {
     match view {
-        InputView::Pending { submitted, tries, why } => json!({
-            "call_id": call, "index": index, "state": "pending", "attempts": tries.as_ref().map_or(0, |t| t.count()),
-            "history": begin(submitted, tries.as_deref()), "waiting": why,
-        }),
+        InputView::Pending { submitted, tries, why } => InputLife {
+            attempts: tries.as_ref().map_or(0, |t| t.count()),
+            history: begin(submitted, tries.as_deref()),
+            waiting: Some(why),
+            ..life(call, index)
+        },
         InputView::Running { submitted, given, tries, container, worker } => {
             let mut history = begin(submitted, tries.as_deref());
-            history.push(json!({"state": "running", "at": clock::rfc3339(given), "container": container}));
-            json!({
-                "call_id": call, "index": index, "state": "running", "attempts": tries.map_or(0, |t| t.count()) + 1,
-                "container": container, "worker": worker, "history": history, "waiting": null,
-            })
+            history.push(ran(given, container));
+            InputLife {
+                state: "running".into(),
+                attempts: tries.map_or(0, |t| t.count()) + 1,
+                container: Some(container),
+                worker: Some(worker),
+                history,
+                ..life(call, index)
+            }
         }
     }
 }
 
-fn ended_life(call: CallId, index: u64, entry: &Entry) -> Value {
-    use capstan_common::input::Outcome;
+fn ended_life(call: CallId, index: u64, entry: &Entry) -> InputLife {
     let (state, error) = match &entry.outcome {
-        Outcome::Succeeded(_) => ("succeeded", Value::Null),
-        Outcome::Failed(failure) => ("failed", super::results::error_json(failure)),
-        Outcome::Cancelled => ("cancelled", Value::Null),
+        Outcome::Succeeded(_) => ("succeeded", None),
+        Outcome::Failed(failure) => ("failed", Some(super::results::error_json(failure))),
+        Outcome::Cancelled => ("cancelled", None),
     };
     let mut history = begin(entry.submitted, entry.tries.as_deref());
     let before = entry.tries.as_ref().map_or(0, |t| t.count());
     if entry.attempts > before {
-        history.push(json!({"state": "running", "at": clock::rfc3339(entry.leased), "container": entry.container}));
+        history.push(ran(entry.leased, entry.container));
     }
     history.push(step(state, entry.finished));
-    let container = (entry.container.0 != 0).then_some(entry.container);
-    json!({
-        "call_id": call, "index": index, "state": state, "attempts": entry.attempts, "container": container,
-        "history": history, "run_ms": entry.run_us as f64 / 1000.0, "error": error, "waiting": null,
-    })
+    InputLife {
+        state: state.into(),
+        attempts: entry.attempts,
+        container: (entry.container.0 != 0).then_some(entry.container),
+        history,
+        run_ms: Some(entry.run_us as f64 / 1000.0),
+        error,
+        ..life(call, index)
+    }
 }

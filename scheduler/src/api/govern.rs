@@ -3,7 +3,7 @@
 use super::{Api, store_refusal};
 use crate::{
     actor::{
-        autoscaler::{Governed, Spaces, Told},
+        autoscaler::{Governed, Space, Spaces, Told},
         function::{Reconfigured, Tell},
     },
     clock,
@@ -16,17 +16,20 @@ use capstan_common::{
     id::{CallId, FunctionKey},
     refusal::{Code, FieldError, Refusal},
     resource::Amount,
-    time::Time,
     validate,
 };
 use capstan_scheduler_core::{
     autoscaler::{self, Policy},
     event::Event,
-    function::{ScheduleView, call_of},
+    function::{self, call_of},
     scale_to_zero::{Config, Effective, VARIABLE, Warning},
 };
+use capstan_verb::{
+    function::ScheduleView,
+    namespace::{NamespaceView, QuotaView, UsedView},
+};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Names of the ConfigMap: the guide's, and the one it has upstream today (SPEC D11).
 const CONFIG_MAPS: [&str; 2] = ["model-scale-to-zero-config", "wva-model-scale-to-zero-config"];
@@ -174,15 +177,11 @@ impl Api {
     }
 
     /// Namespaces with their policies and what they hold, by name.
-    pub async fn namespaces(&self) -> Vec<Value> {
+    pub async fn namespaces(&self) -> Vec<NamespaceView> {
         let known = self.env.autoscaler.send(Spaces).await.unwrap_or_default();
-        let mut names: std::collections::BTreeMap<Arc<str>, Value> = known
-            .into_iter()
-            .map(|space| {
-                let view = namespace_json(&space.name, &space.policy, space.held, space.used);
-                (space.name, view)
-            })
-            .collect();
+        let view =
+            |space: Space| (space.name.clone(), namespace_view(&space.name, &space.policy, space.held, space.used));
+        let mut names: BTreeMap<Arc<str>, NamespaceView> = known.into_iter().map(view).collect();
         let functions = self.env.registry.functions().into_iter().map(|(key, _)| key.namespace);
         for name in functions.chain(["default".into()]) {
             names.entry(name.clone()).or_insert_with(|| unused(&name));
@@ -191,14 +190,14 @@ impl Api {
     }
 
     /// One namespace; each exists as soon as it is named.
-    pub async fn namespace(&self, name: &str) -> Result<Value, Refusal> {
+    pub async fn namespace(&self, name: &str) -> Result<NamespaceView, Refusal> {
         validate::function_key(name, "any")?;
-        let found = self.namespaces().await.into_iter().find(|view| view["name"] == name);
+        let found = self.namespaces().await.into_iter().find(|view| *view.name == *name);
         Ok(found.unwrap_or_else(|| unused(name)))
     }
 
     /// Sets a namespace's weight and quota.
-    pub async fn govern(&self, name: &str, policy: Policy) -> Result<Value, Refusal> {
+    pub async fn govern(&self, name: &str, policy: Policy) -> Result<NamespaceView, Refusal> {
         validate::function_key(name, "any")?;
         if !(1..=1000).contains(&policy.weight) {
             return Err(Refusal::field("weight", format!("must be from 1 to 1000, is {}", policy.weight)));
@@ -225,13 +224,13 @@ impl Api {
     }
 
     /// A function's schedule.
-    pub async fn schedule(&self, key: &FunctionKey) -> Result<Value, Refusal> {
+    pub async fn schedule(&self, key: &FunctionKey) -> Result<ScheduleView, Refusal> {
         let view = self.ask(key, |core| core.schedule_view()).await?;
-        view.map(schedule_json).ok_or_else(|| no_schedule(key))
+        view.map(schedule_view).ok_or_else(|| no_schedule(key))
     }
 
     /// Pauses a schedule, or lets it go on.
-    pub async fn pause_schedule(&self, key: &FunctionKey, paused: bool) -> Result<Value, Refusal> {
+    pub async fn pause_schedule(&self, key: &FunctionKey, paused: bool) -> Result<ScheduleView, Refusal> {
         let told = self.actor(key)?.send(Tell(Event::Pause(paused))).await;
         told.map_err(|_| self.gone(key))??;
         self.schedule(key).await
@@ -251,31 +250,39 @@ fn no_schedule(key: &FunctionKey) -> Refusal {
 }
 
 /// A namespace of which nothing is known but its name.
-fn unused(name: &str) -> Value {
-    namespace_json(name, &Policy::default(), 0, Amount::default())
+fn unused(name: &str) -> NamespaceView {
+    namespace_view(name, &Policy::default(), 0, Amount::default())
 }
 
-fn namespace_json(name: &str, policy: &Policy, held: u32, used: Amount) -> Value {
-    let used = json!({
-        "containers": held, "cpu": used.cpu_milli as f64 / 1000.0, "memory_mib": used.memory_mib, "gpus": used.gpus,
-    });
-    json!({"name": name, "weight": policy.weight, "quota": quota_json(policy), "used": used})
-}
-
-fn quota_json(policy: &Policy) -> Value {
+fn namespace_view(name: &str, policy: &Policy, held: u32, used: Amount) -> NamespaceView {
     let quota = policy.quota;
-    json!({
-        "containers": quota.containers, "cpu": quota.cpu_milli.map(|c| c as f64 / 1000.0),
-        "memory_mib": quota.memory_mib, "gpus": quota.gpus,
-    })
+    NamespaceView {
+        name: name.into(),
+        weight: policy.weight,
+        quota: QuotaView {
+            containers: quota.containers,
+            cpu: quota.cpu_milli.map(|milli| milli as f64 / 1000.0),
+            memory_mib: quota.memory_mib,
+            gpus: quota.gpus,
+        },
+        used: UsedView {
+            containers: held,
+            cpu: used.cpu_milli as f64 / 1000.0,
+            memory_mib: used.memory_mib,
+            gpus: used.gpus,
+        },
+    }
 }
 
-fn schedule_json(view: ScheduleView) -> Value {
-    let shown = |at: Time| clock::rfc3339(at);
-    json!({
-        "schedule": view.schedule, "paused": view.paused, "last": view.last.map(shown),
-        "next": view.next.into_iter().map(shown).collect::<Vec<_>>(), "waiting": view.waiting, "running": view.running,
-    })
+fn schedule_view(view: function::ScheduleView) -> ScheduleView {
+    ScheduleView {
+        schedule: view.schedule,
+        paused: view.paused,
+        last: view.last.map(clock::rfc3339),
+        next: view.next.into_iter().map(clock::rfc3339).collect(),
+        waiting: view.waiting,
+        running: view.running,
+    }
 }
 
 impl Governed {

@@ -1,6 +1,6 @@
 //! Instances of functions with parameters: found by their values, made on first use, deployed and removed with their function.
 
-use super::{Api, functions::FunctionView, no_function};
+use super::{Api, no_function};
 use crate::actor::function::{Deploy, FunctionActor, Pass, Tell};
 use actix::{Actor, Addr};
 use capstan_common::{
@@ -10,6 +10,7 @@ use capstan_common::{
     refusal::{Code, Refusal},
 };
 use capstan_scheduler_core::event::Event;
+use capstan_verb::function::FunctionView;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,

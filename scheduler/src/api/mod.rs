@@ -8,6 +8,7 @@ pub mod models;
 pub mod owner;
 pub mod promql;
 mod reach;
+mod reads;
 pub mod results;
 mod secrets;
 pub mod submit;
@@ -39,9 +40,12 @@ use capstan_common::{
     refusal::{Code, Refusal},
     time::Time,
 };
-use capstan_scheduler_core::{access::Subject, event::Event, function::Function};
+use capstan_scheduler_core::{event::Event, function::Function};
+use capstan_verb::{
+    access::Subject,
+    call::{CallView, CallsView, List},
+};
 use results::Tables;
-use serde::Serialize;
 use std::sync::{Arc, Mutex, atomic::AtomicU64};
 use tokio_util::sync::CancellationToken;
 
@@ -61,27 +65,6 @@ pub struct Api {
     forgets_from: Time,
     /// When it was last looked for tokens of others.
     looked: tokio::sync::Mutex<Option<std::time::Instant>>,
-}
-
-/// A call as users see it.
-#[derive(Debug, Clone, Serialize)]
-pub struct CallView {
-    /// Its id.
-    pub id: CallId,
-    /// Its function's namespace.
-    pub namespace: Arc<str>,
-    /// Its function.
-    pub function: Arc<str>,
-    /// Where it stands.
-    pub state: CallState,
-    /// Where its inputs are.
-    pub inputs: Counts,
-    /// When it was accepted.
-    pub created_at: String,
-    /// When it ended.
-    pub finished_at: Option<String>,
-    /// Until when its results are kept.
-    pub expires_at: Option<String>,
 }
 
 impl Api {
@@ -355,39 +338,33 @@ impl Api {
         self.call(who, call).await
     }
 
-    /// Calls, newest first, after `after`, that match.
-    pub async fn calls(
-        self: &Arc<Self>,
-        filter: impl Fn(&CallView) -> bool,
-        after: Option<CallId>,
-        limit: usize,
-    ) -> Result<(Vec<CallView>, Option<CallId>), Refusal> {
-        let mut found = Vec::new();
-        let mut after = after;
+    /// Calls, newest first, of those that who asks may see.
+    pub async fn calls(self: &Arc<Self>, who: &Subject, asked: &List) -> Result<CallsView, Refusal> {
+        let (mut calls, mut after) = (Vec::new(), asked.after);
         self.flush().await;
         // One answer looks at so many calls at most; the cursor goes on from there.
         let mut looks = 10_000usize;
         loop {
             let page = self.reading(move |api| api.newest_records(after, 256.min(looks.max(1)))).await?;
-            let Some((last, _)) = page.last() else { return Ok((found, None)) };
+            let Some((last, _)) = page.last() else { return Ok(CallsView { calls, next: None }) };
             let (last, count) = (*last, page.len());
             for (call, stored) in page {
                 // One that expires meanwhile is passed over.
                 let Some(stored) = stored else { continue };
-                if self.has_expired(&stored) {
+                if self.has_expired(&stored) || !who.sees(&stored.function.namespace) {
                     continue;
                 }
                 let view = self.view(stored).await;
-                if filter(&view) {
-                    found.push(view);
+                if asked.takes(&view) {
+                    calls.push(view);
                 }
-                if found.len() == limit {
-                    return Ok((found, Some(call)));
+                if calls.len() >= asked.limit {
+                    return Ok(CallsView { calls, next: Some(call) });
                 }
             }
             looks = looks.saturating_sub(count);
             if looks == 0 {
-                return Ok((found, Some(last)));
+                return Ok(CallsView { calls, next: Some(last) });
             }
             after = Some(last);
         }

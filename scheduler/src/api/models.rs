@@ -9,11 +9,17 @@ use capstan_common::{
     function::ActivitySource,
     id::FunctionKey,
     refusal::{Code, Refusal},
+    stats::Stats,
     time::Time,
 };
-use capstan_scheduler_core::function::Stats;
-use serde_json::{Value, json};
+use capstan_verb::{
+    function::ScalingView,
+    model::{Sample, Vector},
+};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Labels of a sample.
+type Labels = BTreeMap<String, String>;
 
 /// One series: its name, its labels, and its value of now.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,16 +136,19 @@ impl Api {
     }
 
     /// What KEDA's `metrics-api` trigger reads: `valueLocation: desired`.
-    pub async fn scaling(&self, key: &FunctionKey) -> Result<Value, Refusal> {
+    pub async fn scaling(&self, key: &FunctionKey) -> Result<ScalingView, Refusal> {
         let stats = self.stats(key).await?;
-        Ok(json!({
-            "desired": stats.desired, "current": current(&stats), "backlog": stats.backlog, "running": stats.running,
-        }))
+        Ok(ScalingView {
+            desired: stats.desired,
+            current: current(&stats),
+            backlog: stats.backlog,
+            running: stats.running,
+        })
     }
 
     /// Answers the queries of the guide as Prometheus would: a selector, `increase` of a model's requests, and a sum of either.
     /// Only the present is known: a query for another time, `at`, is refused.
-    pub async fn promql(&self, query: &str, at: Option<&str>) -> Result<Value, Refusal> {
+    pub async fn promql(&self, query: &str, at: Option<&str>) -> Result<Vector, Refusal> {
         if let Some(at) = at {
             of_now(at)?;
         }
@@ -149,15 +158,11 @@ impl Api {
         })?;
         let series = self.model_series().await;
         let found = self.evaluate(&asked, &series)?;
-        let now = clock::now().0 as f64 / 1e6;
-        let result: Vec<Value> = found
-            .into_iter()
-            .map(|(metric, value)| json!({"metric": metric, "value": [now, value.to_string()]}))
-            .collect();
-        Ok(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
+        let at = clock::now().0 as f64 / 1e6;
+        Ok(Vector { samples: found.into_iter().map(|(metric, value)| Sample { metric, at, value }).collect() })
     }
 
-    fn evaluate(&self, asked: &Expression, series: &[Series]) -> Result<Vec<(Value, f64)>, Refusal> {
+    fn evaluate(&self, asked: &Expression, series: &[Series]) -> Result<Vec<(Labels, f64)>, Refusal> {
         let matches =
             |selector: &Selector, s: &Series| selector.matches(|label| s.labels.get(label).map_or("", String::as_str));
         match asked {
@@ -185,7 +190,7 @@ impl Api {
             Expression::Sum(inner) => {
                 let found = self.evaluate(inner, series)?;
                 // The sum of nothing is nothing: unknown is not zero.
-                let sum = (!found.is_empty()).then(|| (json!({}), found.iter().map(|(_, value)| value).sum()));
+                let sum = (!found.is_empty()).then(|| (Labels::new(), found.iter().map(|(_, value)| value).sum()));
                 Ok(sum.into_iter().collect())
             }
         }
@@ -221,10 +226,10 @@ fn unsupported(what: &str) -> Refusal {
     Refusal::new(Code::Unsupported, detail)
 }
 
-fn metric(name: &str, labels: &BTreeMap<&'static str, String>) -> Value {
-    let mut metric = json!(labels);
+fn metric(name: &str, labels: &BTreeMap<&'static str, String>) -> Labels {
+    let mut metric: Labels = labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     if !name.is_empty() {
-        metric["__name__"] = json!(name);
+        metric.insert("__name__".into(), name.into());
     }
     metric
 }

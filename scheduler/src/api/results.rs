@@ -16,7 +16,8 @@ use capstan_common::{
     id::CallId,
     input::{Failure, Format, Outcome},
 };
-use capstan_scheduler_core::{access::Subject, record::Entry};
+use capstan_scheduler_core::record::Entry;
+use capstan_verb::access::Subject;
 use serde_json::{Value, json};
 use std::{
     collections::VecDeque,

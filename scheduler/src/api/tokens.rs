@@ -12,7 +12,7 @@ use capstan_common::{
     refusal::{Code, Refusal},
     validate,
 };
-use capstan_scheduler_core::access::{Role, Subject};
+use capstan_verb::access::{Role, Subject};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 

@@ -1,16 +1,18 @@
 //! Kubernetes' metrics interfaces: models' gauges in the shapes that an HPA asks for, by an `External` and by an `Object` metric
 //! (SPEC D14, §3.8).
 
-use super::{gather, problem::query};
-use crate::{
-    api::{
-        Api,
-        models::{GAUGES, Series},
-    },
-    clock,
+use super::{
+    ask::{asker, telling},
+    problem::query,
 };
-use actix_web::{HttpRequest, HttpResponse, web};
+use crate::{
+    api::models::GAUGES,
+    clock,
+    route::{Gathered, Route},
+};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use capstan_common::{id::FunctionKey, refusal::Refusal};
+use capstan_verb::model::{Gauge, Gauges, GaugesView};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -112,9 +114,9 @@ fn requirement(part: &str) -> Result<Requirement, Refusal> {
     Ok(Requirement { label: label.trim().into(), values: Vec::new(), wanted })
 }
 
-fn selects(requirements: &[Requirement], series: &Series) -> bool {
+fn selects(requirements: &[Requirement], gauge: &Gauge) -> bool {
     requirements.iter().all(|requirement| {
-        let value = series.labels.get(requirement.label.as_str());
+        let value = gauge.labels.get(&requirement.label);
         let has = value.is_some_and(|value| requirement.values.is_empty() || requirement.values.contains(value));
         has == requirement.wanted
     })
@@ -129,7 +131,26 @@ fn bad(refusal: &Refusal) -> HttpResponse {
     status(400, "BadRequest", refusal.detail.clone())
 }
 
-pub async fn external(api: web::Data<Api>, request: HttpRequest, path: web::Path<(String, String)>) -> HttpResponse {
+/// A namespace's gauges of all schedulers, and how an answer made of them begins.
+async fn gauges(
+    route: &Route,
+    request: &HttpRequest,
+    namespace: String,
+) -> Result<(Vec<Gauge>, HttpResponseBuilder), Refusal> {
+    let Gathered { answer: GaugesView { gauges }, silent } =
+        route.gather(&asker(request), Gauges { namespace }).await?;
+    Ok((gauges, telling(silent)))
+}
+
+fn refused(refusal: &Refusal) -> HttpResponse {
+    status(refusal.code.http(), refusal.code.title(), refusal.detail.clone())
+}
+
+pub async fn external(
+    route: web::Data<Route>,
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+) -> HttpResponse {
     let (namespace, metric) = path.into_inner();
     if !GAUGES.contains(&metric.as_str()) {
         return unknown_metric(&metric);
@@ -143,17 +164,18 @@ pub async fn external(api: web::Data<Api>, request: HttpRequest, path: web::Path
         Err(refusal) => return bad(&refusal),
     };
     let at = clock::rfc3339(clock::now());
-    let series = api.model_series().await;
-    let found = series.iter().filter(|s| s.name == metric && s.labels["namespace"] == namespace);
-    let item = |s: &Series| json!({"metricName": s.name, "metricLabels": s.labels, "timestamp": at, "value": quantity(s.value)});
-    let mut items: Vec<Value> = found.filter(|s| selects(&requirements, s)).map(item).collect();
-    items.extend(gather::gather(&api, &request, "items").await);
-    HttpResponse::Ok()
-        .json(json!({"kind": "ExternalMetricValueList", "apiVersion": EXTERNAL, "metadata": {}, "items": items}))
+    let (gauges, mut response) = match gauges(&route, &request, namespace).await {
+        Ok(told) => told,
+        Err(refusal) => return refused(&refusal),
+    };
+    let found = gauges.iter().filter(|gauge| gauge.name == metric);
+    let item = |s: &Gauge| json!({"metricName": s.name, "metricLabels": s.labels, "timestamp": at, "value": quantity(s.value)});
+    let items: Vec<Value> = found.filter(|s| selects(&requirements, s)).map(item).collect();
+    response.json(json!({"kind": "ExternalMetricValueList", "apiVersion": EXTERNAL, "metadata": {}, "items": items}))
 }
 
 pub async fn custom(
-    api: web::Data<Api>,
+    route: web::Data<Route>,
     request: HttpRequest,
     path: web::Path<(String, String, String, String)>,
 ) -> HttpResponse {
@@ -175,37 +197,37 @@ pub async fn custom(
         Err(refusal) => return bad(&refusal),
     };
     let at = clock::rfc3339(clock::now());
-    let series = api.model_series().await;
-    let found = series.iter().filter(|s| {
-        let is = |label: &str, value: &str| s.labels.get(label).is_some_and(|found| found == value);
-        let named = name == "*" && selects(&labels, s) || is("variant_name", &name);
-        s.name == metric && is("namespace", &namespace) && named && selects(&metric_labels, s)
+    let (gauges, mut response) = match gauges(&route, &request, namespace.clone()).await {
+        Ok(told) => told,
+        Err(refusal) => return refused(&refusal),
+    };
+    let found = gauges.iter().filter(|gauge| {
+        let named = name == "*" && selects(&labels, gauge) || gauge.labels.get("variant_name") == Some(&name);
+        gauge.name == metric && named && selects(&metric_labels, gauge)
     });
-    let item = |s: &Series| {
+    let item = |s: &Gauge| {
         json!({
             "describedObject": {"kind": kind, "namespace": namespace, "name": s.labels["variant_name"], "apiVersion": version},
             "metric": {"name": s.name, "selector": null}, "timestamp": at, "value": quantity(s.value),
         })
     };
-    let mut items: Vec<Value> = found.map(item).collect();
-    items.extend(gather::gather(&api, &request, "items").await);
+    let items: Vec<Value> = found.map(item).collect();
     if items.is_empty() && name != "*" {
         let key = FunctionKey::new(&namespace, &name);
         return status(404, "NotFound", format!("there is no function `{key}` that serves a model"));
     }
-    HttpResponse::Ok().json(json!({"kind": "MetricValueList", "apiVersion": CUSTOM, "metadata": {}, "items": items}))
+    response.json(json!({"kind": "MetricValueList", "apiVersion": CUSTOM, "metadata": {}, "items": items}))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn selectors_are_read_as_kubernetes_writes_them() {
         // SPEC decision D14, section 3.8
-        let labels = BTreeMap::from([("a", "1".to_owned()), ("b", "x/y-z".to_owned())]);
-        let series = Series { name: GAUGES[0], labels, value: 1.0 };
+        let labels = [("a", "1"), ("b", "x/y-z")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let series = Gauge { name: GAUGES[0].into(), labels: labels.into(), value: 1.0 };
         for (text, holds) in [
             ("", true),
             ("a=1", true),

@@ -1,14 +1,17 @@
 //! Calls over REST: invoke, spawn, spawn_map, and what became of them.
 
 use super::{
+    ask::shown,
     body::{Body, Lines},
     functions::{limit_of, used},
-    gather::{gather, merge},
     guard::subject,
     keys::Claim,
     problem::{Answer, Problem, query},
 };
-use crate::api::{Api, results::Cursor, submit::Terms};
+use crate::{
+    api::{Api, results::Cursor, submit::Terms},
+    route::Route,
+};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::BytesMut;
 use capstan_common::{
@@ -17,6 +20,7 @@ use capstan_common::{
     refusal::{Code, Refusal},
     trace,
 };
+use capstan_verb::call;
 use serde::Deserialize;
 use serde_json::json;
 use std::time::Duration;
@@ -125,19 +129,18 @@ pub fn call_of(text: &str) -> Result<CallId, Problem> {
     text.parse().map_err(|error: capstan_common::id::BadId| Problem::new(Code::NotFound, error.to_string()))
 }
 
-pub async fn get(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.call(&subject(&request), call_of(&path)?).await?))
+pub async fn get(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    shown(&route, &request, call::Get { call: call_of(&path)? }).await
 }
 
 pub async fn cancel(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
     Ok(HttpResponse::Ok().json(api.cancel(&subject(&request), call_of(&path)?).await?))
 }
 
-pub async fn explain(api: web::Data<Api>, request: HttpRequest, path: web::Path<(String, String)>) -> Answer {
-    let call = call_of(&path.0)?;
+pub async fn explain(route: web::Data<Route>, request: HttpRequest, path: web::Path<(String, String)>) -> Answer {
     let no_index = |_| Problem::new(Code::NotFound, "an input's index is a whole number from 0");
     let index = path.1.parse().map_err(no_index)?;
-    Ok(HttpResponse::Ok().json(api.explain_input(&subject(&request), call, index).await?))
+    shown(&route, &request, call::ExplainInput { call: call_of(&path.0)?, index }).await
 }
 
 #[derive(Deserialize)]
@@ -194,26 +197,14 @@ pub struct CallsQuery {
     limit: Option<usize>,
 }
 
-pub async fn list(api: web::Data<Api>, request: HttpRequest) -> Answer {
-    let asked: CallsQuery = query(&request)?;
-    let limit = limit_of(asked.limit, 100, 1000)?;
-    let state: Option<CallState> = asked
-        .state
+pub async fn list(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    let CallsQuery { namespace, function, state, after, limit } = query(&request)?;
+    let limit = limit_of(limit, 100, 1000)?;
+    let state: Option<CallState> = state
         .map(|text| serde_json::from_value(json!(text)))
         .transpose()
         .map_err(|_| Refusal::field("state", "must be pending, running, succeeded, failed or cancelled"))?;
     let bad_after = |e: capstan_common::id::BadId| Refusal::field("after", e.to_string());
-    let after = asked.after.map(|text| text.parse()).transpose().map_err(bad_after)?;
-    let subject = subject(&request);
-    let matches = |view: &crate::api::CallView| {
-        subject.sees(&view.namespace)
-            && asked.namespace.as_deref().is_none_or(|ns| *ns == *view.namespace)
-            && asked.function.as_deref().is_none_or(|name| *name == *view.function)
-            && state.is_none_or(|state| state == view.state)
-    };
-    let (calls, next) = api.calls(matches, after, limit).await?;
-    let theirs = gather(&api, &request, "calls").await;
-    let next = next.map(|id| id.to_string());
-    let (calls, next) = merge(calls, theirs, next, limit, |a, b| b["id"].as_str().cmp(&a["id"].as_str()), "id")?;
-    Ok(HttpResponse::Ok().json(json!({"calls": calls, "next": next})))
+    let after = after.map(|text| text.parse()).transpose().map_err(bad_after)?;
+    shown(&route, &request, call::List { namespace, function, state, after, limit }).await
 }

@@ -1,13 +1,11 @@
 //! A function's token opens what it says while its container lives: whether it does is asked of the scheduler that owns the function.
 
-use super::{
-    forward::{FORWARDED, HOPS, unavailable},
-    web::{Proxy, pass::nothing},
-};
+use super::web::{Proxy, pass::nothing};
 use crate::{
     api::{Api, owner::PATIENCE, tokens::Standing},
     cluster::Peer,
     function_token::Claim,
+    route::{FORWARDED, HOPS, unavailable},
 };
 use capstan_common::{id::ContainerId, refusal::Refusal};
 use hyper::StatusCode;

@@ -1,17 +1,19 @@
 //! Workers, containers, logs, events, metrics and health over REST.
 
 use super::{
-    gather::{self, elsewhere, gather},
+    ask::{ask, shown},
+    gather::{self, elsewhere},
     guard::subject,
     problem::{Answer, Problem, query},
 };
-use crate::api::{Api, cluster::ContainersFilter};
+use crate::{api::Api, route::Route};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use capstan_common::{id::ContainerId, refusal::Code, worker::WorkerState};
+use capstan_verb::{cluster, container};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
 pub async fn healthz() -> HttpResponse {
@@ -29,50 +31,45 @@ pub async fn metrics(api: web::Data<Api>) -> HttpResponse {
         .body(api.metrics().await)
 }
 
-pub async fn schedulers(api: web::Data<Api>) -> HttpResponse {
-    HttpResponse::Ok().json(api.schedulers())
+pub async fn schedulers(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    shown(&route, &request, cluster::Schedulers {}).await
 }
 
-/// Each scheduler knows the containers of its own functions on a worker.
-pub async fn workers(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
-    let mut workers = api.workers().await;
-    for other in gather(&api, &request, "workers").await {
-        match workers.iter_mut().find(|worker| worker["id"] == other["id"]) {
-            Some(known) => add_containers(known, other["containers"].as_array().cloned().unwrap_or_default()),
-            None => workers.push(other),
-        }
-    }
-    HttpResponse::Ok().json(json!({"workers": workers}))
+pub async fn workers(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    shown(&route, &request, cluster::Workers {}).await
 }
 
-fn add_containers(worker: &mut Value, more: Vec<Value>) {
-    if let Some(containers) = worker["containers"].as_array_mut() {
-        containers.extend(more);
-    }
+pub async fn worker(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    shown(&route, &request, cluster::Worker { name: path.into_inner() }).await
 }
 
-/// The worker with what all schedulers have on it. An order that turns it is heard by all of them at once.
-async fn whole(api: &Api, request: &HttpRequest, mut worker: Value) -> HttpResponse {
-    add_containers(&mut worker, gather(api, request, "containers").await);
-    HttpResponse::Ok().json(worker)
+/// An order that turns a worker is heard by all schedulers at once.
+async fn turn(
+    (api, route): (&Api, &Route),
+    request: &HttpRequest,
+    name: web::Path<String>,
+    state: WorkerState,
+) -> Answer {
+    api.turn_worker(&name, state).await?;
+    shown(route, request, cluster::Worker { name: name.into_inner() }).await
 }
 
-pub async fn worker(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    let known = match api.worker(&path).await {
-        Ok(known) => known,
-        Err(refusal) => return elsewhere(&api, &request).await.ok_or_else(|| refusal.into()),
-    };
-    Ok(whole(&api, &request, known).await)
+pub async fn drain(
+    api: web::Data<Api>,
+    route: web::Data<Route>,
+    request: HttpRequest,
+    path: web::Path<String>,
+) -> Answer {
+    turn((&api, &route), &request, path, WorkerState::Draining).await
 }
 
-pub async fn drain(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    let turned = api.turn_worker(&path, WorkerState::Draining).await?;
-    Ok(whole(&api, &request, turned).await)
-}
-
-pub async fn resume(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    let turned = api.turn_worker(&path, WorkerState::Ready).await?;
-    Ok(whole(&api, &request, turned).await)
+pub async fn resume(
+    api: web::Data<Api>,
+    route: web::Data<Route>,
+    request: HttpRequest,
+    path: web::Path<String>,
+) -> Answer {
+    turn((&api, &route), &request, path, WorkerState::Ready).await
 }
 
 pub async fn revoke(api: web::Data<Api>, path: web::Path<String>) -> Answer {
@@ -91,29 +88,18 @@ struct ContainersQuery {
     worker: Option<String>,
 }
 
-pub async fn containers(api: web::Data<Api>, request: HttpRequest) -> Answer {
-    let asked: ContainersQuery = query(&request)?;
-    let wanted = ContainersFilter { namespace: asked.namespace, function: asked.function, worker: asked.worker };
-    let mut containers = api.containers(&wanted).await;
-    containers.extend(gather(&api, &request, "containers").await);
-    let subject = subject(&request);
-    containers.retain(|container| container["namespace"].as_str().is_some_and(|ns| subject.sees(ns)));
-    Ok(HttpResponse::Ok().json(json!({"containers": containers})))
+pub async fn containers(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    let ContainersQuery { namespace, function, worker } = query(&request)?;
+    shown(&route, &request, container::List { namespace, function, worker }).await
 }
 
 fn container_of(text: &str) -> Result<ContainerId, Problem> {
     text.parse().map_err(|e: capstan_common::id::BadId| Problem::new(Code::NotFound, e.to_string()))
 }
 
-pub async fn stop(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    let container = container_of(&path)?;
-    if !api.is_live(container)
-        && let Some(answer) = elsewhere(&api, &request).await
-    {
-        return Ok(answer);
-    }
-    api.stop_container(&subject(&request), container).await?;
-    Ok(HttpResponse::Accepted().json(json!({"id": &*path, "state": "stopping"})))
+pub async fn stop(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let told = ask(&route, &request, container::Stop { container: container_of(&path)? }).await?;
+    Ok(HttpResponse::Accepted().json(told))
 }
 
 #[derive(Deserialize)]

@@ -14,12 +14,16 @@ use crate::{
         owner::{LOOK, Owner, PATIENCE},
     },
     cluster::Peer,
+    route::{FORWARDED, HOPS, unavailable},
 };
 use actix_web::{
     Error, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError,
     body::{self, BodyStream, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{self, HeaderName},
+    http::{
+        Method,
+        header::{self, HeaderName},
+    },
     middleware::Next,
     web,
 };
@@ -36,10 +40,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Marks a request that another scheduler has passed on, and how often.
-pub const FORWARDED: &str = "capstan-forwarded";
-/// A request that was passed on so often runs after owners that change faster than it.
-pub const HOPS: u32 = 3;
 /// How long one that owns a function no more may still take to answer.
 const STILL: Duration = Duration::from_secs(3);
 /// What a request is told whose owner is gone.
@@ -71,6 +71,13 @@ fn place_of(path: &str) -> Option<u16> {
     }
 }
 
+/// Whether a request is one that its handler asks as a verb, wherever the owner is: looks are, streams are not.
+fn is_asked_as_verb(request: &ServiceRequest) -> bool {
+    let path = request.path();
+    let streams = path.starts_with("/web/") || path.ends_with("/results") || path.ends_with("/trace");
+    request.method() == Method::GET && !streams
+}
+
 /// Lets a request through if its function is ours, and passes it on otherwise.
 pub async fn forward(
     mut request: ServiceRequest,
@@ -81,6 +88,9 @@ pub async fn forward(
     let (Some(api), Some(place)) = (api.filter(|api| api.is_clustered()), place) else {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     };
+    if is_asked_as_verb(&request) {
+        return next.call(request).await.map(ServiceResponse::map_into_left_body);
+    }
     if let Owner::Here(_guest) = api.owner(place).await {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     }
@@ -89,11 +99,6 @@ pub async fn forward(
     let answer = pass(&api, &request, place, payload).await;
     let answer = answer.unwrap_or_else(|refusal| Problem::from(refusal).error_response());
     Ok(ServiceResponse::new(request, answer).map_into_right_body())
-}
-
-/// Not now, and soon again.
-pub fn unavailable(detail: impl Into<String>) -> Refusal {
-    Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
 }
 
 async fn pass(api: &Api, request: &HttpRequest, place: u16, payload: web::Payload) -> Result<HttpResponse, Refusal> {

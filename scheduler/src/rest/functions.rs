@@ -1,22 +1,21 @@
 //! Functions over REST.
 
 use super::{
+    ask::{ask, shown},
     body::Body,
-    gather::{gather, merge},
     guard,
     problem::{Answer, Problem, parse, parse_large, query},
 };
-use crate::api::{Api, functions::FunctionView};
+use crate::{api::Api, route::Route};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::{
     id::FunctionKey,
     refusal::{Code, Refusal},
     validate,
 };
-use capstan_scheduler_core::access::{Role, Subject};
+use capstan_verb::function;
 use serde::Deserialize;
 use serde_json::json;
-use std::sync::Arc;
 
 /// The largest spec or patch.
 const SPEC_BYTES: usize = 1 << 20;
@@ -28,6 +27,11 @@ type Path = web::Path<(String, String)>;
 /// The function that a path names.
 pub fn key_of(path: &(String, String)) -> Result<FunctionKey, Problem> {
     validate::function_key(&path.0, &path.1).map_err(Problem::from)
+}
+
+/// The function or instance that a path names.
+pub fn instance_of(path: &(String, String)) -> Result<FunctionKey, Problem> {
+    validate::instance_key(&path.0, &path.1).map_err(Problem::from)
 }
 
 /// The function or instance that a path names; an instance is made if it is not there.
@@ -126,16 +130,8 @@ fn warnings(bytes: &[u8]) -> Vec<String> {
     warnings
 }
 
-/// A function as this subject may see it.
-fn shown(mut function: FunctionView, who: &Subject) -> FunctionView {
-    if who.role < Role::Deploy {
-        Arc::make_mut(&mut function.spec).hide_env();
-    }
-    function
-}
-
-pub async fn get(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
-    let function = shown(api.function(&seen(&api, &path).await?).await?, &guard::subject(&request));
+pub async fn get(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    let function = ask(&route, &request, function::Get { key: instance_of(&path)? }).await?;
     let etag = (header::ETAG, format!("\"{}\"", function.revision));
     Ok(HttpResponse::Ok().insert_header(etag).json(function))
 }
@@ -155,17 +151,11 @@ pub fn limit_of(limit: Option<usize>, default: usize, most: usize) -> Result<usi
     }
 }
 
-pub async fn list(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+pub async fn list(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
     validate::function_key(&path, "any")?;
     let asked: ListQuery = query(&request)?;
     let limit = limit_of(asked.limit, 100, PAGE)?;
-    let (functions, next) = api.functions(&path, asked.after.as_deref(), limit).await;
-    let who = guard::subject(&request);
-    let functions = functions.into_iter().map(|function| shown(function, &who)).collect();
-    let theirs = gather(&api, &request, "functions").await;
-    let page = merge(functions, theirs, next, limit, |a, b| a["name"].as_str().cmp(&b["name"].as_str()), "name");
-    let (functions, next) = page?;
-    Ok(HttpResponse::Ok().json(json!({"functions": functions, "next": next})))
+    shown(&route, &request, function::List { namespace: path.into_inner(), after: asked.after, limit }).await
 }
 
 pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
@@ -176,8 +166,8 @@ pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> An
     Ok(HttpResponse::NoContent().finish())
 }
 
-pub async fn settings(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.settings(&seen(&api, &path).await?).await?))
+pub async fn settings(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::Settings { key: instance_of(&path)? }).await
 }
 
 pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
@@ -193,8 +183,8 @@ pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payloa
     Ok(HttpResponse::Ok().json(settings))
 }
 
-pub async fn stats(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.stats(&seen(&api, &path).await?).await?))
+pub async fn stats(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::GetStats { key: instance_of(&path)? }).await
 }
 
 /// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first; then the latest web requests and starts.
@@ -223,11 +213,10 @@ pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
     Ok(HttpResponse::Ok().content_type(super::calls::NDJSON).streaming(Box::pin(stream)))
 }
 
-pub async fn instances(api: web::Data<Api>, path: Path) -> Answer {
-    let instances = api.instances(&key_of(&path)?).await?;
-    Ok(HttpResponse::Ok().json(json!({"instances": instances})))
+pub async fn instances(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::Instances { key: key_of(&path)? }).await
 }
 
-pub async fn explain(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.explain(&seen(&api, &path).await?).await?))
+pub async fn explain(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::Explain { key: instance_of(&path)? }).await
 }

@@ -10,18 +10,22 @@ use crate::{
     api::Api,
     config::{Here, SchedulerConfig},
     peer::{self, Peer},
+    route::PATH,
 };
 use actix_web::{
     HttpMessage, HttpRequest,
     dev::ServiceRequest,
-    http::header::{self, HeaderName},
+    http::header::{self, HeaderMap, HeaderName},
     web,
 };
 use capstan_common::{
     id::FunctionKey,
     refusal::{Code, Refusal},
 };
-use capstan_scheduler_core::access::{Role, Subject};
+use capstan_verb::{
+    RIGHTS,
+    access::{Role, Subject},
+};
 use governor::{
     DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
@@ -178,14 +182,14 @@ impl Gate {
             self.must_be_no_function(request)?;
             return Ok(Visitor { subject, token: NOBODY.into(), spent: false });
         }
-        let bearer = bearer(request);
+        let bearer = bearer(request.headers());
         let own = header(request, TOKEN_HEADER).map(str::trim).filter(|_| request.path().starts_with("/web/"));
         let (token, subject) = self.find(own.or(bearer).unwrap_or_default(), api).ok_or_else(|| {
             Refusal::new(Code::Unauthenticated, "send a valid token as `Authorization: Bearer TOKEN`")
         })?;
         let spent = own.is_none() || bearer.is_some_and(|bearer| self.find(bearer, api).is_some());
         // SPEC D4: new inputs, and what changes something. Looking is free.
-        if !request.method().is_safe() || request.path().starts_with("/web/") {
+        if !is_a_look(request) {
             self.by_token.check(&token, "with this token")?;
         }
         Ok(Visitor { subject, token, spent })
@@ -193,7 +197,7 @@ impl Gate {
 
     /// The function that asks with its own token, if its container lives.
     async fn function(&self, request: &ServiceRequest, api: &Api) -> Result<Option<Visitor>, Refusal> {
-        let Some((token, claim)) = bearer(request).and_then(|token| Some((token, api.claim(token)?))) else {
+        let Some((token, claim)) = bearer(request.headers()).and_then(|token| Some((token, api.claim(token)?))) else {
             return Ok(None);
         };
         let proxy = request.app_data::<web::Data<Proxy>>().ok_or_else(|| missing().refusal().clone())?;
@@ -225,9 +229,18 @@ fn header<'a>(request: &'a ServiceRequest, name: &str) -> Option<&'a str> {
 }
 
 /// The token in `Authorization`.
-fn bearer(request: &ServiceRequest) -> Option<&str> {
-    let (scheme, token) = header(request, header::AUTHORIZATION.as_str())?.split_once(' ')?;
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whether a request changes nothing and asks no function's server.
+fn is_a_look(request: &ServiceRequest) -> bool {
+    let reads = |verb: &str| RIGHTS.iter().any(|rights| rights.verb == verb && rights.role == Role::Read);
+    match request.path().strip_prefix(PATH) {
+        Some(verb) => reads(verb),
+        None => request.method().is_safe() && !request.path().starts_with("/web/"),
+    }
 }
 
 /// Without tokens only this machine can reach us, but its browser can be led here by a foreign page. Such requests carry a

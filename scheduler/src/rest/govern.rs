@@ -1,19 +1,26 @@
 //! Namespaces, scaling models to zero, and schedules over REST.
 
 use super::{
+    ask::{asker, shown, telling},
     body::Body,
-    functions::{self, key_of},
-    gather,
-    guard::subject,
+    functions::{instance_of, key_of},
     problem::{Answer, Problem, parse, query},
 };
-use crate::api::{
-    Api,
-    govern::{ZeroConfig, entries_of, yaml},
+use crate::{
+    api::{
+        Api,
+        govern::{ZeroConfig, entries_of, yaml},
+    },
+    route::{Gathered, Route},
 };
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::refusal::{Code, Refusal};
 use capstan_scheduler_core::autoscaler::{Policy, Quota};
+use capstan_verb::{
+    function,
+    model::{self, Sample, Vector},
+    namespace,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -79,37 +86,37 @@ struct PromqlQuery {
 }
 
 /// Errors are told as Prometheus tells them, for its clients.
-pub async fn promql(api: web::Data<Api>, request: HttpRequest) -> Answer {
+pub async fn promql(route: web::Data<Route>, request: HttpRequest) -> Answer {
     let asked: PromqlQuery = query(&request)?;
     let text = asked.query.ok_or_else(|| Refusal::field("query", "must be a PromQL expression"))?;
-    Ok(match api.promql(&text, asked.time.as_deref()).await {
-        Ok(mut answer) => {
-            let ours = answer["data"]["result"].as_array().cloned().unwrap_or_default();
-            let theirs = gather::gather(&api, &request, "data/result").await;
-            answer["data"]["result"] = gather::add_up(ours, theirs).into();
-            HttpResponse::Ok().json(answer)
+    let found = route.gather(&asker(&request), model::Query { query: text, time: asked.time }).await;
+    Ok(match found {
+        Ok(Gathered { answer: Vector { samples }, silent }) => {
+            let sample = |s: Sample| json!({"metric": s.metric, "value": [s.at, s.value.to_string()]});
+            let result: Vec<Value> = samples.into_iter().map(sample).collect();
+            telling(silent).json(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
         }
         Err(refusal) => {
-            let kind = if refusal.code == Code::Unsupported { "execution" } else { "bad_data" };
-            let mut response =
-                if kind == "execution" { HttpResponse::UnprocessableEntity() } else { HttpResponse::BadRequest() };
+            let (kind, mut response) = match refusal.code {
+                Code::Unsupported => ("execution", HttpResponse::UnprocessableEntity()),
+                Code::Unavailable => ("unavailable", HttpResponse::ServiceUnavailable()),
+                _ => ("bad_data", HttpResponse::BadRequest()),
+            };
             response.json(json!({"status": "error", "errorType": kind, "error": refusal.detail}))
         }
     })
 }
 
-pub async fn scaling(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.scaling(&functions::seen(&api, &path).await?).await?))
+pub async fn scaling(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::Scaling { key: instance_of(&path)? }).await
 }
 
-pub async fn namespaces(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
-    let (mut namespaces, subject) = (api.namespaces().await, subject(&request));
-    namespaces.retain(|namespace| namespace["name"].as_str().is_some_and(|name| subject.sees(name)));
-    HttpResponse::Ok().json(json!({"namespaces": namespaces}))
+pub async fn namespaces(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    shown(&route, &request, namespace::List {}).await
 }
 
-pub async fn namespace(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.namespace(&path).await?))
+pub async fn namespace(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    shown(&route, &request, namespace::Get { namespace: path.into_inner() }).await
 }
 
 /// A policy as it is written: cores as a number.

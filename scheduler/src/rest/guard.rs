@@ -16,7 +16,7 @@ use actix_web::{
     web,
 };
 use capstan_common::refusal::{Code, Refusal};
-use capstan_scheduler_core::access::Subject;
+use capstan_verb::access::Subject;
 use percent_encoding::percent_decode_str;
 use std::time::Instant;
 

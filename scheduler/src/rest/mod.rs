@@ -1,6 +1,7 @@
 //! The REST door: parses, calls the API, renders.
 
 mod adapter;
+mod ask;
 mod body;
 mod budget;
 mod calls;
@@ -21,7 +22,13 @@ mod secrets;
 mod tokens;
 mod web;
 
-use crate::{api::Api, config::SchedulerConfig, peer, tls};
+use crate::{
+    api::Api,
+    config::SchedulerConfig,
+    peer,
+    route::{Peers, Route},
+    tls,
+};
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt, web as actix};
 use anyhow::Context;
 use route::Routes;
@@ -67,6 +74,7 @@ pub fn serve(
             .app_data(budget.clone())
             .app_data(keys.clone())
             .app_data(actix::Data::new(web::Proxy::new(&trusted, encrypted)))
+            .app_data(actix::Data::new(Route::new(shared.clone().into_inner(), Peers::new(&trusted, encrypted))))
             .app_data(actix::Data::new(door))
             .wrap(from_fn(forward::forward))
             .wrap(from_fn(guard::guard))
@@ -131,6 +139,7 @@ fn register(app: &mut actix::ServiceConfig) -> Vec<&'static str> {
     routes.at("/openapi.json", |r| r.get(openapi::document));
     routes.at("/", |r| r.get(openapi::home));
     let patterns = routes.patterns;
+    app.service(actix::resource("/peer/{verb}").route(actix::post().to(ask::peer)));
     app.service(openapi::swagger())
         .service(actix::redirect("/docs", "/docs/"))
         .default_service(actix::to(problem::no_route));

@@ -1,7 +1,7 @@
 //! The interface's own description, and the page that shows it.
 
 use actix_web::{HttpResponse, web};
-use capstan_scheduler_core::access::Role;
+use capstan_verb::access::Role;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::LazyLock};

@@ -4,9 +4,10 @@
 use super::{
     gate::{Visitor, missing},
     guard::Route,
-    openapi::{self, Operation, Scope},
+    openapi::{self, Operation},
     problem::Problem,
 };
+use crate::route::rights;
 use actix_web::{
     Error, HttpMessage, HttpResponse, Resource, ResponseError,
     body::{EitherBody, MessageBody},
@@ -16,7 +17,7 @@ use actix_web::{
     web,
 };
 use capstan_common::refusal::{Code, Refusal};
-use capstan_scheduler_core::access::{Denied, Object, Role, Subject};
+use capstan_verb::{Scope, access::Subject};
 
 /// The routes of a server as they are registered.
 pub struct Routes<'a> {
@@ -96,39 +97,13 @@ fn authorize(operation: &Operation, request: &ServiceRequest, subject: &Subject)
     let hidden = |what: &str| Refusal::new(Code::NotFound, what);
     // As handlers read it.
     let place: Place = request.match_info().load().map_err(|_| hidden("the path names nothing that exists"))?;
-    let object = match operation.scope {
-        Scope::Namespace => place.ns.as_deref().map_or(Object::Cluster, Object::In),
-        Scope::Call | Scope::Container | Scope::List => Object::List,
-        Scope::Cluster => Object::Cluster,
+    let scope = match operation.scope {
+        openapi::Scope::Namespace => place.ns.as_deref().map_or(Scope::Cluster, Scope::In),
+        openapi::Scope::Call | openapi::Scope::Container => Scope::OfRecord,
+        openapi::Scope::List => Scope::List,
+        openapi::Scope::Cluster => Scope::Cluster,
     };
-    subject.authorize(operation.role, object).map_err(|denied| match denied {
-        Denied::Hidden => {
-            let shown = place.ns.as_deref().unwrap_or_default();
-            hidden(&format!("namespace `{shown}` is not this token's{}", holds_in(subject)))
-        }
-        Denied::Role => {
-            let detail = format!("the token's role is {}, this needs {}", text(subject.role), text(operation.role));
-            Refusal::new(Code::Forbidden, detail)
-        }
-        Denied::Scope => {
-            Refusal::new(Code::Forbidden, "the token holds in some namespaces, this concerns all: use a token of all")
-        }
-    })
-}
-
-/// Where a token holds, in words.
-fn holds_in(subject: &Subject) -> String {
-    match subject.namespaces.iter().flatten().next() {
-        Some(first) if subject.namespaces.as_ref().is_some_and(|all| all.len() == 1) => {
-            format!(": it holds in `{first}` (capstan -n {first})")
-        }
-        Some(first) => format!(": it holds in `{first}` and others (capstan -n {first})"),
-        None => String::new(),
-    }
-}
-
-fn text(role: Role) -> String {
-    serde_json::to_value(role).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    rights::authorize(operation.role, scope, subject)
 }
 
 /// A parameter that the interface does not describe is a mistake, not something to pass over.

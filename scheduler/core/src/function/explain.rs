@@ -10,25 +10,10 @@ use capstan_common::{
     container::ContainerState,
     function::{AutoscalerSettings, Overrides},
     id::{CallId, ContainerId, Revision, WorkerId},
+    stats::Stats,
     time::Time,
 };
-use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// A function's numbers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Stats {
-    /// Inputs that wait.
-    pub backlog: u64,
-    /// Inputs held by containers.
-    pub running: u64,
-    /// Containers by state.
-    pub containers: BTreeMap<ContainerState, u32>,
-    /// Containers wanted.
-    pub desired: u32,
-    /// Outcomes that came after their lease had ended.
-    pub late_outcomes: u64,
-}
 
 /// A container as its function's owner sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

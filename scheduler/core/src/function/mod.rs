@@ -27,7 +27,7 @@ mod waits;
 mod web;
 
 pub use call::Runs;
-pub use explain::{InputView, Stats};
+pub use explain::{ContainerView, InputView};
 pub use model::ZeroRule;
 pub use recover::{RecoveredCall, Recovery};
 pub use sizing::size;

@@ -100,11 +100,11 @@ fn what_lies_in_the_store_waits_for_the_store_and_for_nothing_else() {
         other => panic!("{other:?}"),
     };
     let (waiting, of_input) = (stage.core.waiting().unwrap(), why(&stage, 1, 3));
-    assert_eq!((waiting.code, of_input.code), ("store", "store"), "a container is idle");
+    assert_eq!((&*waiting.code, &*of_input.code), ("store", "store"), "a container is idle");
     assert!(of_input.detail.contains("has not answered yet"), "{of_input:?}");
     let payloads = vec![Payload::json("1"); 10];
     stage.step(Event::Loaded { call: CallId(1), number: 0, payloads }).unwrap();
-    assert_eq!((stage.core.waiting().unwrap().code, why(&stage, 1, 3).code), ("max_containers", "max_containers"));
+    assert_eq!((&*stage.core.waiting().unwrap().code, &*why(&stage, 1, 3).code), ("max_containers", "max_containers"));
     // What is behind others in the store waits for what they wait for.
     (2..6).for_each(|call| stage.one(call, CallKind::Spawn).unwrap());
     assert_eq!(why(&stage, 5, 0).code, "max_containers");
@@ -124,6 +124,6 @@ fn a_call_at_its_own_limit_says_so_and_another_does_not() {
         Some(InputView::Pending { why, .. }) => why.code,
         other => panic!("{other:?}"),
     };
-    assert_eq!((code(1, 2), code(3, 0)), ("map_limit", "max_containers"));
+    assert_eq!((&*code(1, 2), &*code(3, 0)), ("map_limit", "max_containers"));
     assert_eq!(stage.core.waiting().unwrap().code, "max_containers", "what could leave comes first");
 }

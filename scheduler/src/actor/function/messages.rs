@@ -17,11 +17,12 @@ use capstan_common::{
     order::Order,
     refusal::{Code, Refusal},
     report::Held,
+    stats::Stats,
 };
 use capstan_scheduler_core::{
     effect::Promise,
     event::{Event, Opening},
-    function::{Function, Stats},
+    function::Function,
     record::Deployment,
 };
 use std::sync::Arc;

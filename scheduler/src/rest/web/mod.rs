@@ -18,7 +18,7 @@ use super::{
     gate::{Gate, Visitor},
     problem::Problem,
 };
-use crate::api::Api;
+use crate::{api::Api, route::connector};
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{
@@ -31,17 +31,16 @@ use asked::Asked;
 use bytes::Bytes;
 use capstan_common::{
     id::FunctionKey,
-    identity,
     refusal::{Code, Refusal},
 };
 use capstan_net::ServerStream;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
 };
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use std::{
     future::Future,
     io,
@@ -130,19 +129,9 @@ impl Proxy {
     /// Other schedulers must show whom `trusted` trusts, whatever their address; containers are on their workers' own machines.
     /// `encrypted` says whether schedulers are spoken to in no other way.
     pub fn new(trusted: &ClientConfig, encrypted: bool) -> Self {
-        let connector = HttpsConnectorBuilder::new().with_tls_config(trusted.clone()).https_or_http();
-        let connector = match ServerName::try_from(identity::SCHEDULER) {
-            Ok(name) => connector.with_server_name_resolver(FixedServerNameResolver::new(name)),
-            Err(_) => connector,
-        };
-        let mut plain = HttpConnector::new();
-        plain.set_nodelay(true);
-        plain.enforce_http(false);
-        plain.set_connect_timeout(Some(CONNECT));
-        let connector = connector.enable_http1().wrap_connector(plain);
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_idle_timeout(IDLE);
-        Self { client: builder.build(connector), containers: builder.build(ToContainer), encrypted }
+        Self { client: builder.build(connector(trusted)), containers: builder.build(ToContainer), encrypted }
     }
 
     /// Whether a scheduler at this address may be told what clients say, tokens among it.

@@ -1,0 +1,64 @@
+//! Verbs over REST: who asks is read of the request, the answer is written as JSON.
+
+use super::{
+    body::Body,
+    gate::{Visitor, bearer},
+    guard,
+    problem::{Answer, Problem},
+};
+use crate::{
+    api::Api,
+    route::{self, Asker, Gathered, Route, Run},
+};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
+use capstan_verb::Verb;
+
+/// Bytes of a verb that another scheduler asks.
+const VERB_BYTES: usize = 2 << 20;
+/// Names the schedulers that did not answer: what they own is missing from the list.
+const SILENT: &str = "Capstan-Silent";
+
+/// Who asks.
+pub fn asker(request: &HttpRequest) -> Asker {
+    let token = bearer(request.headers()).map(Into::into);
+    Asker { subject: Visitor::of(request).subject, token, hops: super::forward::hops(request) }
+}
+
+/// Asks a verb.
+pub async fn ask<V: Verb>(route: &Route, request: &HttpRequest, verb: V) -> Result<V::Answer, Problem>
+where
+    Api: Run<V>,
+{
+    Ok(route.ask(&asker(request), verb).await?)
+}
+
+/// Asks a verb, and shows what is answered.
+pub async fn shown<V: Verb>(route: &Route, request: &HttpRequest, verb: V) -> Answer
+where
+    Api: Run<V>,
+{
+    let Gathered { answer, silent } = route.gather(&asker(request), verb).await?;
+    Ok(telling(silent).json(answer))
+}
+
+/// An answer to which these did not contribute.
+pub fn telling(silent: Vec<String>) -> actix_web::HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    if !silent.is_empty() {
+        response.insert_header((SILENT, silent.join(", ")));
+    }
+    response
+}
+
+/// Answers another scheduler.
+pub async fn peer(
+    route: web::Data<Route>,
+    request: HttpRequest,
+    path: web::Path<String>,
+    payload: web::Payload,
+) -> Answer {
+    request.extensions_mut().insert(guard::Route("/peer/{verb}"));
+    let body = Body::of(&request, payload)?.whole(VERB_BYTES).await?;
+    let said = route::answer(&route, &asker(&request), &path, &body).await;
+    Ok(HttpResponse::Ok().content_type("application/json").body(said))
+}

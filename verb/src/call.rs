@@ -1,0 +1,177 @@
+//! Calls: where they stand, and the life of their inputs.
+
+use capstan_common::{
+    call::{CallState, Counts},
+    id::{CallId, ContainerId, WorkerId},
+    stats::Waiting,
+};
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, sync::Arc};
+
+/// A call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Get {
+    /// Which.
+    pub call: CallId,
+}
+
+/// The life of one input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainInput {
+    /// Of which call.
+    pub call: CallId,
+    /// Its place there.
+    pub index: u64,
+}
+
+/// Calls, the newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// Of functions of this namespace.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// Of functions of this name.
+    #[serde(default)]
+    pub function: Option<String>,
+    /// In this state.
+    #[serde(default)]
+    pub state: Option<CallState>,
+    /// Older than this one.
+    #[serde(default)]
+    pub after: Option<CallId>,
+    /// Calls in the page, at most.
+    pub limit: usize,
+}
+
+/// A call as users see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CallView {
+    /// Its id.
+    pub id: CallId,
+    /// Its function's namespace.
+    pub namespace: Arc<str>,
+    /// Its function.
+    pub function: Arc<str>,
+    /// Where it stands.
+    pub state: CallState,
+    /// Where its inputs are.
+    pub inputs: Counts,
+    /// When it was accepted.
+    pub created_at: String,
+    /// When it ended.
+    pub finished_at: Option<String>,
+    /// Until when its results are kept.
+    pub expires_at: Option<String>,
+}
+
+impl List {
+    /// Whether a call is one of those that are asked for.
+    pub fn takes(&self, call: &CallView) -> bool {
+        let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
+        is(&self.namespace, &call.namespace)
+            && is(&self.function, &call.function)
+            && self.state.is_none_or(|state| state == call.state)
+    }
+
+    /// One page of what all schedulers have. One that looked at as many calls as it may tells where it stopped: nothing older is
+    /// told of before it has been asked again.
+    pub(crate) fn gather(&self, answers: Vec<CallsView>) -> Option<CallsView> {
+        let stopped = answers.iter().filter_map(|page| page.next).max();
+        let mut calls: Vec<_> = answers.into_iter().flat_map(|page| page.calls).collect();
+        calls.sort_by_key(|call| std::cmp::Reverse(call.id));
+        calls.dedup_by_key(|call| call.id);
+        calls.retain(|call| stopped.is_none_or(|stopped| call.id >= stopped));
+        if calls.len() > self.limit {
+            calls.truncate(self.limit);
+            let next = calls.last().map(|last| last.id);
+            return Some(CallsView { calls, next });
+        }
+        Some(CallsView { calls, next: stopped })
+    }
+}
+
+/// A page of calls.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CallsView {
+    /// The newest first.
+    pub calls: Vec<CallView>,
+    /// Behind which call the next page begins, if there is one.
+    pub next: Option<CallId>,
+}
+
+/// The life of an input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InputLife {
+    /// Of which call.
+    pub call_id: CallId,
+    /// Its place there.
+    pub index: u64,
+    /// `pending`, `running`, `succeeded`, `failed` or `cancelled`.
+    pub state: Cow<'static, str>,
+    /// Attempts that have begun.
+    pub attempts: u32,
+    /// Where it runs, or where it last ran.
+    #[serde(default)]
+    pub container: Option<ContainerId>,
+    /// On which worker it runs.
+    #[serde(default)]
+    pub worker: Option<WorkerId>,
+    /// Its states so far.
+    pub history: Vec<Step>,
+    /// How long its last attempt ran, once it has ended.
+    #[serde(default)]
+    pub run_ms: Option<f64>,
+    /// How it failed, if it did.
+    #[serde(default)]
+    pub error: Option<serde_json::Value>,
+    /// Why it waits, if it does.
+    pub waiting: Option<Waiting>,
+}
+
+/// A state that an input was in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// `pending`, `running`, `lost`, `attempt_failed`, `succeeded`, `failed` or `cancelled`.
+    pub state: Cow<'static, str>,
+    /// Since when.
+    pub at: String,
+    /// Where it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerId>,
+    /// Why an attempt ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(ids: &[u128], next: Option<u128>) -> CallsView {
+        let call = |id: &u128| CallView {
+            id: CallId(*id),
+            namespace: "n".into(),
+            function: "f".into(),
+            state: CallState::Pending,
+            inputs: Counts::default(),
+            created_at: String::new(),
+            finished_at: None,
+            expires_at: None,
+        };
+        CallsView { calls: ids.iter().map(call).collect(), next: next.map(CallId) }
+    }
+
+    #[test]
+    fn calls_of_several_schedulers_are_told_from_the_newest_on_and_none_is_left_out_between_pages() {
+        let told = |limit, answers| {
+            let list = List { namespace: None, function: None, state: None, after: None, limit };
+            let page = list.gather(answers).unwrap();
+            (page.calls.iter().map(|call| call.id.0).collect::<Vec<_>>(), page.next.map(|id| id.0))
+        };
+        assert_eq!(told(9, vec![page(&[7, 3], None), page(&[8, 2], None)]), (vec![8, 7, 3, 2], None));
+        assert_eq!(told(2, vec![page(&[7, 3], Some(3)), page(&[8, 2], None)]), (vec![8, 7], Some(7)));
+        // One has looked no further than 5: what the other has beyond that comes with the next page.
+        assert_eq!(told(4, vec![page(&[9, 6], Some(5)), page(&[8, 2], None)]), (vec![9, 8, 6], Some(5)));
+        assert_eq!(told(9, vec![page(&[7], None), page(&[7], None)]), (vec![7], None));
+    }
+}

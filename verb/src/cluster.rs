@@ -1,0 +1,132 @@
+//! Schedulers and workers.
+
+use capstan_common::{
+    gpu::Gpu,
+    id::{ContainerId, WorkerId},
+    isolation::Level,
+    worker::WorkerState,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// All schedulers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedulers {}
+
+/// All workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workers {}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its name.
+    pub name: String,
+}
+
+/// Schedulers by name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SchedulersView {
+    /// Those that are there.
+    pub schedulers: Vec<SchedulerView>,
+    /// Functions are spread over so many shards.
+    pub shards: u16,
+}
+
+/// A scheduler as users see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SchedulerView {
+    /// Its name.
+    pub name: String,
+    /// Where others reach its REST interface; null if it is alone.
+    pub url: Option<String>,
+    /// Where workers dial in; null if it is alone.
+    pub link: Option<String>,
+    /// Where it serves KEDA to others, if it does.
+    pub keda: Option<String>,
+    /// Its software's version.
+    pub version: String,
+    /// Shards that it owns.
+    pub shards: Vec<u16>,
+    /// Whether it is the one that answers.
+    pub answers: bool,
+}
+
+/// Workers by name.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkersView {
+    /// Those that have joined.
+    pub workers: Vec<WorkerView>,
+}
+
+/// A worker as users see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its name.
+    pub id: WorkerId,
+    /// The same.
+    pub name: WorkerId,
+    /// Where servers of its containers are reached.
+    pub address: IpAddr,
+    /// Its state.
+    pub state: WorkerState,
+    /// All that it has.
+    pub capacity: AmountView,
+    /// What of that no container has.
+    pub free: AmountView,
+    /// Its containers, of all schedulers' functions.
+    pub containers: Vec<ContainerId>,
+    /// Its software's version.
+    pub version: String,
+    /// How it enforces limits, in words.
+    pub limits: String,
+    /// How far it keeps functions apart.
+    pub isolation: Level,
+    /// What it does not keep apart.
+    pub not_kept_apart: Vec<String>,
+    /// When it last joined.
+    pub joined_at: String,
+    /// Its links break again and again; until then it gets work only where no other has room.
+    pub flaps_until: Option<String>,
+}
+
+/// What a worker has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AmountView {
+    /// Cores.
+    pub cpu: f64,
+    /// Mebibytes of memory.
+    pub memory_mib: u64,
+    /// GPUs.
+    pub gpus: Vec<Gpu>,
+}
+
+/// Workers that several schedulers tell of: each knows the containers of its own functions there.
+fn merged(all: impl IntoIterator<Item = WorkerView>) -> Vec<WorkerView> {
+    let mut by_name = BTreeMap::<WorkerId, WorkerView>::new();
+    for worker in all {
+        match by_name.get_mut(&worker.id) {
+            Some(known) => {
+                let new = worker.containers.into_iter().filter(|id| !known.containers.contains(id));
+                let new: Vec<ContainerId> = new.collect();
+                known.containers.extend(new);
+            }
+            None => drop(by_name.insert(worker.id.clone(), worker)),
+        }
+    }
+    by_name.into_values().collect()
+}
+
+impl Workers {
+    /// Workers with what all schedulers have on them.
+    pub(crate) fn gather(self, answers: Vec<WorkersView>) -> Option<WorkersView> {
+        Some(WorkersView { workers: merged(answers.into_iter().flat_map(|answer| answer.workers)) })
+    }
+}
+
+impl Worker {
+    /// The worker with what all schedulers have on it.
+    pub(crate) fn gather(&self, answers: Vec<WorkerView>) -> Option<WorkerView> {
+        merged(answers).into_iter().next()
+    }
+}

@@ -1,0 +1,239 @@
+//! Functions: looked at, listed, explained.
+
+use capstan_common::{
+    function::{AutoscalerSettings, FunctionSpec, Overrides},
+    id::{CallId, FunctionKey},
+    schedule,
+    stats::{Facts, Stats, Waiting},
+};
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, sync::Arc};
+
+/// Verbs about one function or instance, which differ in their answer alone.
+macro_rules! of_a_function {
+    ($($(#[$doc:meta])* $verb:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $verb {
+            /// Which function, or which instance of one.
+            pub key: FunctionKey,
+        }
+    )*};
+}
+
+of_a_function! {
+    /// A function.
+    Get;
+    /// Its autoscaler settings.
+    Settings;
+    /// Its numbers.
+    GetStats;
+    /// Its latest scale decisions, and why inputs wait.
+    Explain;
+    /// Its instances.
+    Instances;
+    /// The numbers that a scaler reads.
+    Scaling;
+    /// Its schedule.
+    Schedule;
+}
+
+/// Functions of a namespace, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// Which namespace.
+    pub namespace: String,
+    /// The page begins behind this name.
+    #[serde(default)]
+    pub after: Option<String>,
+    /// Functions in the page, at most.
+    pub limit: usize,
+}
+
+/// A function as users see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FunctionView {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The live revision.
+    pub revision: u32,
+    /// When that was deployed.
+    pub deployed_at: String,
+    /// Its spec.
+    pub spec: Arc<FunctionSpec>,
+    /// Numbers of now.
+    pub stats: Stats,
+    /// What of the request should be written otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A page of functions.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct FunctionsView {
+    /// By name.
+    pub functions: Vec<FunctionView>,
+    /// Behind which name the next page begins, if there is one.
+    pub next: Option<Arc<str>>,
+}
+
+impl List {
+    /// One page of what all schedulers have. Each has told at most a page of its own: a full one may have more behind it.
+    pub(crate) fn gather(&self, answers: Vec<FunctionsView>) -> Option<FunctionsView> {
+        let mut more = answers.iter().any(|page| page.next.is_some());
+        let mut functions: Vec<_> = answers.into_iter().flat_map(|page| page.functions).collect();
+        functions.sort_by(|a, b| a.name.cmp(&b.name));
+        functions.dedup_by(|a, b| a.name == b.name);
+        more |= functions.len() > self.limit;
+        functions.truncate(self.limit);
+        let next = functions.last().filter(|_| more).map(|last| last.name.clone());
+        Some(FunctionsView { functions, next })
+    }
+}
+
+/// Settings by where they come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SettingsView {
+    /// As deployed.
+    pub deployed: AutoscalerSettings,
+    /// Laid over it.
+    pub overrides: Overrides,
+    /// Names of the profiles that hold now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+    /// What holds.
+    pub effective: AutoscalerSettings,
+    /// What of the request should be written otherwise, and what of it will not hold while a profile does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// The latest decisions, and why inputs wait.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExplainView {
+    /// Newest first.
+    pub decisions: Vec<DecisionView>,
+    /// For a function with a model: whether it may be scaled to zero, which entry says so, and its last request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_to_zero: Option<ScaleToZeroView>,
+    /// Why pending inputs wait; null while none does.
+    pub waiting: Option<Waiting>,
+    /// Numbers of now.
+    pub stats: Stats,
+}
+
+/// A scale decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// When.
+    pub at: String,
+    /// Containers wanted before.
+    pub from: u32,
+    /// Containers wanted from then on.
+    pub to: u32,
+    /// Why.
+    pub reason: Cow<'static, str>,
+    /// The numbers behind it.
+    pub facts: Facts,
+}
+
+/// What the scale-to-zero configuration says of a function's model, and what keeps its last container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScaleToZeroView {
+    /// Whether it may be scaled to zero.
+    pub enable_scale_to_zero: bool,
+    /// How long after the last request.
+    pub retention_s: f64,
+    /// Which entries decided.
+    pub decided_by: DecidedBy,
+    /// When the last request was, as far as is known.
+    pub last_request: String,
+    /// What keeps a container now, if anything does.
+    pub kept_by: Option<Cow<'static, str>>,
+}
+
+/// Entries of the scale-to-zero configuration, by what they decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidedBy {
+    /// The flag.
+    pub enable_scale_to_zero: Arc<str>,
+    /// The retention.
+    pub retention_period: Arc<str>,
+}
+
+/// A function's instances.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstancesView {
+    /// By name.
+    pub instances: Vec<FunctionView>,
+}
+
+/// The numbers that a scaler reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScalingView {
+    /// Containers wanted.
+    pub desired: u32,
+    /// Containers that exist and take, or will take, inputs.
+    pub current: u32,
+    /// Inputs that wait.
+    pub backlog: u64,
+    /// Inputs held by containers.
+    pub running: u64,
+}
+
+/// A function's schedule, and where it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleView {
+    /// As deployed.
+    pub schedule: schedule::Schedule,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// The last due time that was seen to.
+    pub last: Option<String>,
+    /// The next due times; none while it is paused.
+    pub next: Vec<String>,
+    /// Runs that wait for an earlier one to end.
+    pub waiting: usize,
+    /// Calls that it made and that have not ended.
+    pub running: Vec<CallId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_several_schedulers_are_one_page_in_order_and_the_next_begins_behind_its_last() {
+        let spec: FunctionSpec = serde_json::from_str(r#"{"runtime":{"process":{"command":["true"]}}}"#).unwrap();
+        let view = |name: &str| FunctionView {
+            namespace: "n".into(),
+            name: name.into(),
+            revision: 1,
+            deployed_at: String::new(),
+            spec: Arc::new(spec.clone()),
+            stats: Stats::default(),
+            warnings: Vec::new(),
+        };
+        let page = |names: &[&str], next: Option<&str>| FunctionsView {
+            functions: names.iter().map(|name| view(name)).collect(),
+            next: next.map(Into::into),
+        };
+        let told = |limit, answers| {
+            let list = List { namespace: "n".into(), after: None, limit };
+            let page = list.gather(answers).unwrap();
+            let names: Vec<String> = page.functions.iter().map(|f| f.name.to_string()).collect();
+            (names.join(" "), page.next.map(|next| next.to_string()))
+        };
+        assert_eq!(told(3, vec![page(&["b", "d"], None), page(&["a"], None)]), ("a b d".into(), None));
+        assert_eq!(
+            told(2, vec![page(&["b", "d"], None), page(&["a", "c"], Some("c"))]),
+            ("a b".into(), Some("b".into()))
+        );
+        assert_eq!(told(2, vec![page(&["b"], None), page(&["a", "c"], None)]), ("a b".into(), Some("b".into())));
+        // One that changes hands is told of by both.
+        assert_eq!(told(9, vec![page(&["a", "b"], None), page(&["b"], None)]), ("a b".into(), None));
+        assert_eq!(told(9, vec![page(&[], None)]), (String::new(), None));
+    }
+}

@@ -1,0 +1,98 @@
+//! Models: what Prometheus would say of them.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A PromQL query about models (the guide's).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// The expression.
+    pub query: String,
+    /// For when; the present, if it is not said.
+    #[serde(default)]
+    pub time: Option<String>,
+}
+
+/// The gauges of a namespace's models: how many replicas each wants and has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gauges {
+    /// Which namespace.
+    pub namespace: String,
+}
+
+/// Gauges, one for each name and set of labels.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GaugesView {
+    /// All of them.
+    pub gauges: Vec<Gauge>,
+}
+
+/// A gauge of now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gauge {
+    /// The metric's name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its value.
+    pub value: f64,
+}
+
+impl Gauges {
+    /// Those of all schedulers; while a model's function changes hands two may tell of it, and ours counts.
+    pub(crate) fn gather(&self, answers: Vec<GaugesView>) -> Option<GaugesView> {
+        let mut gauges = Vec::<Gauge>::new();
+        for gauge in answers.into_iter().flat_map(|answer| answer.gauges) {
+            if !gauges.iter().any(|known| known.name == gauge.name && known.labels == gauge.labels) {
+                gauges.push(gauge);
+            }
+        }
+        Some(GaugesView { gauges })
+    }
+}
+
+/// What a query finds: an instant vector.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Vector {
+    /// One for each set of labels.
+    pub samples: Vec<Sample>,
+}
+
+/// A sample.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Its labels.
+    pub metric: BTreeMap<String, String>,
+    /// When it was taken, in seconds since 1970.
+    pub at: f64,
+    /// Its value.
+    pub value: f64,
+}
+
+impl Query {
+    /// What has the same labels at several schedulers is one series, and its values add up.
+    pub(crate) fn gather(&self, answers: Vec<Vector>) -> Option<Vector> {
+        let mut samples: Vec<Sample> = Vec::new();
+        for sample in answers.into_iter().flat_map(|answer| answer.samples) {
+            match samples.iter_mut().find(|sum| sum.metric == sample.metric) {
+                Some(sum) => sum.value += sample.value,
+                None => samples.push(sample),
+            }
+        }
+        Some(Vector { samples })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_the_same_labels_add_up() {
+        let sample = |model: &str, value| Sample { metric: [("model".into(), model.into())].into(), at: 1.5, value };
+        let (ours, theirs) = (vec![sample("a", 1.0), sample("b", 2.0)], vec![sample("b", 3.5), sample("c", 0.0)]);
+        let query = Query { query: "a".into(), time: None };
+        let all = query.gather(vec![Vector { samples: ours }, Vector { samples: theirs }]).unwrap();
+        assert_eq!(all.samples, [sample("a", 1.0), sample("b", 5.5), sample("c", 0.0)]);
+    }
+}

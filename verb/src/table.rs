@@ -1,0 +1,114 @@
+//! The rights: for each verb the role that it needs, whose rights count, who answers, and whether it may be asked again when its
+//! answer was lost. What is not in this table is not served.
+
+use crate::{At, Repeat, Scope, Verb, access::Role};
+
+/// Hands the table to a macro, which gets a name for the verb's value and then, for each verb,
+/// `Verb => role, scope, who answers, when the answer is lost -> answer;`. One with `page` in front makes one answer of many.
+#[macro_export]
+macro_rules! all_verbs {
+    ($make:ident) => {
+        $make! { v;
+            function::Get       => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::FunctionView;
+            function::Settings  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::SettingsView;
+            function::GetStats  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> capstan_common::stats::Stats;
+            function::Explain   => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ExplainView;
+            function::Instances => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::InstancesView;
+            function::Scaling   => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScalingView;
+            function::Schedule  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScheduleView;
+            call::Get           => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::CallView;
+            call::ExplainInput  => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::InputLife;
+            container::Stop     => Deploy, OfRecord,             Whoever,                Safe -> container::StoppingView;
+            cluster::Schedulers => Read, Cluster,                Here,                   Safe -> cluster::SchedulersView;
+            namespace::Get      => Read, In(&v.namespace),       Here,                   Safe -> namespace::NamespaceView;
+            namespace::List     => Read, List,                   Here,                   Safe -> namespace::NamespacesView;
+            ;
+            function::List      => Read, In(&v.namespace),       All,                    Safe -> function::FunctionsView;
+            call::List          => Read, List,                   All,                    Safe -> call::CallsView;
+            container::List     => Read, List,                   All,                    Safe -> container::ContainersView;
+            cluster::Workers    => Read, Cluster,                All,                    Safe -> cluster::WorkersView;
+            cluster::Worker     => Read, Cluster,                All,                    Safe -> cluster::WorkerView;
+            model::Query        => Read, Cluster,                All,                    Safe -> model::Vector;
+            model::Gauges       => Read, In(&v.namespace),       All,                    Safe -> model::GaugesView;
+        }
+    };
+}
+
+/// What the table says of a verb, for those who read it: documents, doors, tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// The verb's name.
+    pub verb: &'static str,
+    /// The role that it needs.
+    pub role: Role,
+    /// Whose rights count: `In`, `OfRecord`, `List` or `Cluster`.
+    pub scope: &'static str,
+    /// Whether it may be asked again.
+    pub repeat: Repeat,
+}
+
+macro_rules! implement {
+    ($v:ident;
+        $($one:ident::$verb:ident => $role:ident, $scope:ident $(($of:expr))?, $at:ident $(($place:expr))?, $repeat:ident -> $answer:ty;)*
+        ;
+        $($all:ident::$gathers:ident => $all_role:ident, $all_scope:ident $(($all_of:expr))?, All, $all_repeat:ident -> $page:ty;)*
+    ) => {
+        $(implement!(@verb $v, $one::$verb, $role, $scope $(($of))?, $at $(($place))?, $repeat, $answer, {});)*
+        $(implement!(@verb $v, $all::$gathers, $all_role, $all_scope $(($all_of))?, All, $all_repeat, $page, {
+            fn page(&self, answers: Vec<Self::Answer>) -> Option<Self::Answer> {
+                self.gather(answers)
+            }
+        });)*
+
+        /// The whole table.
+        pub const RIGHTS: &[Rights] = &[
+            $(implement!(@rights $one::$verb, $scope),)*
+            $(implement!(@rights $all::$gathers, $all_scope),)*
+        ];
+    };
+    (@verb $v:ident, $module:ident::$verb:ident, $role:ident, $scope:ident $(($of:expr))?, $at:ident $(($place:expr))?, $repeat:ident, $answer:ty, {$($page:tt)*}) => {
+        impl Verb for $module::$verb {
+            type Answer = $answer;
+            const NAME: &'static str = concat!(stringify!($module), ".", stringify!($verb));
+            const ROLE: Role = Role::$role;
+            const REPEAT: Repeat = Repeat::$repeat;
+            fn scope(&self) -> Scope<'_> {
+                let $v = self;
+                let _ = $v;
+                Scope::$scope $(($of))?
+            }
+            fn at(&self) -> At {
+                let $v = self;
+                let _ = $v;
+                At::$at $(($place))?
+            }
+            $($page)*
+        }
+    };
+    (@rights $module:ident::$verb:ident, $scope:ident) => {
+        Rights {
+            verb: <$module::$verb as Verb>::NAME,
+            role: <$module::$verb as Verb>::ROLE,
+            scope: stringify!($scope),
+            repeat: <$module::$verb as Verb>::REPEAT,
+        }
+    };
+}
+
+use crate::{call, cluster, container, function, model, namespace};
+all_verbs!(implement);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn verbs_have_names_of_their_own_and_only_reads_are_for_readers() {
+        let names: BTreeSet<_> = RIGHTS.iter().map(|rights| rights.verb).collect();
+        assert_eq!(names.len(), RIGHTS.len());
+        for rights in RIGHTS {
+            assert!(rights.role > Role::Read || rights.repeat == Repeat::Safe, "{rights:?} changes something");
+        }
+    }
+}

@@ -165,9 +165,13 @@ impl Overrides {
 /// A JSON merge patch of overrides: absent keeps, `null` drops, a value sets (SPEC D07, D08).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct OverridesPatch {
+    #[serde(skip_serializing_if = "Option::is_none")]
     min_containers: Option<Option<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_containers: Option<Option<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     buffer_containers: Option<Option<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     scaledown_window: Option<Option<u32>>,
 }
 

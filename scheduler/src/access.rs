@@ -8,7 +8,7 @@ use crate::{
     },
 };
 use capstan_common::time::Time;
-use capstan_verb::access::{Role, Subject};
+use capstan_verb::access::Subject;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -32,7 +32,7 @@ pub struct Token {
 }
 
 stored! {
-    Token, "a token", [None, Some(["default".into()].into())].into_iter().zip([Role::Read, Role::Invoke]).map(|(namespaces, role)| Token {
+    Token, "a token", [None, Some(["default".into()].into())].into_iter().zip([capstan_verb::access::Role::Read, capstan_verb::access::Role::Invoke]).map(|(namespaces, role)| Token {
         id: "tk-1".into(), name: "ci".into(), subject: Subject { role, namespaces }, hash: [8; 32], created: Time(6),
     }).collect();
 }
@@ -112,20 +112,6 @@ impl Tokens {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = table;
         unreadable
     }
-}
-
-/// What a request for a token says.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wanted {
-    /// What people call it.
-    #[serde(default)]
-    pub name: String,
-    /// What it may do.
-    pub role: Role,
-    /// Where; nothing: everywhere.
-    #[serde(default)]
-    pub namespaces: Option<Vec<String>>,
 }
 
 #[cfg(test)]

@@ -213,9 +213,18 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
     let about = json!({
         "key": {"namespace": "theirs", "name": "f"}, "namespace": "theirs", "call": spawned["call_id"], "index": 0,
         "container": "ct-0000010000000001", "name": "nothing", "limit": 10, "query": "wva_desired_replicas",
+        "spec": spec(&["cat"], "exec", json!({})), "patch": {}, "before": {"one_of": []}, "paused": true, "weight": 0, "quota": {},
+        "data": {}, "model_id": "m", "id": "nothing", "values": {},
     });
     let mut refused = 0;
     for rights in RIGHTS {
+        // What is asked in earnest changes nothing.
+        let mut about = about.clone();
+        match rights.verb {
+            "token.Make" => about = json!({"role": "read", "namespaces": []}),
+            "cluster.TurnWorker" => about["state"] = "unreachable".into(),
+            _ => {}
+        }
         let path = format!("/peer/{}", rights.verb);
         for nobody in ["", "cap_wrong"] {
             assert_eq!(send(&up, "POST", &path, nobody, Some(about.clone())).await.0, 401, "{path}");
@@ -244,5 +253,7 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
     }
     assert!(refused > RIGHTS.len(), "{refused}");
     let (_, unknown) = send(&up, "POST", "/peer/function.Unheard", ROOT, Some(about)).await;
+    let (_, there) = send(&up, "GET", path, ROOT, None).await;
+    assert_eq!(there["revision"], 1, "somebody deployed: {there}");
     assert_eq!(unknown["refusal"]["code"], "unavailable", "a newer scheduler's question");
 }

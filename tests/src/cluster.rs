@@ -57,9 +57,14 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts one of this size.
     pub async fn start(size: Size) -> Result<Self> {
-        let folder = crate::real::shared_folder()?;
         let programs = binary("capstan-scheduler")?;
-        let local = LocalCluster::start(programs.parent().context("a folder")?, folder.path(), &size).await?;
+        Self::start_with(programs.parent().context("a folder")?, size).await
+    }
+
+    /// The same with the programs of a folder.
+    pub async fn start_with(programs: &Path, size: Size) -> Result<Self> {
+        let folder = crate::real::shared_folder()?;
+        let local = LocalCluster::start(programs, folder.path(), &size).await?;
         let http = local.http()?.build()?;
         Ok(Self { folder, local, http })
     }

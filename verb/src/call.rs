@@ -24,6 +24,20 @@ pub struct ExplainInput {
     pub index: u64,
 }
 
+/// Ends a call: what waits does not run, and what runs is stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Which.
+    pub call: CallId,
+}
+
+/// A call that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpawnedView {
+    /// Its id.
+    pub call_id: CallId,
+}
+
 /// Calls, the newest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {

@@ -1,5 +1,6 @@
 //! Schedulers and workers.
 
+use crate::Done;
 use capstan_common::{
     gpu::Gpu,
     id::{ContainerId, WorkerId},
@@ -22,6 +23,46 @@ pub struct Workers {}
 pub struct Worker {
     /// Its name.
     pub name: String,
+}
+
+/// Places nothing more on a worker, or places again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnWorker {
+    /// Its name.
+    pub name: String,
+    /// `draining` or `ready`.
+    pub state: WorkerState,
+}
+
+/// A worker's certificate is not good any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeWorker {
+    /// Its name.
+    pub name: String,
+}
+
+/// Makes a token that lets one worker join.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invite {}
+
+/// A worker whose certificate was revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedView {
+    /// Its name.
+    pub id: String,
+    /// True.
+    pub revoked: bool,
+    /// Whether it was known.
+    pub known: bool,
+}
+
+/// A token that lets one worker join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvitationView {
+    /// The token.
+    pub join_token: String,
+    /// How long it is good, in seconds.
+    pub good_for_s: u32,
 }
 
 /// Schedulers by name.
@@ -115,6 +156,13 @@ fn merged(all: impl IntoIterator<Item = WorkerView>) -> Vec<WorkerView> {
         }
     }
     by_name.into_values().collect()
+}
+
+impl TurnWorker {
+    /// Done as soon as it is done here; the others hear of it at once, and of what they missed a moment later.
+    pub(crate) fn gather(&self, answers: Vec<Done>) -> Option<Done> {
+        answers.first().copied()
+    }
 }
 
 impl Workers {

@@ -1,7 +1,7 @@
 //! Functions: looked at, listed, explained.
 
 use capstan_common::{
-    function::{AutoscalerSettings, FunctionSpec, Overrides},
+    function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
     id::{CallId, FunctionKey},
     schedule,
     stats::{Facts, Stats, Waiting},
@@ -36,6 +36,118 @@ of_a_function! {
     Scaling;
     /// Its schedule.
     Schedule;
+}
+
+/// Deploys a revision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deploy {
+    /// Which function.
+    pub key: FunctionKey,
+    /// What it runs.
+    pub spec: FunctionSpec,
+    /// What must be live before.
+    #[serde(default)]
+    pub before: Precondition,
+}
+
+/// Says whether a spec could be deployed, and deploys nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// As which function.
+    pub key: FunctionKey,
+    /// What it would run.
+    pub spec: FunctionSpec,
+    /// What must be live before.
+    #[serde(default)]
+    pub before: Precondition,
+}
+
+/// Changes a function's dynamic settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patch {
+    /// Which function; an instance is made if it is not there.
+    pub key: FunctionKey,
+    /// What changes.
+    pub patch: OverridesPatch,
+    /// What must be live before.
+    #[serde(default)]
+    pub before: Precondition,
+}
+
+/// Removes a function; what waits ends as cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remove {
+    /// Which function or instance.
+    pub key: FunctionKey,
+    /// What must be live before.
+    #[serde(default)]
+    pub before: Precondition,
+}
+
+/// Pauses a schedule, or lets it go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseSchedule {
+    /// Of which function.
+    pub key: FunctionKey,
+    /// Whether it pauses from now on.
+    pub paused: bool,
+}
+
+/// Runs a schedule's input now, whatever its times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSchedule {
+    /// Of which function.
+    pub key: FunctionKey,
+}
+
+/// What must be live before something is done; nothing, if nothing is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Precondition {
+    /// The function must not be there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
+    /// It must be there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub present: bool,
+    /// One of these revisions must be live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_of: Option<Vec<u32>>,
+}
+
+impl Precondition {
+    /// What is wrong with what is live, if anything is.
+    pub fn broken(&self, live: Option<u32>) -> Option<String> {
+        match (live, &self.one_of) {
+            (Some(live), _) if self.absent => Some(format!("the function exists, revision {live} is live")),
+            (None, one_of) if self.present || one_of.is_some() => Some("the function does not exist".into()),
+            (Some(live), Some(wanted)) if !wanted.contains(&live) => {
+                let wanted: Vec<String> = wanted.iter().map(|revision| format!("\"{revision}\"")).collect();
+                let wanted = if wanted.is_empty() { "no revision".into() } else { wanted.join(", ") };
+                Some(format!("If-Match expects {wanted}, revision {live} is live"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A revision that was deployed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeployedView {
+    /// The function.
+    pub function: FunctionView,
+    /// Whether there was none of its name.
+    pub new: bool,
+}
+
+/// A spec that could be deployed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckedView {
+    /// True: nothing was deployed.
+    pub dry_run: bool,
+    /// As it would be deployed.
+    pub spec: FunctionSpec,
+    /// What is odd about it.
+    pub warnings: Vec<String>,
 }
 
 /// Functions of a namespace, by name.
@@ -203,6 +315,39 @@ pub struct ScheduleView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_must_be_live_is_held_against_what_is() {
+        let nothing = Precondition::default();
+        let absent = Precondition { absent: true, ..nothing.clone() };
+        let present = Precondition { present: true, ..nothing.clone() };
+        let one_of = |revisions: &[u32]| Precondition { one_of: Some(revisions.into()), ..nothing.clone() };
+        for (before, live, broken) in [
+            (nothing.clone(), None, false),
+            (nothing.clone(), Some(3), false),
+            (absent.clone(), None, false),
+            (absent, Some(3), true),
+            (present.clone(), None, true),
+            (present, Some(3), false),
+            (one_of(&[2, 3]), Some(3), false),
+            (one_of(&[2]), Some(3), true),
+            (one_of(&[2]), None, true),
+            // What names no revision matches none.
+            (one_of(&[]), Some(3), true),
+        ] {
+            assert_eq!(before.broken(live).is_some(), broken, "{before:?} {live:?}");
+        }
+    }
+
+    #[test]
+    fn a_patch_says_the_same_on_its_way_to_another_scheduler() {
+        // SPEC D07 D08: absent keeps, null drops.
+        for written in [r#"{}"#, r#"{"min_containers":null}"#, r#"{"max_containers":3,"scaledown_window":null}"#] {
+            let patch: OverridesPatch = serde_json::from_str(written).unwrap();
+            let again: OverridesPatch = serde_json::from_str(&serde_json::to_string(&patch).unwrap()).unwrap();
+            assert_eq!(again, patch, "{written}");
+        }
+    }
 
     #[test]
     fn pages_of_several_schedulers_are_one_page_in_order_and_the_next_begins_behind_its_last() {

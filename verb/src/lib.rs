@@ -11,7 +11,9 @@ pub mod container;
 pub mod function;
 pub mod model;
 pub mod namespace;
+pub mod secret;
 mod table;
+pub mod token;
 
 pub use table::{RIGHTS, Rights};
 
@@ -40,6 +42,10 @@ pub trait Verb: Clone + Serialize + DeserializeOwned + Send + 'static {
         answers.into_iter().next()
     }
 }
+
+/// It was done, and there is nothing more to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Done {}
 
 /// Whose rights count for a verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! Models: what Prometheus would say of them.
 
+use crate::function::DecidedBy;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// A PromQL query about models (the guide's).
@@ -11,6 +13,46 @@ pub struct Query {
     /// For when; the present, if it is not said.
     #[serde(default)]
     pub time: Option<String>,
+}
+
+/// The scale-to-zero configuration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleToZero {}
+
+/// Replaces the scale-to-zero configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetScaleToZero {
+    /// Entries by key, each an object or a text block.
+    pub data: Map<String, Value>,
+}
+
+/// What the scale-to-zero configuration says of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effective {
+    /// Which model.
+    pub model_id: String,
+    /// In which namespace.
+    pub namespace: String,
+}
+
+/// The scale-to-zero configuration in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScaleToZeroView {
+    /// As it was put.
+    pub data: Map<String, Value>,
+    /// What of it does not hold, by entry.
+    pub warnings: Vec<String>,
+}
+
+/// What holds for one model, and which entry decided each field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EffectiveView {
+    /// Whether it may be scaled to zero.
+    pub enable_scale_to_zero: bool,
+    /// How long after the last request, as it was written.
+    pub retention_period: String,
+    /// Which entry decided.
+    pub decided_by: DecidedBy,
 }
 
 /// The gauges of a namespace's models: how many replicas each wants and has.

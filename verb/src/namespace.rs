@@ -10,6 +10,17 @@ pub struct Get {
     pub namespace: String,
 }
 
+/// Sets a namespace's weight and quota.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Set {
+    /// Its name.
+    pub namespace: String,
+    /// Its part of a full cluster, against other namespaces' weights.
+    pub weight: u32,
+    /// Bounds that hold also where there is room.
+    pub quota: QuotaView,
+}
+
 /// All namespaces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {}

@@ -1,7 +1,7 @@
 //! The rights: for each verb the role that it needs, whose rights count, who answers, and whether it may be asked again when its
 //! answer was lost. What is not in this table is not served.
 
-use crate::{At, Repeat, Scope, Verb, access::Role};
+use crate::{At, Done, Repeat, Scope, Verb, access::Role};
 
 /// Hands the table to a macro, which gets a name for the verb's value and then, for each verb,
 /// `Verb => role, scope, who answers, when the answer is lost -> answer;`. One with `page` in front makes one answer of many.
@@ -16,13 +16,34 @@ macro_rules! all_verbs {
             function::Instances => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::InstancesView;
             function::Scaling   => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScalingView;
             function::Schedule  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScheduleView;
+            function::Deploy    => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> function::DeployedView;
+            function::Check     => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::CheckedView;
+            function::Patch     => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::SettingsView;
+            function::Remove    => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> Done;
+            function::PauseSchedule => Deploy, In(&v.key.namespace), Owner(v.key.place()), Safe -> function::ScheduleView;
+            function::RunSchedule => Deploy, In(&v.key.namespace), Owner(v.key.place()), Once -> call::SpawnedView;
             call::Get           => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::CallView;
             call::ExplainInput  => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::InputLife;
+            call::Cancel        => Invoke, OfRecord,             Owner(v.call.place()),  Safe -> call::CallView;
             container::Stop     => Deploy, OfRecord,             Whoever,                Safe -> container::StoppingView;
             cluster::Schedulers => Read, Cluster,                Here,                   Safe -> cluster::SchedulersView;
             namespace::Get      => Read, In(&v.namespace),       Here,                   Safe -> namespace::NamespaceView;
             namespace::List     => Read, List,                   Here,                   Safe -> namespace::NamespacesView;
+            namespace::Set      => Admin, Cluster,               Here,                   Safe -> namespace::NamespaceView;
+            cluster::RevokeWorker => Admin, Cluster,             Here,                   Safe -> cluster::RevokedView;
+            cluster::Invite     => Admin, Cluster,               Here,                   Once -> cluster::InvitationView;
+            model::ScaleToZero  => Read, Cluster,                Here,                   Safe -> model::ScaleToZeroView;
+            model::SetScaleToZero => Admin, Cluster,             Here,                   Safe -> model::ScaleToZeroView;
+            model::Effective    => Read, Cluster,                Here,                   Safe -> model::EffectiveView;
+            token::List         => Admin, Cluster,               Here,                   Safe -> token::TokensView;
+            token::Make         => Admin, Cluster,               Here,                   Once -> token::TokenView;
+            token::Revoke       => Admin, Cluster,               Here,                   Safe -> Done;
+            secret::List        => Read, In(&v.namespace),       Here,                   Safe -> secret::SecretsView;
+            secret::Set         => Deploy, In(&v.namespace),     Here,                   Safe -> secret::SetView;
+            secret::Remove      => Deploy, In(&v.namespace),     Here,                   Safe -> Done;
             ;
+            cluster::TurnWorker => Admin, Cluster,               All,                    Safe -> Done;
+            secret::Users       => Deploy, In(&v.namespace),     All,                    Safe -> secret::UsersView;
             function::List      => Read, In(&v.namespace),       All,                    Safe -> function::FunctionsView;
             call::List          => Read, List,                   All,                    Safe -> call::CallsView;
             container::List     => Read, List,                   All,                    Safe -> container::ContainersView;
@@ -95,7 +116,7 @@ macro_rules! implement {
     };
 }
 
-use crate::{call, cluster, container, function, model, namespace};
+use crate::{call, cluster, container, function, model, namespace, secret, token};
 all_verbs!(implement);
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use capstan_verb::{
     cluster::{AmountView, SchedulerView, SchedulersView, WorkerView, WorkersView},
     container::{ContainerView, ContainersView, List, PlacementView},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 fn amount(amount: Amount, gpus: Vec<Gpu>) -> AmountView {
@@ -164,18 +164,17 @@ impl Api {
     }
 
     /// A token that lets one worker join, within ten minutes.
-    pub async fn invite(&self) -> Result<Value, Refusal> {
+    pub async fn invite(&self) -> Result<String, Refusal> {
         let authority = self.env.authority.as_ref().filter(|_| self.config.link_tls).ok_or_else(|| {
             let detail = "links are not encrypted, so that workers need no certificate: set scheduler.link_tls";
             Refusal::new(Code::Unsupported, detail)
         })?;
         self.must_have_room_anywhere()?;
-        let token = authority.invite(&self.env.globals).await.map_err(store_refusal)?;
-        Ok(json!({"join_token": token, "good_for_s": 600}))
+        authority.invite(&self.env.globals).await.map_err(store_refusal)
     }
 
-    /// A worker's certificate is not good any more: its link ends, and it is never let in again by this name.
-    pub async fn revoke_worker(&self, name: &str) -> Result<Value, Refusal> {
+    /// A worker's certificate is not good any more: its link ends, and it is never let in again by this name. Whether it was known.
+    pub async fn revoke_worker(&self, name: &str) -> Result<bool, Refusal> {
         if !self.config.link_tls {
             let detail =
                 "links are not encrypted, so that workers have no certificates to revoke: set scheduler.link_tls";
@@ -188,7 +187,7 @@ impl Api {
         let known = self.env.globals.knows_worker(name).await.map_err(store_refusal)?;
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
         self.cut_revoked(name);
-        Ok(json!({"id": name, "revoked": true, "known": known}))
+        Ok(known)
     }
 
     /// Ends the link of a worker whose certificate was revoked.

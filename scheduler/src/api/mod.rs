@@ -10,12 +10,13 @@ pub mod promql;
 mod reach;
 mod reads;
 pub mod results;
-mod secrets;
+pub mod secrets;
 pub mod submit;
 mod supply;
 mod sweep;
 pub mod tokens;
 pub mod web;
+mod writes;
 
 use crate::{
     actor::function::{Ask, FunctionActor},

@@ -11,7 +11,9 @@ use capstan_common::{
     refusal::{Code, FieldError, Refusal},
     validate,
 };
-use serde_json::{Value, json};
+use capstan_scheduler_core::function::Function;
+use capstan_verb::secret::{SecretView, SetView};
+use std::collections::BTreeSet;
 
 /// Bytes of one secret.
 const SECRET_BYTES: usize = 64 << 10;
@@ -33,12 +35,22 @@ fn must_be_a_name(namespace: &str, name: &str) -> Result<(), Refusal> {
     validate::function_key(namespace, name).map(drop).map_err(wrong)
 }
 
+fn view(namespace: &str, name: &str, keys: Vec<String>) -> SecretView {
+    SecretView { namespace: namespace.into(), name: name.into(), keys }
+}
+
+/// Why a secret cannot be removed that these functions have.
+pub fn in_use(name: &str, users: impl IntoIterator<Item = String>) -> Refusal {
+    let users = users.into_iter().collect::<Vec<_>>().join(", ");
+    Refusal::new(Code::Conflict, format!("secret `{name}` is in use by {users}: deploy them without it first"))
+}
+
 impl Api {
     /// Sets a secret. Whether it is new. A change holds for containers that start from now on.
     ///
     /// # Errors
     /// A name is none, it is too large, or there are too many.
-    pub async fn set_secret(&self, namespace: &str, name: &str, values: Values) -> Result<(Value, bool), Refusal> {
+    pub async fn set_secret(&self, namespace: &str, name: &str, values: Values) -> Result<SetView, Refusal> {
         must_be_a_name(namespace, name)?;
         let wrong = values.keys().filter(|name| !is_variable(name));
         let wrong = wrong.map(|name| FieldError {
@@ -66,16 +78,15 @@ impl Api {
         let change = self.env.secrets.put(namespace, name, &values);
         let change = change.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
-        let keys: Vec<&String> = values.keys().collect();
-        let view = json!({"namespace": namespace, "name": name, "keys": keys});
+        let secret = view(namespace, name, values.keys().cloned().collect());
         self.env.secrets.set(namespace, name, values);
-        Ok((view, new))
+        Ok(SetView { secret, new })
     }
 
     /// The secrets of a namespace, without what they are.
-    pub fn secrets(&self, namespace: &str) -> Vec<Value> {
+    pub fn secrets(&self, namespace: &str) -> Vec<SecretView> {
         let all = self.env.secrets.of(namespace);
-        all.into_iter().map(|(name, keys)| json!({"namespace": namespace, "name": name, "keys": keys})).collect()
+        all.into_iter().map(|(name, keys)| view(namespace, &name, keys)).collect()
     }
 
     /// Removes a secret.
@@ -90,25 +101,28 @@ impl Api {
                 format!("secret `{name}` of namespace `{namespace}` does not exist"),
             ));
         }
-        let mut users = Vec::new();
-        let functions = self.env.registry.functions().into_iter().map(|(key, _)| key);
-        for key in functions.filter(|key| &*key.namespace == namespace) {
-            let wanted = name.to_owned();
-            let uses = move |core: &capstan_scheduler_core::function::Function| {
-                core.deployment().spec.secrets.contains(&wanted)
-            };
-            if self.ask_any(&key, uses).await.unwrap_or(false) {
-                users.push(key.name.to_string());
-            }
-        }
+        let users = self.users_of_secret(namespace, name).await;
         if !users.is_empty() {
-            let detail = format!("secret `{name}` is in use by {}: deploy them without it first", users.join(", "));
-            return Err(Refusal::new(Code::Conflict, detail));
+            return Err(in_use(name, users));
         }
         let gone = Change::Delete(layout::secret(namespace, name));
         self.env.globals.write(vec![gone]).await.map_err(store_refusal)?;
         self.env.secrets.remove(namespace, name);
         Ok(())
+    }
+
+    /// The functions of this scheduler that have a secret.
+    pub async fn users_of_secret(&self, namespace: &str, name: &str) -> BTreeSet<String> {
+        let mut users = BTreeSet::new();
+        let functions = self.env.registry.functions().into_iter().map(|(key, _)| key);
+        for key in functions.filter(|key| &*key.namespace == namespace) {
+            let wanted = name.to_owned();
+            let uses = move |core: &Function| core.deployment().spec.secrets.contains(&wanted);
+            if self.ask_any(&key, uses).await.unwrap_or(false) {
+                users.insert(key.name.to_string());
+            }
+        }
+        users
     }
 
     /// Refuses a spec that names secrets which are not there, or that could not reach its container unread.

@@ -2,7 +2,7 @@
 
 use super::{Api, owner::Owner, store_refusal};
 use crate::{
-    access::{Token, Tokens, Wanted},
+    access::{Token, Tokens},
     clock,
     cluster::Peer,
     function_token::Claim,
@@ -12,8 +12,10 @@ use capstan_common::{
     refusal::{Code, Refusal},
     validate,
 };
-use capstan_verb::access::{Role, Subject};
-use serde_json::{Value, json};
+use capstan_verb::{
+    access::{Role, Subject},
+    token::{Make, TokenView},
+};
 use std::time::{Duration, Instant};
 
 /// The least pause between two looks for tokens that are not known.
@@ -33,12 +35,15 @@ pub enum Standing {
     Unknown,
 }
 
-fn view(token: &Token) -> Value {
-    let subject = &token.subject;
-    json!({
-        "id": token.id, "name": token.name, "role": subject.role, "namespaces": subject.namespaces,
-        "created_at": clock::rfc3339(token.created),
-    })
+fn view(token: &Token) -> TokenView {
+    TokenView {
+        id: token.id.clone(),
+        name: token.name.clone(),
+        role: token.subject.role,
+        namespaces: token.subject.namespaces.clone(),
+        created_at: clock::rfc3339(token.created),
+        token: None,
+    }
 }
 
 impl Api {
@@ -72,12 +77,12 @@ impl Api {
     }
 
     /// All tokens, without what they are.
-    pub fn tokens(&self) -> Vec<Value> {
+    pub fn tokens(&self) -> Vec<TokenView> {
         self.env.tokens.all().iter().map(view).collect()
     }
 
     /// Makes a token. What it is is told here and never again.
-    pub async fn make_token(&self, wanted: Wanted) -> Result<Value, Refusal> {
+    pub async fn make_token(&self, wanted: Make) -> Result<TokenView, Refusal> {
         if wanted.name.len() > NAME_MAX {
             return Err(Refusal::field(
                 "name",
@@ -100,10 +105,9 @@ impl Api {
         let namespaces = wanted.namespaces.map(|names| names.iter().map(|name| name.as_str().into()).collect());
         let (text, token, change) = Tokens::mint(wanted.name, Subject { role: wanted.role, namespaces });
         self.env.globals.write(vec![change]).await.map_err(store_refusal)?;
-        let mut answer = view(&token);
-        answer["token"] = text.into();
+        let made = TokenView { token: Some(text), ..view(&token) };
         self.env.tokens.add(token);
-        Ok(answer)
+        Ok(made)
     }
 
     /// Whether somebody may do everything without this token.

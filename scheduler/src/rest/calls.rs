@@ -133,8 +133,8 @@ pub async fn get(route: web::Data<Route>, request: HttpRequest, path: web::Path<
     shown(&route, &request, call::Get { call: call_of(&path)? }).await
 }
 
-pub async fn cancel(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.cancel(&subject(&request), call_of(&path)?).await?))
+pub async fn cancel(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    shown(&route, &request, call::Cancel { call: call_of(&path)? }).await
 }
 
 pub async fn explain(route: web::Data<Route>, request: HttpRequest, path: web::Path<(String, String)>) -> Answer {

@@ -43,41 +43,27 @@ pub async fn worker(route: web::Data<Route>, request: HttpRequest, path: web::Pa
     shown(&route, &request, cluster::Worker { name: path.into_inner() }).await
 }
 
-/// An order that turns a worker is heard by all schedulers at once.
-async fn turn(
-    (api, route): (&Api, &Route),
-    request: &HttpRequest,
-    name: web::Path<String>,
-    state: WorkerState,
-) -> Answer {
-    api.turn_worker(&name, state).await?;
-    shown(route, request, cluster::Worker { name: name.into_inner() }).await
+async fn turn(route: &Route, request: &HttpRequest, name: web::Path<String>, state: WorkerState) -> Answer {
+    let name = name.into_inner();
+    ask(route, request, cluster::TurnWorker { name: name.clone(), state }).await?;
+    shown(route, request, cluster::Worker { name }).await
 }
 
-pub async fn drain(
-    api: web::Data<Api>,
-    route: web::Data<Route>,
-    request: HttpRequest,
-    path: web::Path<String>,
-) -> Answer {
-    turn((&api, &route), &request, path, WorkerState::Draining).await
+pub async fn drain(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    turn(&route, &request, path, WorkerState::Draining).await
 }
 
-pub async fn resume(
-    api: web::Data<Api>,
-    route: web::Data<Route>,
-    request: HttpRequest,
-    path: web::Path<String>,
-) -> Answer {
-    turn((&api, &route), &request, path, WorkerState::Ready).await
+pub async fn resume(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    turn(&route, &request, path, WorkerState::Ready).await
 }
 
-pub async fn revoke(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    Ok(HttpResponse::Ok().json(api.revoke_worker(&path).await?))
+pub async fn revoke(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    shown(&route, &request, cluster::RevokeWorker { name: path.into_inner() }).await
 }
 
-pub async fn invite(api: web::Data<Api>) -> Answer {
-    Ok(HttpResponse::Created().json(api.invite().await?))
+pub async fn invite(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    let invitation = ask(&route, &request, cluster::Invite {}).await?;
+    Ok(HttpResponse::Created().json(invitation))
 }
 
 #[derive(Deserialize)]

@@ -20,10 +20,7 @@ use actix_web::{
     Error, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError,
     body::{self, BodyStream, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::{
-        Method,
-        header::{self, HeaderName},
-    },
+    http::header::{self, HeaderName},
     middleware::Next,
     web,
 };
@@ -71,11 +68,12 @@ fn place_of(path: &str) -> Option<u16> {
     }
 }
 
-/// Whether a request is one that its handler asks as a verb, wherever the owner is: looks are, streams are not.
-fn is_asked_as_verb(request: &ServiceRequest) -> bool {
-    let path = request.path();
-    let streams = path.starts_with("/web/") || path.ends_with("/results") || path.ends_with("/trace");
-    request.method() == Method::GET && !streams
+/// The ends of paths whose bodies stream, or are inputs.
+const STREAMS: [&str; 6] = ["/results", "/trace", "/invoke", "/spawn", "/spawn_map", "/map"];
+
+/// Whether a request is one that its handler asks as a verb, wherever the owner is: what streams is not.
+fn is_asked_as_verb(path: &str) -> bool {
+    !path.starts_with("/web/") && !STREAMS.iter().any(|end| path.ends_with(end))
 }
 
 /// Lets a request through if its function is ours, and passes it on otherwise.
@@ -88,7 +86,7 @@ pub async fn forward(
     let (Some(api), Some(place)) = (api.filter(|api| api.is_clustered()), place) else {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     };
-    if is_asked_as_verb(&request) {
+    if is_asked_as_verb(request.path()) {
         return next.call(request).await.map(ServiceResponse::map_into_left_body);
     }
     if let Owner::Here(_guest) = api.owner(place).await {

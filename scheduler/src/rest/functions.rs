@@ -3,19 +3,13 @@
 use super::{
     ask::{ask, shown},
     body::Body,
-    guard,
     problem::{Answer, Problem, parse, parse_large, query},
 };
 use crate::{api::Api, route::Route};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use capstan_common::{
-    id::FunctionKey,
-    refusal::{Code, Refusal},
-    validate,
-};
-use capstan_verb::function;
+use capstan_common::{id::FunctionKey, refusal::Refusal, validate};
+use capstan_verb::function::{self, DeployedView, Precondition};
 use serde::Deserialize;
-use serde_json::json;
 
 /// The largest spec or patch.
 const SPEC_BYTES: usize = 1 << 20;
@@ -44,51 +38,19 @@ pub async fn seen(api: &Api, path: &(String, String)) -> Result<FunctionKey, Pro
     Ok(api.find(validate::instance_key(&path.0, &path.1)?).await?)
 }
 
-/// Does what must not stop halfway when the client goes: instances follow their function one by one.
-async fn to_its_end<T: 'static>(work: impl Future<Output = Result<T, Refusal>> + 'static) -> Result<T, Refusal> {
-    let stopping = |_| Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back");
-    actix_web::rt::spawn(work).await.map_err(stopping)?
-}
-
 /// What a request asks of the live revision before it acts.
-enum Precondition {
-    None,
-    /// It must be there.
-    Exists,
-    /// It must be one of these.
-    OneOf(Vec<u32>),
-}
-
-fn if_match(request: &HttpRequest) -> Precondition {
-    let Some(value) = request.headers().get(header::IF_MATCH) else { return Precondition::None };
+fn before(request: &HttpRequest) -> Precondition {
+    let absent = request.headers().get(header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes() == b"*");
+    let Some(value) = request.headers().get(header::IF_MATCH) else {
+        return Precondition { absent, ..Precondition::default() };
+    };
     let text = value.to_str().unwrap_or_default().trim();
     if text == "*" {
-        return Precondition::Exists;
+        return Precondition { absent, present: true, one_of: None };
     }
     let numbers = text.split(',').filter_map(|one| one.trim().trim_matches('"').parse().ok());
     // What names no revision matches none.
-    Precondition::OneOf(numbers.collect())
-}
-
-/// Checks a precondition against what is live; a deploy checks the number once more where it cannot change in between.
-async fn check(api: &Api, key: &FunctionKey, request: &HttpRequest) -> Result<Option<u32>, Problem> {
-    let wanted = if_match(request);
-    let only_new = request.headers().get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == b"*");
-    if matches!(wanted, Precondition::None) && !only_new {
-        return Ok(None);
-    }
-    let live = api.function(key).await.ok().map(|f| f.revision);
-    let failed = |detail: String| Err(Problem::new(Code::PreconditionFailed, detail));
-    match (wanted, live) {
-        (_, Some(live)) if only_new => failed(format!("the function exists, revision {live} is live")),
-        (Precondition::Exists | Precondition::OneOf(_), None) => failed("the function does not exist".into()),
-        (Precondition::OneOf(wanted), Some(live)) if !wanted.contains(&live) => {
-            let shown = request.headers().get(header::IF_MATCH).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            failed(format!("If-Match expects {shown}, revision {live} is live"))
-        }
-        (Precondition::OneOf(_), live) => Ok(live),
-        _ => Ok(None),
-    }
+    Precondition { absent, present: false, one_of: Some(numbers.collect()) }
 }
 
 #[derive(Deserialize)]
@@ -98,23 +60,17 @@ struct DeployQuery {
     dry_run: bool,
 }
 
-pub async fn deploy(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = key_of(&path)?;
+pub async fn deploy(route: web::Data<Route>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
+    let (key, before) = (key_of(&path)?, before(&request));
     let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
-    let spec = api.entrusted(&guard::subject(&request), parse_large(bytes.clone()).await?).await?;
-    let expected = check(&api, &key, &request).await?;
+    let spec = parse_large(bytes.clone()).await?;
     if query::<DeployQuery>(&request)?.dry_run {
-        api.deployable(&key, &spec).await?;
-        let warnings = [warnings(&bytes), api.oddities(&spec).await].concat();
-        return Ok(HttpResponse::Ok().json(json!({"dry_run": true, "spec": spec, "warnings": warnings})));
+        let mut checked = ask(&route, &request, function::Check { key, spec, before }).await?;
+        checked.warnings = [warnings(&bytes), checked.warnings].concat();
+        return Ok(HttpResponse::Ok().json(checked));
     }
-    let warnings = [warnings(&bytes), api.oddities(&spec).await].concat();
-    let deploying = {
-        let api = api.clone();
-        async move { api.deploy(key, spec, expected).await }
-    };
-    let (mut function, new) = to_its_end(deploying).await?;
-    function.warnings = warnings;
+    let DeployedView { mut function, new } = ask(&route, &request, function::Deploy { key, spec, before }).await?;
+    function.warnings = [warnings(&bytes), function.warnings].concat();
     let mut response = if new { HttpResponse::Created() } else { HttpResponse::Ok() };
     response.insert_header((header::ETAG, format!("\"{}\"", function.revision)));
     Ok(response.json(function))
@@ -158,11 +114,8 @@ pub async fn list(route: web::Data<Route>, request: HttpRequest, path: web::Path
     shown(&route, &request, function::List { namespace: path.into_inner(), after: asked.after, limit }).await
 }
 
-pub async fn remove(api: web::Data<Api>, request: HttpRequest, path: Path) -> Answer {
-    let key = seen(&api, &path).await?;
-    api.function(&key).await?;
-    check(&api, &key, &request).await?;
-    to_its_end(async move { api.remove(&key).await }).await?;
+pub async fn remove(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    ask(&route, &request, function::Remove { key: instance_of(&path)?, before: before(&request) }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -170,15 +123,10 @@ pub async fn settings(route: web::Data<Route>, request: HttpRequest, path: Path)
     shown(&route, &request, function::Settings { key: instance_of(&path)? }).await
 }
 
-pub async fn patch(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
+pub async fn patch(route: web::Data<Route>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
-    let patch = parse(&bytes)?;
-    // A patch that is refused makes no instance.
-    api.patchable(validate::instance_key(&path.0, &path.1)?, &patch).await?;
-    let key = used(&api, &path).await?;
-    api.function(&key).await?;
-    check(&api, &key, &request).await?;
-    let mut settings = api.patch(&key, patch).await?;
+    let patch = function::Patch { key: instance_of(&path)?, patch: parse(&bytes)?, before: before(&request) };
+    let mut settings = ask(&route, &request, patch).await?;
     settings.warnings.extend(warnings(&bytes));
     Ok(HttpResponse::Ok().json(settings))
 }

@@ -1,25 +1,21 @@
 //! Namespaces, scaling models to zero, and schedules over REST.
 
 use super::{
-    ask::{asker, shown, telling},
+    ask::{ask, asker, shown, telling},
     body::Body,
     functions::{instance_of, key_of},
     problem::{Answer, Problem, parse, query},
 };
 use crate::{
-    api::{
-        Api,
-        govern::{ZeroConfig, entries_of, yaml},
-    },
+    api::govern::{entries_of, yaml},
     route::{Gathered, Route},
 };
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::refusal::{Code, Refusal};
-use capstan_scheduler_core::autoscaler::{Policy, Quota};
 use capstan_verb::{
     function,
-    model::{self, Sample, Vector},
-    namespace,
+    model::{self, Sample, ScaleToZeroView, Vector},
+    namespace::{self, QuotaView},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,23 +27,23 @@ const WARNINGS: &str = "Capstan-Warnings";
 
 type Path = web::Path<(String, String)>;
 
-fn configuration(config: &ZeroConfig) -> HttpResponse {
+fn configuration(config: ScaleToZeroView) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     if !config.warnings.is_empty() {
-        let told: Vec<String> = config.warnings.iter().map(|w| format!("{}: {}", w.entry, w.detail)).collect();
+        let told = json!(config.warnings).to_string();
         // Header values are ASCII: JSON escapes what is not.
-        let ascii: String = json!(told).to_string().chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).collect();
+        let ascii: String = told.chars().filter(|c| c.is_ascii() && !c.is_ascii_control()).collect();
         response.insert_header((WARNINGS, ascii));
     }
-    response.json(&config.data)
+    response.json(config.data)
 }
 
-pub async fn scale_to_zero(api: web::Data<Api>) -> HttpResponse {
-    configuration(&api.scale_to_zero())
+pub async fn scale_to_zero(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    Ok(configuration(ask(&route, &request, model::ScaleToZero {}).await?))
 }
 
 /// JSON or YAML: every JSON document is YAML too, but its errors are told better as JSON.
-pub async fn set_scale_to_zero(api: web::Data<Api>, request: HttpRequest, payload: web::Payload) -> Answer {
+pub async fn set_scale_to_zero(route: web::Data<Route>, request: HttpRequest, payload: web::Payload) -> Answer {
     let bytes = Body::of(&request, payload)?.whole(CONFIG_BYTES).await?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let text = std::str::from_utf8(&bytes).map_err(|_| Problem::new(Code::Malformed, "the body is not UTF-8"))?;
@@ -58,7 +54,8 @@ pub async fn set_scale_to_zero(api: web::Data<Api>, request: HttpRequest, payloa
         }
         Err(_) => yaml(text).map_err(|e| Problem::new(Code::Malformed, format!("the body is not YAML: {e}")))?,
     };
-    Ok(configuration(&*api.set_scale_to_zero(entries_of(document)?).await?))
+    let set = model::SetScaleToZero { data: entries_of(document)? };
+    Ok(configuration(ask(&route, &request, set).await?))
 }
 
 #[derive(Deserialize)]
@@ -68,11 +65,11 @@ struct EffectiveQuery {
     namespace: Option<String>,
 }
 
-pub async fn effective(api: web::Data<Api>, request: HttpRequest) -> Answer {
-    let asked: EffectiveQuery = query(&request)?;
-    let model = asked.model_id.ok_or_else(|| Refusal::field("model_id", "must name a model"))?;
-    let namespace = asked.namespace.as_deref().unwrap_or("default");
-    Ok(HttpResponse::Ok().json(api.scale_to_zero().effective(&model, namespace)))
+pub async fn effective(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    let EffectiveQuery { model_id, namespace } = query(&request)?;
+    let model_id = model_id.ok_or_else(|| Refusal::field("model_id", "must name a model"))?;
+    let namespace = namespace.unwrap_or_else(|| "default".into());
+    shown(&route, &request, model::Effective { model_id, namespace }).await
 }
 
 #[derive(Deserialize)]
@@ -119,7 +116,7 @@ pub async fn namespace(route: web::Data<Route>, request: HttpRequest, path: web:
     shown(&route, &request, namespace::Get { namespace: path.into_inner() }).await
 }
 
-/// A policy as it is written: cores as a number.
+/// A policy as it is written.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenPolicy {
@@ -139,41 +136,31 @@ struct WrittenQuota {
 }
 
 pub async fn govern(
-    api: web::Data<Api>,
+    route: web::Data<Route>,
     request: HttpRequest,
     path: web::Path<String>,
     payload: web::Payload,
 ) -> Answer {
-    let written: WrittenPolicy = parse(&Body::of(&request, payload)?.whole(CONFIG_BYTES).await?)?;
-    let quota = written.quota;
-    if let Some(cpu) = quota.cpu.filter(|cpu| !(0.0..=1e6).contains(cpu)) {
-        return Err(
-            Refusal::field("quota/cpu", format!("must be a number of cores from 0 to 1000000, is {cpu:e}")).into()
-        );
-    }
-    let quota = Quota {
-        containers: quota.containers,
-        cpu_milli: quota.cpu.map(|cpu| (cpu * 1000.0).round() as u64),
-        memory_mib: quota.memory_mib,
-        gpus: quota.gpus,
-    };
-    let policy = Policy { weight: written.weight.unwrap_or(1), quota };
-    Ok(HttpResponse::Ok().json(api.govern(&path, policy).await?))
+    let WrittenPolicy { weight, quota } = parse(&Body::of(&request, payload)?.whole(CONFIG_BYTES).await?)?;
+    let WrittenQuota { containers, cpu, memory_mib, gpus } = quota;
+    let quota = QuotaView { containers, cpu, memory_mib, gpus };
+    let set = namespace::Set { namespace: path.into_inner(), weight: weight.unwrap_or(1), quota };
+    shown(&route, &request, set).await
 }
 
-pub async fn schedule(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.schedule(&key_of(&path)?).await?))
+pub async fn schedule(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::Schedule { key: key_of(&path)? }).await
 }
 
-pub async fn pause(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.pause_schedule(&key_of(&path)?, true).await?))
+pub async fn pause(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::PauseSchedule { key: key_of(&path)?, paused: true }).await
 }
 
-pub async fn resume(api: web::Data<Api>, path: Path) -> Answer {
-    Ok(HttpResponse::Ok().json(api.pause_schedule(&key_of(&path)?, false).await?))
+pub async fn resume(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::PauseSchedule { key: key_of(&path)?, paused: false }).await
 }
 
-pub async fn run(api: web::Data<Api>, path: Path) -> Answer {
-    let call = api.run_schedule(&key_of(&path)?).await?;
-    Ok(HttpResponse::Accepted().json(json!({"call_id": call})))
+pub async fn run(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    let made = ask(&route, &request, function::RunSchedule { key: key_of(&path)? }).await?;
+    Ok(HttpResponse::Accepted().json(made))
 }

@@ -1,27 +1,28 @@
 //! API tokens over REST.
 
 use super::{
+    ask::{ask, shown},
     body::Body,
     problem::{Answer, parse},
 };
-use crate::api::Api;
+use crate::route::Route;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::json;
+use capstan_verb::token;
 
 /// The largest request for a token.
 const WANTED_BYTES: usize = 64 << 10;
 
-pub async fn list(api: web::Data<Api>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({"tokens": api.tokens()}))
+pub async fn list(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    shown(&route, &request, token::List {}).await
 }
 
-pub async fn make(api: web::Data<Api>, request: HttpRequest, payload: web::Payload) -> Answer {
-    let bytes = Body::of(&request, payload)?.whole(WANTED_BYTES).await?;
-    let made = api.make_token(parse(&bytes)?).await?;
+pub async fn make(route: web::Data<Route>, request: HttpRequest, payload: web::Payload) -> Answer {
+    let wanted: token::Make = parse(&Body::of(&request, payload)?.whole(WANTED_BYTES).await?)?;
+    let made = ask(&route, &request, wanted).await?;
     Ok(HttpResponse::Created().json(made))
 }
 
-pub async fn revoke(api: web::Data<Api>, path: web::Path<String>) -> Answer {
-    api.revoke_token(&path).await?;
+pub async fn revoke(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    ask(&route, &request, token::Revoke { id: path.into_inner() }).await?;
     Ok(HttpResponse::NoContent().finish())
 }

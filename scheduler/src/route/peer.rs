@@ -3,14 +3,14 @@
 //! The question goes to the other's REST interface, which sees for itself whose the token is and what it may do. A scheduler of
 //! another version that does not know a verb says that it is not available.
 
-use super::{Asker, Route, Run};
+use super::{Asker, Route, Run, rights::authorize};
 use crate::{api::Api, cluster::Peer};
 use bytes::Bytes;
 use capstan_common::{
     identity,
     refusal::{Code, Refusal},
 };
-use capstan_verb::{Verb, all_verbs};
+use capstan_verb::{Scope, Verb, all_verbs};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
@@ -127,7 +127,11 @@ where
     Api: Run<V>,
 {
     let asked = serde_json::from_slice::<V>(body);
-    let asked = asked.map_err(|error| Refusal::new(Code::Malformed, format!("the question cannot be read: {error}")));
+    let asked = asked.map_err(|error| {
+        // Who may not ask it learns nothing of how it is asked.
+        let denied = authorize(V::ROLE, Scope::List, &who.subject).err();
+        denied.unwrap_or_else(|| Refusal::new(Code::Malformed, format!("the question cannot be read: {error}")))
+    });
     let said = match asked {
         Ok(verb) => route.ask(who, verb).await.map_or_else(Said::Refusal, Said::Answer),
         Err(refusal) => Said::Refusal(refusal),

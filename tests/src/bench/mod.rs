@@ -5,6 +5,7 @@ mod etcd;
 mod load;
 mod machines;
 mod pools;
+mod roll;
 mod scale;
 mod servers;
 mod through;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// All benchmarks, by name.
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 28] = [
     "spawn_map",
     "spawn",
     "invoke",
@@ -42,6 +43,7 @@ const NAMES: [&str; 27] = [
     "etcd_map",
     "failover",
     "machines",
+    "roll",
 ];
 
 /// Runs the named benchmarks, or all.
@@ -76,6 +78,7 @@ pub async fn run(names: &[String]) -> Result<()> {
             "etcd_map" => etcd::map().await?,
             "failover" => etcd::failover().await?,
             "machines" => machines::machines().await?,
+            "roll" => roll::roll().await?,
             other => bail!("there is no benchmark `{other}`; there are {}", NAMES.join(", ")),
         };
         println!("{}", serde_json::json!({"bench": name, "figures": figures}));

@@ -1,0 +1,81 @@
+//! Secrets: sets of variables that functions have in their environment.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The secrets of a namespace, without what they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// Which namespace.
+    pub namespace: String,
+}
+
+/// Sets a secret; a change holds for containers that start from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Set {
+    /// In which namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its variables.
+    pub values: BTreeMap<String, String>,
+}
+
+/// Removes a secret that no function has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remove {
+    /// In which namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The functions that have a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Users {
+    /// In which namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Secrets by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretsView {
+    /// All of the namespace.
+    pub secrets: Vec<SecretView>,
+}
+
+/// A secret as users see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretView {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Names of its variables.
+    pub keys: Vec<String>,
+}
+
+/// A secret that was set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetView {
+    /// The secret.
+    pub secret: SecretView,
+    /// Whether it was not there before.
+    pub new: bool,
+}
+
+/// Functions that have a secret.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsersView {
+    /// By name.
+    pub functions: BTreeSet<String>,
+}
+
+impl Users {
+    /// Those of all schedulers.
+    pub(crate) fn gather(&self, answers: Vec<UsersView>) -> Option<UsersView> {
+        Some(UsersView { functions: answers.into_iter().flat_map(|answer| answer.functions).collect() })
+    }
+}

@@ -174,6 +174,11 @@ impl Shards {
         self.count
     }
 
+    /// Whether all are owned here: then what nobody owns here nobody owns.
+    pub fn has_all(&self) -> bool {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).len() == usize::from(self.count)
+    }
+
     /// The shard of a place.
     pub fn shard(&self, place: u16) -> Shard {
         Shard(place % self.count)

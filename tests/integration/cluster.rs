@@ -284,6 +284,30 @@ async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_
 }
 
 #[tokio::test]
+async fn what_runs_while_a_shard_changes_hands_is_not_run_again() {
+    // RELIABILITY §3.2: a worker's report that reaches the owner before is the next owner's, and not forgotten.
+    let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
+    let log = bench.folder.path().join("runs");
+    bench.deploy("slow", &slow(&log, 0.03)).await.unwrap();
+    let (mut ended, mut calls) = (0, Vec::new());
+    for _ in 0..3 {
+        let (owner, other) = bench.roles("slow").await;
+        let body: String = (0..250).map(|n| format!("{n}\n")).collect();
+        calls.push(bench.call(other, "slow", "/spawn_map", body).await);
+        runs(&log, ended + 20).await;
+        bench.local.schedulers[owner].process.stop().await.unwrap();
+        bench.local.heal().unwrap();
+        bench.local.schedulers[owner].process.first_line(Duration::from_secs(60)).await.unwrap();
+        for call in &calls {
+            bench.ended(other, call).await;
+            assert_eq!(bench.outputs(other, call).await.len(), 250);
+        }
+        ended += 250;
+        assert_eq!(lines(&log), ended, "some ran again");
+    }
+}
+
+#[tokio::test]
 async fn a_scheduler_that_is_told_to_end_while_etcd_does_not_answer_ends_and_nothing_is_lost() {
     let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();
     bench.deploy("echo", &echo()).await.unwrap();

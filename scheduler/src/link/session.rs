@@ -339,8 +339,12 @@ impl Session {
         }
     }
 
-    /// A container that nobody owns: its outcomes are not wanted, and it is not to go on.
+    /// A container that nobody owns: its outcomes are not wanted, and it is not to go on. While a shard changes hands it may be
+    /// another scheduler's, or become so: then it is not ours to say, and the worker keeps what it has for the next owner.
     async fn answer_unowned(&self, container: ContainerId, event: Event) {
+        if !self.shared.shards.has_all() {
+            return;
+        }
         match event {
             Event::Finished { done, .. } => {
                 self.forget(container, done.iter().map(|d| d.held.lease).collect()).await;

@@ -89,9 +89,20 @@ impl Told {
 struct Roll {
     bench: Cluster,
     calls: Vec<(String, u64)>,
+    runs: PathBuf,
+    /// Inputs that had run more than once after each step.
+    again: Vec<usize>,
 }
 
 impl Roll {
+    async fn pause(&mut self) -> Result<()> {
+        tokio::time::sleep(PAUSE).await;
+        let text = std::fs::read_to_string(&self.runs)?;
+        let unique: BTreeSet<&str> = text.lines().collect();
+        self.again.push(text.lines().count() - unique.len());
+        Ok(())
+    }
+
     async fn spawn(&mut self, scheduler: usize) -> Result<()> {
         let first = (1 << 60) + self.calls.len() as u64 * INPUTS;
         let body: String = (0..INPUTS).map(|n| format!("{}\n", first + n)).collect();
@@ -104,7 +115,11 @@ impl Roll {
 
     async fn replace_scheduler(&mut self, n: usize) -> Result<()> {
         let process = &mut self.bench.local.schedulers[n].process;
-        process.stop().await?;
+        if std::env::var_os("CAPSTAN_KILL").is_some() {
+            process.kill().await?
+        } else {
+            process.stop().await?
+        }
         process.heal()?;
         process.first_line(Duration::from_secs(60)).await?;
         Ok(())
@@ -144,6 +159,20 @@ impl Roll {
             scheduler.process.first_line(Duration::from_secs(60)).await?;
         }
         Ok(())
+    }
+
+    /// Why the first of those that ran more than once did, as they tell themselves.
+    async fn explain(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(&self.runs)?;
+        let mut seen = BTreeSet::new();
+        let again = text.lines().filter(|line| !seen.insert(*line)).filter_map(|line| line.parse::<u64>().ok());
+        let mut told = Vec::new();
+        for input in again.filter(|input| *input >= 1 << 60).take(3) {
+            let n = input - (1 << 60);
+            let Some((call, _)) = self.calls.get((n / INPUTS) as usize) else { continue };
+            told.push(self.bench.get(0, &format!("/v1/calls/{call}/inputs/{}/explain", n % INPUTS)).await);
+        }
+        Ok(told)
     }
 
     /// Inputs without an outcome, with another than theirs, and with two.
@@ -194,9 +223,9 @@ pub async fn roll() -> Result<Value> {
     let clients = (0..if together { 0 } else { CLIENTS })
         .map(|client| tokio::spawn(invoke(client, urls.clone(), told.clone(), stop.clone())));
     let clients: Vec<_> = clients.collect();
-    let mut roll = Roll { bench, calls: Vec::new() };
+    let mut roll = Roll { bench, calls: Vec::new(), runs, again: Vec::new() };
     roll.spawn(0).await?;
-    tokio::time::sleep(PAUSE).await;
+    roll.pause().await?;
     programs.point_to(&after)?;
     if together {
         roll.spawn(1).await?;
@@ -205,27 +234,26 @@ pub async fn roll() -> Result<Value> {
         for n in 0..3 {
             roll.spawn((n + 1) % 3).await?;
             roll.replace_scheduler(n).await?;
-            tokio::time::sleep(PAUSE).await;
+            roll.pause().await?;
         }
         for n in 0..2 {
             roll.spawn(n).await?;
             roll.replace_worker(n).await?;
-            tokio::time::sleep(PAUSE).await;
+            roll.pause().await?;
         }
     }
     roll.spawn(2).await?;
-    tokio::time::sleep(PAUSE).await;
+    roll.pause().await?;
     stop.cancel();
     for client in clients {
         client.await?;
     }
     let (lost, twice) = roll.count().await?;
-    let text = std::fs::read_to_string(&runs)?;
-    let unique: BTreeSet<&str> = text.lines().collect();
+    roll.pause().await?;
     let failed = std::mem::take(&mut *told.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     Ok(json!({
         "together": together, "invoked": told.invoked.load(Ordering::Relaxed), "failed": failed.len(),
         "first_failures": failed.iter().take(5).collect::<Vec<_>>(), "spawned": roll.calls.len() as u64 * INPUTS,
-        "lost": lost, "recorded_twice": twice, "run_again": text.lines().count() - unique.len(), "goal": 0,
+        "lost": lost, "recorded_twice": twice, "run_again_after_each_step": roll.again, "why": roll.explain().await?, "goal": 0,
     }))
 }

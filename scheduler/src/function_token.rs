@@ -12,6 +12,7 @@ use capstan_common::{
     function::TokenRole,
     id::ContainerId,
     order::{AUTHORITY, Start},
+    time::Time,
 };
 use capstan_verb::access::{Role, Subject};
 use data_encoding::HEXLOWER;
@@ -30,6 +31,11 @@ pub struct FunctionTokens {
     /// Where functions reach REST, and the authority that signed its certificate, as PEM, if they need that: known once it listens.
     reached: OnceLock<(String, Option<String>)>,
 }
+
+/// Begins what schedulers show each other.
+const SCHEDULER: &str = "caps_";
+/// How long that is good, in seconds, and how far their clocks may differ.
+const GOOD_FOR_S: u64 = 60;
 
 /// What a token says that we signed.
 #[derive(Debug, PartialEq, Eq)]
@@ -93,6 +99,26 @@ impl FunctionTokens {
         format!("{BEGIN}{seal}_{said}")
     }
 
+    /// What one scheduler shows another that it asks for itself: a door that has no tokens asks so. It is good for a moment, and for
+    /// looking alone.
+    pub fn sign_for_schedulers(&self, now: Time) -> String {
+        let until = now.0 / 1_000_000 + GOOD_FOR_S;
+        let said = format!("scheduler/{until}");
+        let seal = HEXLOWER.encode(hmac::sign(&self.key, said.as_bytes()).as_ref());
+        format!("{SCHEDULER}{seal}_{said}")
+    }
+
+    /// What another scheduler may ask that shows this.
+    pub fn read_scheduler(&self, token: &str, now: Time) -> Option<Subject> {
+        let (seal, said) = token.strip_prefix(SCHEDULER)?.split_once('_')?;
+        let seal = HEXLOWER.decode(seal.as_bytes()).ok()?;
+        hmac::verify(&self.key, said.as_bytes(), &seal).ok()?;
+        let until: u64 = said.strip_prefix("scheduler/")?.parse().ok()?;
+        let now = now.0 / 1_000_000;
+        let good = now <= until + GOOD_FOR_S && until <= now + 2 * GOOD_FOR_S;
+        good.then_some(Subject { role: Role::Read, namespaces: None })
+    }
+
     /// What a token says, if we signed it. Whether its container lives is another question.
     pub fn read(&self, token: &str) -> Option<Claim> {
         let (seal, said) = token.strip_prefix(BEGIN)?.split_once('_')?;
@@ -129,6 +155,27 @@ fn role_of(role: TokenRole) -> Option<Role> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_schedulers_show_each_other_is_theirs_and_good_for_a_moment() {
+        let of =
+            |key: u8| FunctionTokens { key: hmac::Key::new(hmac::HMAC_SHA256, &[key; 32]), reached: OnceLock::new() };
+        let (ours, theirs) = (of(1), of(2));
+        let at = |seconds: u64| Time(1_764_000_000_000_000 + seconds * 1_000_000);
+        let token = ours.sign_for_schedulers(at(0));
+        let looks = Some(Subject { role: Role::Read, namespaces: None });
+        assert_eq!(ours.read_scheduler(&token, at(0)), looks);
+        assert_eq!(ours.read_scheduler(&token, at(100)), looks, "clocks differ");
+        assert_eq!(ours.read_scheduler(&token, at(121)), None, "it is old");
+        assert_eq!(ours.read_scheduler(&ours.sign_for_schedulers(at(200)), at(0)), None, "it is of a day to come");
+        assert_eq!(theirs.read_scheduler(&token, at(0)), None);
+        assert_eq!(ours.read_scheduler(&token.replace("scheduler/17", "scheduler/18"), at(0)), None);
+        // Neither is the other: a function's token opens no scheduler's door, and the other way round.
+        assert_eq!(ours.read(&token), None);
+        assert_eq!(ours.read(&token.replace(SCHEDULER, BEGIN)), None);
+        let function = ours.sign(ContainerId(77), 9, Role::Invoke, "n");
+        assert_eq!(ours.read_scheduler(&function.replace(BEGIN, SCHEDULER), at(0)), None);
+    }
 
     #[test]
     fn a_token_says_what_was_signed_and_nothing_else_opens() {

@@ -109,6 +109,11 @@ fn the_document_asks_for_the_rights_that_the_table_of_verbs_has() {
         ("secret.List", "get", "/v1/namespaces/{ns}/secrets".into()),
         ("secret.Set", "put", "/v1/namespaces/{ns}/secrets/{name}".into()),
         ("secret.Remove", "delete", "/v1/namespaces/{ns}/secrets/{name}".into()),
+        // KEDA's, which looks.
+        ("function.AwaitActive", "get", format!("{of_a_function}/stats")),
+        ("function.RequiredNodes", "get", format!("{of_a_function}/stats")),
+        ("model.Serving", "get", format!("{of_a_function}/stats")),
+        ("cluster.RequiredNodes", "get", "/v1/schedulers".into()),
         // Parts of others: a deployment that is tried, and who has a secret that is to be removed.
         ("function.Check", "put", of_a_function.into()),
         ("secret.Users", "delete", "/v1/namespaces/{ns}/secrets/{name}".into()),

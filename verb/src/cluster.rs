@@ -5,6 +5,7 @@ use capstan_common::{
     gpu::Gpu,
     id::{ContainerId, WorkerId},
     isolation::Level,
+    resource::Amount,
     worker::WorkerState,
 };
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,21 @@ pub struct InvitationView {
     pub join_token: String,
     /// How long it is good, in seconds.
     pub good_for_s: u32,
+}
+
+/// How many nodes hold what all functions want and have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequiredNodes {
+    /// How large a node is; as the largest worker, if it is not said.
+    #[serde(default)]
+    pub node: Option<Amount>,
+}
+
+/// A number of nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodesView {
+    /// So many.
+    pub nodes: u64,
 }
 
 /// Schedulers by name.

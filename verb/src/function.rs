@@ -3,6 +3,7 @@
 use capstan_common::{
     function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
     id::{CallId, FunctionKey},
+    resource::Amount,
     schedule,
     stats::{Facts, Stats, Waiting},
 };
@@ -128,6 +129,35 @@ impl Precondition {
             _ => None,
         }
     }
+}
+
+/// Waits until a function is active, or is not any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitActive {
+    /// Which function.
+    pub key: FunctionKey,
+    /// What is known already: anything else is answered at once.
+    #[serde(default)]
+    pub known: Option<bool>,
+    /// After so many milliseconds it is answered all the same.
+    pub wait_ms: u64,
+}
+
+/// Whether a function wants containers, or has inputs that wait or run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveView {
+    /// Whether it is.
+    pub active: bool,
+}
+
+/// How many nodes hold what a function wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequiredNodes {
+    /// Which function.
+    pub key: FunctionKey,
+    /// How large a node is; as the largest worker, if it is not said.
+    #[serde(default)]
+    pub node: Option<Amount>,
 }
 
 /// A revision that was deployed.

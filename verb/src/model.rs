@@ -1,6 +1,7 @@
 //! Models: what Prometheus would say of them.
 
 use crate::function::DecidedBy;
+use capstan_common::id::FunctionKey;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -53,6 +54,22 @@ pub struct EffectiveView {
     pub retention_period: String,
     /// Which entry decided.
     pub decided_by: DecidedBy,
+}
+
+/// The function that serves a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// In which namespace.
+    pub namespace: String,
+    /// Which model.
+    pub model_id: String,
+}
+
+/// A function that serves a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServingView {
+    /// Which.
+    pub key: FunctionKey,
 }
 
 /// The gauges of a namespace's models: how many replicas each wants and has.

@@ -15,6 +15,8 @@ macro_rules! all_verbs {
             function::Explain   => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ExplainView;
             function::Instances => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::InstancesView;
             function::Scaling   => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScalingView;
+            function::AwaitActive => Read, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::ActiveView;
+            function::RequiredNodes => Read, In(&v.key.namespace), Owner(v.key.place()), Safe -> cluster::NodesView;
             function::Schedule  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScheduleView;
             function::Deploy    => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> function::DeployedView;
             function::Check     => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::CheckedView;
@@ -26,6 +28,8 @@ macro_rules! all_verbs {
             call::ExplainInput  => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::InputLife;
             call::Cancel        => Invoke, OfRecord,             Owner(v.call.place()),  Safe -> call::CallView;
             container::Stop     => Deploy, OfRecord,             Whoever,                Safe -> container::StoppingView;
+            cluster::RequiredNodes => Read, Cluster,             Here,                   Safe -> cluster::NodesView;
+            model::Serving      => Read, In(&v.namespace),       Whoever,                Safe -> model::ServingView;
             cluster::Schedulers => Read, Cluster,                Here,                   Safe -> cluster::SchedulersView;
             namespace::Get      => Read, In(&v.namespace),       Here,                   Safe -> namespace::NamespaceView;
             namespace::List     => Read, List,                   Here,                   Safe -> namespace::NamespacesView;

@@ -47,7 +47,10 @@ use capstan_verb::{
     call::{CallView, CallsView, List},
 };
 use results::Tables;
-use std::sync::{Arc, Mutex, atomic::AtomicU64};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+};
 use tokio_util::sync::CancellationToken;
 
 /// The pause between two looks whether the store refuses writes, and how long a cancel waits for one that does.
@@ -64,6 +67,8 @@ pub struct Api {
     locks: instances::Locks,
     /// Nothing is forgotten before: see [`Shared::forgets_from`].
     forgets_from: Time,
+    /// Functions of this scheduler that were found to serve models, by namespace and model.
+    models: Mutex<BTreeMap<(String, String), FunctionKey>>,
     /// When it was last looked for tokens of others.
     looked: tokio::sync::Mutex<Option<std::time::Instant>>,
 }
@@ -79,6 +84,7 @@ impl Api {
             tables: Tables::default(),
             requests: AtomicU64::default(),
             locks: Default::default(),
+            models: Mutex::default(),
             looked: Default::default(),
         }
     }

@@ -3,19 +3,23 @@
 
 use super::{Api, models::Series};
 use crate::route::{Granted, Run};
-use capstan_common::{refusal::Refusal, stats::Stats};
+use capstan_common::{
+    refusal::{Code, Refusal},
+    stats::Stats,
+};
 use capstan_verb::{
     access::{Role, Subject},
     call::{self, CallView, CallsView, InputLife},
-    cluster::{self, SchedulersView, WorkerView, WorkersView},
+    cluster::{self, NodesView, SchedulersView, WorkerView, WorkersView},
     container::{self, ContainersView, StoppingView},
     function::{
-        self, ExplainView, FunctionView, FunctionsView, InstancesView, ScalingView, ScheduleView, SettingsView,
+        self, ActiveView, ExplainView, FunctionView, FunctionsView, InstancesView, ScalingView, ScheduleView,
+        SettingsView,
     },
-    model::{self, Gauge, GaugesView, Vector},
+    model::{self, Gauge, GaugesView, ServingView, Vector},
     namespace::{self, NamespaceView, NamespacesView},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// A function as this subject may see it: values of its environment may be secrets.
 fn shown(mut function: FunctionView, who: &Subject) -> FunctionView {
@@ -68,6 +72,39 @@ impl Run<function::Instances> for Api {
 impl Run<function::Scaling> for Api {
     async fn run(self: &Arc<Self>, ask: Granted<function::Scaling>) -> Result<ScalingView, Refusal> {
         self.scaling(&self.find(ask.verb.key).await?).await
+    }
+}
+
+impl Run<function::AwaitActive> for Api {
+    async fn run(self: &Arc<Self>, mut ask: Granted<function::AwaitActive>) -> Result<ActiveView, Refusal> {
+        ask.waits();
+        let function::AwaitActive { key, known, wait_ms } = ask.verb;
+        let key = self.find(key).await?;
+        Ok(ActiveView { active: self.await_active(&key, known, Duration::from_millis(wait_ms)).await? })
+    }
+}
+
+impl Run<function::RequiredNodes> for Api {
+    async fn run(self: &Arc<Self>, ask: Granted<function::RequiredNodes>) -> Result<NodesView, Refusal> {
+        let key = self.find(ask.verb.key).await?;
+        Ok(NodesView { nodes: self.required_nodes(Some(&key), ask.verb.node).await? })
+    }
+}
+
+impl Run<cluster::RequiredNodes> for Api {
+    async fn run(self: &Arc<Self>, ask: Granted<cluster::RequiredNodes>) -> Result<NodesView, Refusal> {
+        Ok(NodesView { nodes: self.required_nodes(None, ask.verb.node).await? })
+    }
+}
+
+impl Run<model::Serving> for Api {
+    async fn run(self: &Arc<Self>, ask: Granted<model::Serving>) -> Result<ServingView, Refusal> {
+        let model::Serving { namespace, model_id } = ask.verb;
+        let none = || {
+            let detail = format!("no function of namespace `{namespace}` has the model_id `{model_id}`");
+            Refusal::new(Code::NotFound, detail)
+        };
+        Ok(ServingView { key: self.serving(&namespace, &model_id).await.ok_or_else(none)? })
     }
 }
 

@@ -7,6 +7,11 @@ use capstan_common::{
     refusal::{Code, Refusal},
     resource::Amount,
 };
+use std::{sync::PoisonError, time::Duration};
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
+
+/// The longest wait for a change.
+const WAIT: Duration = Duration::from_secs(30);
 
 impl Api {
     /// Nodes that hold what a function wants, or, without one, what all functions of the cluster want and have, as far as a node
@@ -36,14 +41,56 @@ impl Api {
         }
     }
 
-    /// The function of this scheduler that serves a model in a namespace: the first by name.
+    /// The function of this scheduler that serves a model in a namespace: the one that did when it was last looked for, if it still
+    /// does; else the first by name.
     pub async fn serving(&self, namespace: &str, model: &str) -> Option<FunctionKey> {
+        let of = (namespace.to_owned(), model.to_owned());
+        let known = self.models.lock().unwrap_or_else(PoisonError::into_inner).get(&of).cloned();
+        if let Some(known) = known
+            && self.serves(&known, model).await
+        {
+            return Some(known);
+        }
+        let mut found = None;
         for (key, _) in self.env.registry.functions() {
             if &*key.namespace == namespace && self.serves(&key, model).await {
-                return Some(key);
+                found = Some(key);
+                break;
             }
         }
-        None
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        match &found {
+            Some(found) => drop(models.insert(of, found.clone())),
+            None => drop(models.remove(&of)),
+        }
+        found
+    }
+
+    /// Whether a function wants containers, or has inputs that wait or run.
+    pub async fn is_active(&self, key: &FunctionKey) -> Result<bool, Refusal> {
+        let stats = self.stats(key).await?;
+        Ok(stats.desired > 0 || stats.backlog > 0 || stats.running > 0)
+    }
+
+    /// Waits until that is not as it was known, or until the time is over. What changes is told of by events; now and then it is looked
+    /// again, for a slow listener misses some.
+    pub async fn await_active(&self, key: &FunctionKey, known: Option<bool>, most: Duration) -> Result<bool, Refusal> {
+        // Listened to before the first look: what changes in between is not missed.
+        let mut news = self.telemetry().events.listen();
+        let until = Instant::now() + most.min(WAIT);
+        loop {
+            let active = self.is_active(key).await?;
+            if known != Some(active) || self.stopping().is_cancelled() {
+                return Ok(active);
+            }
+            tokio::select! {
+                news = news.recv() => if matches!(news, Err(RecvError::Closed)) {
+                    return Ok(active);
+                },
+                () = tokio::time::sleep_until(until) => return self.is_active(key).await,
+                () = self.stopping().cancelled() => return Ok(active),
+            }
+        }
     }
 
     /// Whether a function of this scheduler serves a model.

@@ -57,6 +57,16 @@ impl Api {
         self.env.function_tokens.read(token)
     }
 
+    /// What shows another scheduler that it is one that asks.
+    pub fn scheduler_token(&self) -> String {
+        self.env.function_tokens.sign_for_schedulers(clock::now())
+    }
+
+    /// What another scheduler may ask that shows this.
+    pub fn scheduler_subject(&self, token: &str) -> Option<Subject> {
+        self.env.function_tokens.read_scheduler(token, clock::now())
+    }
+
     /// Where the container of a function's token stands. Only its owner can say.
     pub async fn standing(&self, claim: &Claim) -> Standing {
         let _guest = match self.owner(claim.place).await {

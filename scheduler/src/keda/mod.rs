@@ -1,28 +1,33 @@
 //! KEDA's external scaler: tells a cluster's autoscaler what a function wants, and pushes when it wakes (SPEC §3.7, §3.9).
 //! What a trigger may ask for is in `trigger`.
 
-mod doors;
 mod trigger;
 
 use crate::{
     api::{Api, owner::LOOK as PAUSE},
     config::SchedulerConfig,
+    route::{Asker, Peers, Route},
     strangers::{self, Caller},
     tls,
 };
-use capstan_common::refusal::Refusal;
-use doors::{Asked, Doors, Here, is_passed, pass, pass_once};
+use capstan_common::{
+    id::FunctionKey,
+    refusal::{Code, Refusal},
+};
+use capstan_verb::{
+    access::{Role, Subject},
+    cluster, function, model,
+};
 use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
     ScaledObjectRef,
-    external_scaler_client::ExternalScalerClient,
     external_scaler_server::{ExternalScaler, ExternalScalerServer},
 };
 use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, service::interceptor::InterceptedService, transport::Channel};
-use trigger::{Metric, Trigger};
+use tonic::{Request, Response, Status, service::interceptor::InterceptedService};
+use trigger::{Asked, Metric, Trigger};
 
 /// KEDA's messages.
 #[allow(missing_docs, clippy::all)]
@@ -30,7 +35,7 @@ pub mod proto {
     tonic::include_proto!("externalscaler");
 }
 
-/// How often a stream looks without being told that anything has changed: news can be missed by a slow listener.
+/// How long one wait for a change is: then it is asked again, of whoever owns the function by then.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Bytes of one question.
@@ -43,7 +48,8 @@ const REQUEST_BYTES: usize = 64 << 10;
 pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
     let authority = api.authority().filter(|_| config.keda_tls);
     anyhow::ensure!(authority.is_some() || !config.keda_tls, "there is no authority to sign KEDA's certificate");
-    let doors = Arc::new(Doors::new(api.clone(), authority.map(tls::keda::client).transpose()?));
+    let peers = Peers::new(&tls::rest::client(api.authority())?, config.rest_tls);
+    let scaler = Arc::new(Scaler { route: Route::new(api.clone(), peers), api: api.clone() });
     let encrypted = authority.map(|authority| tls::keda::server(authority, config)).transpose()?;
     let listener = TcpListener::bind(listen).await?;
     let address = listener.local_addr()?;
@@ -57,7 +63,7 @@ pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) 
             }
             Ok(request)
         };
-        let scaler = ExternalScalerServer::new(Scaler { doors, api }).max_decoding_message_size(REQUEST_BYTES);
+        let scaler = ExternalScalerServer::new(scaler).max_decoding_message_size(REQUEST_BYTES);
         let server =
             strangers::bounded(tonic::transport::Server::builder()).add_service(InterceptedService::new(scaler, known));
         let incoming = strangers::incoming(listener, functions);
@@ -75,11 +81,10 @@ pub async fn serve(api: Arc<Api>, config: &SchedulerConfig, listen: SocketAddr) 
 
 struct Scaler {
     api: Arc<Api>,
-    doors: Arc<Doors>,
+    route: Route,
 }
 
 fn status(refusal: Refusal) -> Status {
-    use capstan_common::refusal::Code;
     match refusal.code {
         Code::NotFound => Status::not_found(refusal.detail),
         Code::Invalid => Status::invalid_argument(refusal.detail),
@@ -88,47 +93,60 @@ fn status(refusal: Refusal) -> Status {
 }
 
 impl Scaler {
-    /// Whether it is active, asked of whoever answers for it.
-    async fn look(
-        &self,
-        trigger: &Trigger,
-        passed: bool,
-        object: &ScaledObjectRef,
-    ) -> Result<Response<IsActiveResponse>, Status> {
-        let ask = |mut owner: ExternalScalerClient<Channel>| {
-            let object = object.clone();
-            async move { owner.is_active(pass_once(object)).await }
-        };
-        match self.doors.ask(&trigger.subject, passed, ask).await? {
-            Asked::There(answer) => Ok(answer),
-            Asked::Here(here) => {
-                let result = is_active(&self.api, trigger, &here).await?;
-                Ok(Response::new(IsActiveResponse { result }))
-            }
-        }
+    /// Who asks: this scheduler, for whoever was let in at the door. It may look.
+    fn asker(&self) -> Asker {
+        let subject = Subject { role: Role::Read, namespaces: None };
+        Asker { subject, token: Some(self.api.scheduler_token().into()), hops: 0 }
     }
-}
 
-/// A metric's value for who is asked about.
-async fn value(api: &Api, trigger: &Trigger, here: &Here, metric: Metric) -> Result<f64, Status> {
-    let stats = async |function| api.stats(function).await.map_err(status);
-    Ok(match (metric, &here.function) {
-        (Metric::RequiredNodes, function) => {
-            api.required_nodes(function.as_ref(), trigger.node).await.map_err(status)? as f64
-        }
-        (Metric::DesiredReplicas, Some(function)) => f64::from(stats(function).await?.desired),
-        (Metric::Backlog, Some(function)) => stats(function).await?.backlog as f64,
-        (Metric::Running, Some(function)) => stats(function).await?.running as f64,
-        (metric, None) => return Err(trigger::needs_function(metric)),
-    })
-}
+    /// The function that a trigger is about; none if it is about all.
+    async fn function(&self, asked: &Asked) -> Result<Option<FunctionKey>, Refusal> {
+        Ok(match asked.clone() {
+            Asked::All => None,
+            Asked::Function(key) => Some(key),
+            Asked::Model { namespace, model: model_id } => {
+                Some(self.route.ask(&self.asker(), model::Serving { namespace, model_id }).await?.key)
+            }
+        })
+    }
 
-async fn is_active(api: &Api, trigger: &Trigger, here: &Here) -> Result<bool, Status> {
-    let Some(function) = &here.function else {
-        return Ok(value(api, trigger, here, Metric::RequiredNodes).await? > 0.0);
-    };
-    let stats = api.stats(function).await.map_err(status)?;
-    Ok(stats.desired > 0 || stats.backlog > 0 || stats.running > 0)
+    /// Waits until what a trigger is about is active, or is not any more, for a while; without anything `known` it says at once.
+    async fn is_active(&self, trigger: &Trigger, known: Option<bool>) -> Result<bool, Refusal> {
+        let Some(key) = self.function(&trigger.asked).await? else {
+            let active = self.required_nodes(None, trigger).await? > 0;
+            if known == Some(active) {
+                tokio::time::sleep(LOOK).await;
+            }
+            return Ok(active);
+        };
+        let wait_ms = known.map_or(0, |_| LOOK.as_millis() as u64);
+        Ok(self.route.ask(&self.asker(), function::AwaitActive { key, known, wait_ms }).await?.active)
+    }
+
+    async fn required_nodes(&self, key: Option<FunctionKey>, trigger: &Trigger) -> Result<u64, Refusal> {
+        let (who, node) = (self.asker(), trigger.node);
+        Ok(match key {
+            Some(key) => self.route.ask(&who, function::RequiredNodes { key, node }).await?.nodes,
+            None => self.route.ask(&who, cluster::RequiredNodes { node }).await?.nodes,
+        })
+    }
+
+    async fn value(&self, trigger: &Trigger, metric: Metric) -> Result<f64, Status> {
+        let function = self.function(&trigger.asked).await.map_err(status)?;
+        let key = match (function, metric) {
+            (function, Metric::RequiredNodes) => {
+                return Ok(self.required_nodes(function, trigger).await.map_err(status)? as f64);
+            }
+            (Some(key), _) => key,
+            (None, metric) => return Err(trigger::needs_function(metric)),
+        };
+        let scaling = self.route.ask(&self.asker(), function::Scaling { key }).await.map_err(status)?;
+        Ok(match metric {
+            Metric::DesiredReplicas | Metric::RequiredNodes => f64::from(scaling.desired),
+            Metric::Backlog => scaling.backlog as f64,
+            Metric::Running => scaling.running as f64,
+        })
+    }
 }
 
 fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
@@ -144,12 +162,14 @@ fn spec(trigger: &Trigger) -> GetMetricSpecResponse {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl ExternalScaler for Scaler {
+impl ExternalScaler for Arc<Scaler> {
     type StreamIsActiveStream = Answers<IsActiveResponse>;
     type StreamMetricSpecStream = Answers<GetMetricSpecResponse>;
 
     async fn is_active(&self, request: Request<ScaledObjectRef>) -> Result<Response<IsActiveResponse>, Status> {
-        self.look(&Trigger::read(request.get_ref())?, is_passed(&request), request.get_ref()).await
+        let trigger = Trigger::read(request.get_ref())?;
+        let result = Scaler::is_active(self, &trigger, None).await.map_err(status)?;
+        Ok(Response::new(IsActiveResponse { result }))
     }
 
     async fn stream_is_active(
@@ -157,50 +177,27 @@ impl ExternalScaler for Scaler {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let trigger = Trigger::read(request.get_ref())?;
-        let passed = is_passed(&request);
-        let object = request.into_inner();
-        // What nobody knows is refused at once, and not by a stream that ends: whoever passed the question on goes on asking.
-        self.look(&trigger, passed, &object).await?;
-        let (api, doors) = (self.api.clone(), self.doors.clone());
-        // Listened to before the first look: what changes in between is not missed.
-        let mut news = api.telemetry().events.listen();
-        let mut told = None;
+        // What nobody knows is refused at once, and not by a stream that ends.
+        let mut active = Scaler::is_active(self, &trigger, None).await.map_err(status)?;
+        let scaler = self.clone();
         let stream = async_stream::try_stream! {
+            yield IsActiveResponse { result: active };
             loop {
-                let ask = |mut owner: ExternalScalerClient<Channel>| {
-                    let object = object.clone();
-                    async move { owner.stream_is_active(pass(object)).await }
+                let looked = tokio::select! {
+                    looked = Scaler::is_active(&scaler, &trigger, Some(active)) => looked,
+                    () = scaler.api.stopping().cancelled() => return,
                 };
-                // Each time: another scheduler may own it by now.
-                let looked = match doors.ask(&trigger.subject, passed, ask).await? {
-                    Asked::Here(here) => is_active(&api, &trigger, &here).await?,
-                    Asked::There(answers) => {
-                        let mut answers = answers.into_inner();
-                        loop {
-                            let answer = tokio::select! {
-                                answer = answers.message() => answer,
-                                () = api.stopping().cancelled() => return,
-                            };
-                            // However it ends: whoever owns the function then is asked.
-                            let Ok(Some(IsActiveResponse { result })) = answer else { break };
-                            if told.replace(result) != Some(result) {
-                                yield IsActiveResponse { result };
-                            }
-                        }
-                        tokio::time::sleep(PAUSE).await;
-                        continue;
+                match looked {
+                    Ok(looked) if looked != active => {
+                        active = looked;
+                        yield IsActiveResponse { result: active };
                     }
-                };
-                if told.replace(looked) != Some(looked) {
-                    yield IsActiveResponse { result: looked };
-                }
-                // Whatever happened: the function is looked at again.
-                let waited = tokio::select! {
-                    waited = tokio::time::timeout(LOOK, news.recv()) => waited,
-                    () = api.stopping().cancelled() => return,
-                };
-                if matches!(waited, Ok(Err(tokio::sync::broadcast::error::RecvError::Closed))) {
-                    return;
+                    Ok(_) => {}
+                    Err(refusal) if matches!(refusal.code, Code::NotFound | Code::Invalid) => {
+                        Err(status(refusal))?;
+                    }
+                    // Its owner is being replaced: the next one is asked.
+                    Err(_) => tokio::time::sleep(PAUSE).await,
                 }
             }
         };
@@ -215,20 +212,11 @@ impl ExternalScaler for Scaler {
     }
 
     async fn get_metrics(&self, request: Request<GetMetricsRequest>) -> Result<Response<GetMetricsResponse>, Status> {
-        let passed = is_passed(&request);
         let asked = request.into_inner();
         let object = asked.scaled_object_ref.as_ref();
         let trigger = Trigger::read(object.ok_or_else(|| Status::invalid_argument("scaledObjectRef is missing"))?)?;
-        let ask = |mut owner: ExternalScalerClient<Channel>| {
-            let asked = asked.clone();
-            async move { owner.get_metrics(pass_once(asked)).await }
-        };
-        let here = match self.doors.ask(&trigger.subject, passed, ask).await? {
-            Asked::There(answer) => return Ok(answer),
-            Asked::Here(here) => here,
-        };
         let metric = if asked.metric_name.is_empty() { trigger.metric } else { Metric::read(&asked.metric_name)? };
-        let value = value(&self.api, &trigger, &here, metric).await?;
+        let value = self.value(&trigger, metric).await?;
         let metric_name = metric.name().into();
         let value = MetricValue { metric_name, metric_value: value.ceil() as i64, metric_value_float: value };
         Ok(Response::new(GetMetricsResponse { metric_values: vec![value] }))

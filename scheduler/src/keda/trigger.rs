@@ -52,7 +52,7 @@ impl Metric {
 
 /// Whose numbers are asked for.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Subject {
+pub enum Asked {
     /// A function's.
     Function(FunctionKey),
     /// Those of whichever function serves a model.
@@ -70,7 +70,7 @@ pub enum Subject {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trigger {
     /// Whose numbers.
-    pub subject: Subject,
+    pub asked: Asked,
     /// Which.
     pub metric: Metric,
     /// How much of it each replica is for.
@@ -98,16 +98,16 @@ impl Trigger {
         let given = |name: &str| object.scaler_metadata.get(name).map(String::as_str).filter(|value| !value.is_empty());
         let namespace = given("namespace").unwrap_or("default");
         let metric = given("metric").map_or(Ok(Metric::DesiredReplicas), Metric::read)?;
-        let subject = match (given("function"), given("model")) {
+        let asked = match (given("function"), given("model")) {
             (Some(_), Some(_)) => {
                 return Err(wrong("metadata has both `function` and `model`; give one of them".into()));
             }
-            (Some(function), None) => Subject::Function(validate::instance_key(namespace, function).map_err(status)?),
+            (Some(function), None) => Asked::Function(validate::instance_key(namespace, function).map_err(status)?),
             (None, Some(model)) => {
                 validate::function_key(namespace, "any").map_err(status)?;
-                Subject::Model { namespace: namespace.into(), model: model.into() }
+                Asked::Model { namespace: namespace.into(), model: model.into() }
             }
-            (None, None) if metric == Metric::RequiredNodes => Subject::All,
+            (None, None) if metric == Metric::RequiredNodes => Asked::All,
             (None, None) => return Err(needs_function(metric)),
         };
         let target = number(given("target"), "target")?.unwrap_or(1.0);
@@ -121,7 +121,7 @@ impl Trigger {
             (None, None) if gpus.is_none() => None,
             _ => return Err(wrong("a node's size needs both nodeCpu and nodeMemoryMib".into())),
         };
-        Ok(Self { subject, metric, target, node })
+        Ok(Self { asked, metric, target, node })
     }
 }
 
@@ -153,9 +153,9 @@ mod tests {
         // SPEC section 3.9
         let all = read(&[("metric", "required_nodes"), ("nodeCpu", "2.5"), ("nodeMemoryMib", "4096")]).unwrap();
         let node = Amount { cpu_milli: 2_500, memory_mib: 4_096, gpus: 0 };
-        assert_eq!((all.subject, all.node, all.target), (Subject::All, Some(node), 1.0));
+        assert_eq!((all.asked, all.node, all.target), (Asked::All, Some(node), 1.0));
         let model = read(&[("model", "meta/llama"), ("namespace", "prod"), ("target", "0.5")]).unwrap();
-        assert_eq!(model.subject, Subject::Model { namespace: "prod".into(), model: "meta/llama".into() });
+        assert_eq!(model.asked, Asked::Model { namespace: "prod".into(), model: "meta/llama".into() });
         assert_eq!((model.metric, model.target, model.node), (Metric::DesiredReplicas, 0.5, None));
         for (metadata, part) in [
             (&[][..], "must name a function"),

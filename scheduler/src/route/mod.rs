@@ -57,6 +57,13 @@ pub struct Granted<V> {
     _in_flight: Option<Guest>,
 }
 
+impl<V> Granted<V> {
+    /// A wait begins: it holds up nobody who gives the shard up, and ends with it.
+    pub fn waits(&mut self) {
+        self._in_flight = None;
+    }
+}
+
 /// Whoever runs a verb.
 pub trait Run<V: Verb> {
     /// Runs it.

@@ -271,6 +271,29 @@ impl SchedulerConfig {
 
     /// Says what must not be started like this.
     pub fn check(&self) -> Result<(), String> {
+        self.check_doors()?;
+        self.check_keda()?;
+        self.prometheus()?;
+        self.check_certificates()?;
+        self.check_addresses()?;
+        self.check_cluster()?;
+        if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {
+            return Err(format!("a token of {} characters is too short: use at least 16", weak.len()));
+        }
+        if self.blob_threshold_bytes > BLOB_THRESHOLD_MAX {
+            return Err(format!(
+                "blob_threshold_bytes is {}, and may be at most {BLOB_THRESHOLD_MAX}: what is larger does not travel with its record",
+                self.blob_threshold_bytes
+            ));
+        }
+        if self.rate_per_s == 0 || self.rate_burst == 0 || self.rest_threads == 0 {
+            return Err("rate_per_s, rate_burst and rest_threads must be at least 1".into());
+        }
+        Ok(())
+    }
+
+    /// Who can reach what is served must be known, and what travels must be closed to others.
+    fn check_doors(&self) -> Result<(), String> {
         let doors = || [Some(self.listen), self.web_address().ok().flatten()].into_iter().flatten();
         self.web_address()?;
         if let Some(open) = doors().find(|door| !door.ip().is_loopback() && self.tokens.is_empty()) {
@@ -285,6 +308,10 @@ impl SchedulerConfig {
                 "listening on {open} lets others read and change everything that travels: inputs, outputs, tokens, and what workers are told. Set rest_tls=true and link_tls=true, listen on 127.0.0.1, or say plaintext_on_my_own_network=true if nobody else is on that network"
             ));
         }
+        Ok(())
+    }
+
+    fn check_keda(&self) -> Result<(), String> {
         let knows_who = !self.keda_client_ca_file.as_os_str().is_empty();
         if knows_who && !self.keda_tls {
             return Err("keda_client_ca_file is set and keda_tls is not: set keda_tls=true too".into());
@@ -298,7 +325,10 @@ impl SchedulerConfig {
                 "keda_listen is {keda}, where others can reach it, and anybody may ask: set keda_tls=true and keda_client_ca_file to whom you let ask, keda_open=true if your network keeps strangers out, or listen on 127.0.0.1"
             ));
         }
-        self.prometheus()?;
+        Ok(())
+    }
+
+    fn check_certificates(&self) -> Result<(), String> {
         let advertised = format!("{}://", self.scheme());
         if !self.advertise.is_empty() && !self.advertise.starts_with(&advertised) {
             return Err(format!(
@@ -316,6 +346,11 @@ impl SchedulerConfig {
         if self.worker_certificate_s == 0 {
             return Err("worker_certificate_s must be at least 1".into());
         }
+        Ok(())
+    }
+
+    /// Others must know where to reach one that listens on all addresses.
+    fn check_addresses(&self) -> Result<(), String> {
         let link = self.link_address()?;
         let anywhere = |at: Option<SocketAddr>| at.is_some_and(|at| at.ip().is_unspecified());
         for (at, own, other) in [
@@ -328,31 +363,22 @@ impl SchedulerConfig {
                 ));
             }
         }
-        if self.is_clustered() {
-            self.etcd.check()?;
-            if link.is_none() {
-                return Err(
-                    "a scheduler of a cluster needs link_listen: workers dial in there, like 127.0.0.1:7071".into()
-                );
-            }
-            if self.blob_dir.as_os_str().is_empty() {
-                return Err("a scheduler of a cluster needs blob_dir: a folder that all schedulers and workers share, for payloads that are too large for etcd".into());
-            }
-            if self.name.is_empty() || self.name.contains('/') {
-                return Err(format!("name must not be empty or contain a slash, is `{}`", self.name));
-            }
+        Ok(())
+    }
+
+    fn check_cluster(&self) -> Result<(), String> {
+        if !self.is_clustered() {
+            return Ok(());
         }
-        if let Some(weak) = self.tokens.iter().find(|t| t.len() < 16) {
-            return Err(format!("a token of {} characters is too short: use at least 16", weak.len()));
+        self.etcd.check()?;
+        if self.link_address()?.is_none() {
+            return Err("a scheduler of a cluster needs link_listen: workers dial in there, like 127.0.0.1:7071".into());
         }
-        if self.blob_threshold_bytes > BLOB_THRESHOLD_MAX {
-            return Err(format!(
-                "blob_threshold_bytes is {}, and may be at most {BLOB_THRESHOLD_MAX}: what is larger does not travel with its record",
-                self.blob_threshold_bytes
-            ));
+        if self.blob_dir.as_os_str().is_empty() {
+            return Err("a scheduler of a cluster needs blob_dir: a folder that all schedulers and workers share, for payloads that are too large for etcd".into());
         }
-        if self.rate_per_s == 0 || self.rate_burst == 0 || self.rest_threads == 0 {
-            return Err("rate_per_s, rate_burst and rest_threads must be at least 1".into());
+        if self.name.is_empty() || self.name.contains('/') {
+            return Err(format!("name must not be empty or contain a slash, is `{}`", self.name));
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use crate::{
         etcd::{Etcd, FORMAT, Format, Session},
     },
     strangers,
-    telemetry::{Telemetry, trace::Tracer},
+    telemetry::Telemetry,
     tls::{self, Authority},
 };
 use actix::{Actor, Arbiter};
@@ -33,6 +33,7 @@ use anyhow::Context;
 use capstan_blob::Blobs;
 use capstan_common::{
     id::{Epoch, Shard},
+    time::Time,
     wire::{REPORTS_MAX, link::link_server},
 };
 use std::{
@@ -201,6 +202,17 @@ fn for_others(at: SocketAddr, rest: &str) -> Option<String> {
     }
 }
 
+/// From when on results are forgotten whose retention has passed, by when a scheduler last ran.
+fn forgets_from(last: Option<Time>) -> Time {
+    let now = clock::now();
+    let Some(last) = last.filter(|last| now.since_ms(*last) > GAP_MS) else { return now };
+    tracing::info!(
+        last = clock::rfc3339(last),
+        "no scheduler has run for long, or a clock was set: results whose retention has passed are kept for another day"
+    );
+    now.plus_ms(KEPT_MS)
+}
+
 /// A scheduler's parts before it serves.
 struct Parts {
     shared: Arc<Shared>,
@@ -218,13 +230,7 @@ impl Parts {
         sessions: Option<Sessions>,
     ) -> anyhow::Result<Self> {
         let (functions, timers) = (Arbiter::new(), Arbiter::new());
-        let telemetry = Arc::new(Telemetry {
-            metrics: Arc::default(),
-            events: Default::default(),
-            logs: Default::default(),
-            models: Default::default(),
-            tracer: Tracer::from_env(),
-        });
+        let telemetry = Arc::new(Telemetry::from_env());
         let registry = Arc::new(Registry::default());
         registry.begin(epoch);
         let alarm = AlarmActor::start_in_arbiter(&timers.handle(), |_| AlarmActor::default());
@@ -232,17 +238,7 @@ impl Parts {
         let autoscaler =
             AutoscalerActor::start_in_arbiter(&functions.handle(), move |_| AutoscalerActor::new(epoch, routes));
         let zero = ZeroConfig::read(globals.zero().await?);
-        let (now, last) = (clock::now(), globals.last_time().await?);
-        let forgets_from = match last.filter(|last| now.since_ms(*last) > GAP_MS) {
-            Some(last) => {
-                tracing::info!(
-                    last = clock::rfc3339(last),
-                    "no scheduler has run for long, or a clock was set: results whose retention has passed are kept for another day"
-                );
-                now.plus_ms(KEPT_MS)
-            }
-            None => now,
-        };
+        let forgets_from = forgets_from(globals.last_time().await?);
         let mut authority = None;
         if config.link_tls || config.rest_tls || config.keda_tls || config.is_clustered() {
             authority = Some(Arc::new(Authority::settle(&globals, config.worker_certificate_s).await?));

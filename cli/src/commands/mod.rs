@@ -14,6 +14,7 @@ use crate::{
     config, demo, output, top, up,
 };
 use clap::CommandFactory;
+use serde_json::Value;
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
@@ -106,13 +107,15 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Advise(args) => whatif::advise(&client()?, args, json).await?,
         Command::Namespaces => govern::namespaces(&client()?, json).await?,
         Command::Namespace { name, weight, containers, cpu, memory_mib, gpus } => {
-            let mut changes = serde_json::Map::new();
-            changes.extend(weight.map(|n| ("weight".to_owned(), n.into())));
-            changes.extend(containers.map(|n| ("containers".to_owned(), n.into())));
-            changes.extend(cpu.map(|n| ("cpu".to_owned(), n.into())));
-            changes.extend(memory_mib.map(|n| ("memory_mib".to_owned(), n.into())));
-            changes.extend(gpus.map(|n| ("gpus".to_owned(), n.into())));
-            govern::namespace(&client()?, &name, changes, json).await?;
+            let changes = [
+                ("weight", weight.map(Value::from)),
+                ("containers", containers.map(Value::from)),
+                ("cpu", cpu.map(Value::from)),
+                ("memory_mib", memory_mib.map(Value::from)),
+                ("gpus", gpus.map(Value::from)),
+            ];
+            let named = changes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+            govern::namespace(&client()?, &name, named.collect(), json).await?;
         }
         Command::ScaleToZero { action } => govern::scale_to_zero(&client()?, action, json).await?,
         Command::Secret { action } => govern::secret(&client()?, action, json).await?,

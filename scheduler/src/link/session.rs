@@ -73,20 +73,7 @@ impl Session {
         }
         let remembered = shared.globals.remember_worker(&worker, None).await;
         let draining = remembered.map_err(|e| Status::unavailable(e.to_string()))?;
-        let entry = WorkerEntry {
-            capacity: hello.capacity,
-            free_gpus: hello.gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
-            gpus: hello.gpus,
-            state: if draining { WorkerState::Draining } else { WorkerState::Ready },
-            host,
-            version: hello.version.clone(),
-            limits: hello.limits.clone(),
-            isolation: hello.isolation.clone(),
-            joined: clock::now(),
-            instance: hello.instance.clone(),
-            generation: 0,
-        };
-        let entry = shared.registry.join(&worker, entry);
+        let entry = shared.registry.join(&worker, entry_of(&hello, host, draining));
         shared.registry.publish(&worker, entry.generation, link.clone());
         let links = shared.view.links();
         if !links.is_empty() {
@@ -366,6 +353,23 @@ fn outcome_bytes(done: &Done) -> usize {
             Ok(output) => output.held() as usize,
             Err(failure) => failure.message.len() + failure.traceback.len(),
         }
+}
+
+/// A worker as it introduces itself.
+fn entry_of(hello: &Hello, host: IpAddr, draining: bool) -> WorkerEntry {
+    WorkerEntry {
+        capacity: hello.capacity,
+        free_gpus: hello.gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
+        gpus: hello.gpus.clone(),
+        state: if draining { WorkerState::Draining } else { WorkerState::Ready },
+        host,
+        version: hello.version.clone(),
+        limits: hello.limits.clone(),
+        isolation: hello.isolation.clone(),
+        joined: clock::now(),
+        instance: hello.instance.clone(),
+        generation: 0,
+    }
 }
 
 /// What a report says of a container, as its function is told.

@@ -100,25 +100,12 @@ pub async fn map(
     let mut lines = Lines::new(api.config().payload_max_bytes);
     // The first input is read before the answer begins: a body that is wrong from the start gets a proper refusal.
     api.function(&key).await?;
-    let mut first = Vec::new();
-    let mut body_done = false;
-    while first.is_empty() && !body_done {
-        match body.next().await? {
-            Some(chunk) => {
-                lines.take(chunk, &mut first)?;
-                body.holds(lines.held())?;
-            }
-            None => {
-                body_done = true;
-                lines.end(&mut first)?;
-            }
-        }
-    }
+    let (first, body_done) = first_inputs(&mut body, &mut lines).await?;
     // A stream cannot be answered a second time: the contract gives keys to invoke, spawn and spawn_map only.
     let terms = Terms { key: None, ..terms(&request)? };
     let (map, updates) = api.map(&key, &terms, on_error, outputs).await?;
     let call = ("Capstan-Call-Id", map.call.to_string());
-    let mut stream = Stream {
+    let stream = Stream {
         api,
         body,
         body_done,
@@ -143,7 +130,30 @@ pub async fn map(
         over: false,
         cut: false,
     };
-    let lines = async_stream::stream! {
+    Ok(HttpResponse::Ok().insert_header(call).content_type(NDJSON).streaming(Box::pin(given(stream))))
+}
+
+/// Reads until there is an input, or the body ends. Whether it has.
+async fn first_inputs(body: &mut Body, lines: &mut Lines) -> Result<(Vec<Bytes>, bool), Problem> {
+    let mut first = Vec::new();
+    while first.is_empty() {
+        match body.next().await? {
+            Some(chunk) => {
+                lines.take(chunk, &mut first)?;
+                body.holds(lines.held())?;
+            }
+            None => {
+                lines.end(&mut first)?;
+                return Ok((first, true));
+            }
+        }
+    }
+    Ok((first, false))
+}
+
+/// A map's answer, piece by piece.
+fn given(mut stream: Stream) -> impl futures_util::Stream<Item = Result<Bytes, Problem>> {
+    async_stream::stream! {
         while !stream.over {
             // News come when what is ready has been given: a piece at a time, as fast as the client reads.
             let turned = if stream.ready.is_empty() { stream.turn().await } else { Ok(()) };
@@ -164,8 +174,7 @@ pub async fn map(
         if !stream.out.is_empty() {
             yield Ok(stream.out.split().freeze());
         }
-    };
-    Ok(HttpResponse::Ok().insert_header(call).content_type(NDJSON).streaming(Box::pin(lines)))
+    }
 }
 
 /// The last line of an answer that had begun when something went wrong.

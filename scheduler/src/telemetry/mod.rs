@@ -37,6 +37,17 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
+    /// Nothing yet; traces go where the environment says.
+    pub fn from_env() -> Self {
+        Self {
+            metrics: Arc::default(),
+            events: Events::default(),
+            logs: Logs::default(),
+            models: Models::default(),
+            tracer: Tracer::from_env(),
+        }
+    }
+
     /// A container became ready.
     pub fn started(&self, function: &FunctionKey, container: ContainerId, decided: Time, phases: &[Phase]) {
         self.metrics.cold_start(function, decided, phases);

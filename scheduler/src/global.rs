@@ -3,8 +3,8 @@
 
 use crate::{
     actor::committer::Committer,
-    api::govern::zero_of,
     store::{Change, Store, StoreError, blocking, etcd::Etcd, layout, stored},
+    zero_config::zero_of,
 };
 use bytes::Bytes;
 use capstan_blob::Blobs;

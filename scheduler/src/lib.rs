@@ -24,3 +24,4 @@ pub mod store;
 mod strangers;
 pub mod telemetry;
 pub mod tls;
+pub mod zero_config;

@@ -8,7 +8,7 @@ use crate::{
         prometheus::Prometheus,
         registry::Registry,
     },
-    api::{Api, govern::ZeroConfig},
+    api::Api,
     clock,
     cluster::{Cluster, Peer, Ready, Sessions, View},
     config::SchedulerConfig,
@@ -27,6 +27,7 @@ use crate::{
     strangers,
     telemetry::Telemetry,
     tls::{self, Authority},
+    zero_config::ZeroConfig,
 };
 use actix::{Actor, Arbiter};
 use anyhow::Context;

@@ -11,7 +11,6 @@ use crate::{
         prometheus::Prometheus,
         registry::Registry,
     },
-    api::govern::ZeroConfig,
     clock,
     cluster::{Sessions, View},
     function_token::FunctionTokens,
@@ -20,6 +19,7 @@ use crate::{
     store::{Store, blocking, load, outcomes::Outcomes},
     telemetry::Telemetry,
     tls::Authority,
+    zero_config::ZeroConfig,
 };
 use actix::{Actor, Addr, ArbiterHandle};
 use capstan_common::{

@@ -10,12 +10,13 @@ use capstan_common::{
     wire::{self, link},
 };
 use capstan_scheduler::{
-    api::{govern, promql},
+    api::promql,
     link::check::{self, Check},
     store::{
         layout::{self, StoredCall, StoredFunction},
         stored,
     },
+    zero_config,
 };
 use capstan_scheduler_core::{
     autoscaler::Policy,
@@ -316,9 +317,9 @@ fn mutated_bytes_are_read_or_refused_by_everything_that_reads_them() {
         let call = stored::decode::<StoredCall>(bytes).map(drop);
         let _ = (stored::decode::<Vec<Entry>>(bytes).map(drop), stored::decode::<UsedKey>(bytes).map(drop));
         let _ = (layout::outcomes_within(bytes).map(drop), stored::decode::<Policy>(bytes).map(drop));
-        govern::zero_of(bytes).map_or_else(
+        zero_config::zero_of(bytes).map_or_else(
             || format!("{}{}", word(function), word(call)),
-            |data| format!("{} warnings", govern::ZeroConfig::read(data).warnings.len().min(3)),
+            |data| format!("{} warnings", zero_config::ZeroConfig::read(data).warnings.len().min(3)),
         )
     });
     let text = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>();
@@ -333,11 +334,11 @@ fn mutated_bytes_are_read_or_refused_by_everything_that_reads_them() {
         word(capstan_common::schedule::cron(&utf8(bytes)))
     });
     read_all("configurations", 15, text(&["default: |\n  retention_period: 5m\nm: {model_id: m}"]), |bytes| {
-        let document = govern::yaml(&utf8(bytes));
+        let document = zero_config::yaml(&utf8(bytes));
         word(
             document
                 .map_err(|e| e.chars().take(12).collect::<String>())
-                .and_then(|d| govern::entries_of(d).map_err(|e| e.detail)),
+                .and_then(|d| zero_config::entries_of(d).map_err(|e| e.detail)),
         )
     });
     let manifest = "functions:\n- name: a.b\n  runtime: {process: {command: [cat]}}\n  protocol: exec\n  schedule: {period_s: 5}\n";

@@ -5,7 +5,7 @@ use crate::{
     client::{Client, Failed, segment},
     output,
 };
-use capstan_scheduler::api::govern::{ZeroConfig, entries_of, yaml};
+use capstan_scheduler::zero_config::{ZeroConfig, entries_of, yaml};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use std::{path::Path, time::Duration};

@@ -1,6 +1,6 @@
 //! The cluster: workers, containers, their output, numbers.
 
-use super::{Api, store_refusal};
+use super::Api;
 use crate::{
     actor::{
         autoscaler::{Told, UsedOf},
@@ -9,7 +9,7 @@ use crate::{
     },
     clock,
     cluster::Peer,
-    store::{Change, layout, stored},
+    store::{Change, layout, store_refusal, stored},
     telemetry::metrics::{ContainerLabel, FunctionLabel, state_label},
 };
 use capstan_common::{

@@ -1,6 +1,6 @@
 //! Functions: deploy, look at, scale, remove.
 
-use super::{Api, store_refusal};
+use super::Api;
 use crate::{
     actor::{
         autoscaler::Impossible,
@@ -9,7 +9,7 @@ use crate::{
     clock,
     store::{
         layout::{self, StoredCall},
-        stored,
+        store_refusal, stored,
     },
 };
 use capstan_common::{

@@ -25,9 +25,8 @@ use crate::{
     config::SchedulerConfig,
     shard::{Env, Guest, Shared},
     store::{
-        StoreError,
         layout::{self, StoredCall},
-        stored,
+        store_full, store_refusal, stored,
     },
     tls::Authority,
 };
@@ -436,32 +435,6 @@ fn no_function(key: &FunctionKey) -> Refusal {
 
 fn expired(call: CallId) -> Refusal {
     Refusal::new(Code::Expired, format!("the results of call {call} have expired"))
-}
-
-fn store_full() -> Refusal {
-    Refusal {
-        retry_after_s: Some(5),
-        ..Refusal::new(Code::StoreFull, "the store is full; nothing was accepted, free some space and try again")
-    }
-}
-
-/// What a client is told of a store that failed.
-pub fn store_refusal(error: StoreError) -> Refusal {
-    match error {
-        StoreError::Full => store_full(),
-        StoreError::Lost => {
-            let detail = "another scheduler has taken over; try again";
-            Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
-        }
-        StoreError::Silent(_) => {
-            let detail = "the store does not answer; try again in a moment";
-            Refusal { retry_after_s: Some(1), ..Refusal::new(Code::Unavailable, detail) }
-        }
-        error => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-            Refusal::new(Code::Internal, error.to_string())
-        }
-    }
 }
 
 fn blob_refusal(error: BlobError) -> Refusal {

@@ -1,6 +1,6 @@
 //! Results: read from the store, in the order of their ends or of their inputs.
 
-use super::{Api, Refusal, store_refusal};
+use super::{Api, Refusal};
 use crate::{
     actor::{
         function::Watch,
@@ -8,7 +8,7 @@ use crate::{
     },
     store::{
         layout::{self, StoredCall},
-        stored,
+        store_refusal, stored,
     },
 };
 use bytes::{BufMut, Bytes, BytesMut};

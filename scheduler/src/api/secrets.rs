@@ -1,9 +1,9 @@
 //! Secrets: set, listed without their values, removed.
 
-use super::{Api, store_refusal};
+use super::Api;
 use crate::{
     secrets::Values,
-    store::{Change, layout},
+    store::{Change, layout, store_refusal},
 };
 use capstan_common::{
     function::FunctionSpec,

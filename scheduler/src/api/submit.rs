@@ -1,13 +1,13 @@
 //! Bringing inputs: invoke, spawn, spawn_map, map.
 
-use super::{Api, mint_call, results::error_json, store_refusal};
+use super::{Api, mint_call, results::error_json};
 use crate::{
     actor::{
         function::{FunctionActor, Open, Pass, Watch},
         watch::{Update, WATCH_BACKLOG},
     },
     shard::Env,
-    store::{Change, StoreError, layout, stored},
+    store::{Change, StoreError, layout, store_refusal, stored},
 };
 use actix::Addr;
 use bytes::Bytes;

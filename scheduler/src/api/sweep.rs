@@ -1,6 +1,6 @@
 //! Results go when their retention has passed, and large payloads with them.
 
-use super::{Api, blob_refusal, store_refusal};
+use super::{Api, blob_refusal};
 use crate::{
     clock,
     shard::Env,
@@ -8,7 +8,7 @@ use crate::{
         Change,
         layout::{self, StoredCall},
         load::each_key,
-        stored,
+        store_refusal, stored,
     },
     tls,
 };

@@ -1,12 +1,12 @@
 //! API tokens: made, listed, revoked.
 
-use super::{Api, owner::Owner, store_refusal};
+use super::{Api, owner::Owner};
 use crate::{
     access::{Token, Tokens},
     clock,
     cluster::Peer,
     function_token::Claim,
-    store::{Change, layout, stored},
+    store::{Change, layout, store_refusal, stored},
 };
 use capstan_common::{
     refusal::{Code, Refusal},

@@ -7,8 +7,8 @@ use super::{
     problem::{Answer, Problem, parse, query},
 };
 use crate::{
-    api::govern::{entries_of, yaml},
     route::{Gathered, Route},
+    zero_config::{entries_of, yaml},
 };
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::refusal::{Code, Refusal};

@@ -29,7 +29,7 @@
 use super::{
     Change, StoreError,
     outcomes::Outcomes,
-    stored::{decode, decode_first, encode, stored},
+    stored::{self, Stored, decode, decode_first, encode, stored},
 };
 use bytes::Bytes;
 use capstan_common::{
@@ -136,6 +136,29 @@ stored! {
         }),
     ];
     Tombstone, "a removed function", vec![Tombstone(300)];
+}
+
+impl Stored for StoredCall {
+    const NAME: &'static str = "a call";
+    const VERSION: u8 = stored::WITH_FORMATS;
+
+    fn version(&self) -> u8 {
+        stored::version_of(&self.here)
+    }
+
+    #[cfg(test)]
+    fn samples() -> Vec<Self> {
+        let call = |record, here| Self { function: super::stored::samples::function(), record, here };
+        let json = super::stored::samples::call_records()
+            .into_iter()
+            .map(|record| call(record, super::stored::samples::payloads()));
+        json.chain(
+            super::stored::samples::call_records()
+                .into_iter()
+                .map(|record| call(record, super::stored::samples::formats())),
+        )
+        .collect()
+    }
 }
 
 fn key(parts: &[&[u8]]) -> Box<[u8]> {

@@ -7,7 +7,10 @@ pub mod layout;
 pub mod load;
 pub mod outcomes;
 mod places;
+mod refusal;
 pub mod stored;
+
+pub use refusal::{store_full, store_refusal};
 
 use bytes::Bytes;
 use capstan_common::id::Epoch;

@@ -5,7 +5,7 @@
 //! it: what an older scheduler could have written, it can read. Values that no older version could say carry a newer number, and an
 //! older scheduler refuses them by that number instead of misreading them. `golden/` holds values of each release.
 
-use super::{StoreError, layout::StoredCall};
+use super::StoreError;
 use bytes::Bytes;
 use capstan_common::{
     input::{Format, Outcome, Payload},
@@ -80,7 +80,7 @@ stored! {
 }
 
 /// The version of values with payloads that are not JSON.
-const WITH_FORMATS: u8 = 2;
+pub const WITH_FORMATS: u8 = 2;
 
 /// The oldest version that can say these payloads.
 pub fn version_of<'a>(payloads: impl IntoIterator<Item = &'a Payload>) -> u8 {
@@ -121,22 +121,6 @@ impl Stored for Vec<Entry> {
     #[cfg(test)]
     fn samples() -> Vec<Self> {
         vec![samples::entries(samples::payloads()), samples::entries(samples::formats())]
-    }
-}
-
-impl Stored for StoredCall {
-    const NAME: &'static str = "a call";
-    const VERSION: u8 = WITH_FORMATS;
-
-    fn version(&self) -> u8 {
-        version_of(&self.here)
-    }
-
-    #[cfg(test)]
-    fn samples() -> Vec<Self> {
-        let call = |record, here| Self { function: samples::function(), record, here };
-        let json = samples::call_records().into_iter().map(|record| call(record, samples::payloads()));
-        json.chain(samples::call_records().into_iter().map(|record| call(record, samples::formats()))).collect()
     }
 }
 

@@ -3,11 +3,10 @@
 use super::{FunctionActor, Pledge};
 use crate::{
     actor::watch::Watcher,
-    api::store_refusal,
     clock,
     store::{
         layout::{self, Tombstone},
-        stored,
+        store_refusal, stored,
     },
 };
 use actix::prelude::*;

@@ -51,7 +51,7 @@ fn all() -> Golden {
     golden.add::<layout::StoredCall>();
     golden.add::<layout::Tombstone>();
     golden.add::<crate::access::Token>();
-    golden.add::<crate::api::govern::ZeroText>();
+    golden.add::<crate::zero_config::ZeroText>();
     golden.add::<crate::function_token::Key>();
     golden.add::<crate::secrets::Stored>();
     golden.add::<crate::tls::StoredAuthority>();

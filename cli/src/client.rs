@@ -172,6 +172,11 @@ impl Client {
             request = next;
         };
         if response.status().is_success() {
+            if let Some(silent) = response.headers().get("capstan-silent").and_then(|value| value.to_str().ok()) {
+                crate::output::say(format!(
+                    "capstan: no answer from {silent} in time: what is owned there is missing here; ask again in a moment"
+                ));
+            }
             return Ok(response);
         }
         let status = response.status();

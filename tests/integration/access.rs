@@ -252,6 +252,12 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
         }
     }
     assert!(refused > RIGHTS.len(), "{refused}");
+    // What a door would have looked at is looked at here too.
+    for name in ["a/b", "a\u{0}b", "..", "f;x=1"] {
+        let odd = json!({"key": {"namespace": "mine", "name": name}, "spec": spec(&["cat"], "exec", json!({}))});
+        let (_, said) = send(&up, "POST", "/peer/function.Deploy", ROOT, Some(odd)).await;
+        assert_eq!(said["refusal"]["code"], "malformed", "{name:?}: {said}");
+    }
     let (_, unknown) = send(&up, "POST", "/peer/function.Unheard", ROOT, Some(about)).await;
     let (_, there) = send(&up, "GET", path, ROOT, None).await;
     assert_eq!(there["revision"], 1, "somebody deployed: {there}");

@@ -6,9 +6,22 @@ use capstan_common::{
     resource::Amount,
     schedule,
     stats::{Facts, Stats, Waiting},
+    validate,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::{borrow::Cow, sync::Arc};
+
+/// A function's name, as it may be: what comes from outside is looked at before anything is done with it.
+fn function<'de, D: Deserializer<'de>>(d: D) -> Result<FunctionKey, D::Error> {
+    let FunctionKey { namespace, name } = FunctionKey::deserialize(d)?;
+    validate::function_key(&namespace, &name).map_err(|refusal| D::Error::custom(refusal.detail))
+}
+
+/// The same, of a function or of an instance of one.
+fn instance<'de, D: Deserializer<'de>>(d: D) -> Result<FunctionKey, D::Error> {
+    let FunctionKey { namespace, name } = FunctionKey::deserialize(d)?;
+    validate::instance_key(&namespace, &name).map_err(|refusal| D::Error::custom(refusal.detail))
+}
 
 /// Verbs about one function or instance, which differ in their answer alone.
 macro_rules! of_a_function {
@@ -17,6 +30,7 @@ macro_rules! of_a_function {
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         pub struct $verb {
             /// Which function, or which instance of one.
+            #[serde(deserialize_with = "instance")]
             pub key: FunctionKey,
         }
     )*};
@@ -43,6 +57,7 @@ of_a_function! {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deploy {
     /// Which function.
+    #[serde(deserialize_with = "function")]
     pub key: FunctionKey,
     /// What it runs.
     pub spec: FunctionSpec,
@@ -55,6 +70,7 @@ pub struct Deploy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     /// As which function.
+    #[serde(deserialize_with = "function")]
     pub key: FunctionKey,
     /// What it would run.
     pub spec: FunctionSpec,
@@ -67,6 +83,7 @@ pub struct Check {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Patch {
     /// Which function; an instance is made if it is not there.
+    #[serde(deserialize_with = "instance")]
     pub key: FunctionKey,
     /// What changes.
     pub patch: OverridesPatch,
@@ -79,6 +96,7 @@ pub struct Patch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remove {
     /// Which function or instance.
+    #[serde(deserialize_with = "instance")]
     pub key: FunctionKey,
     /// What must be live before.
     #[serde(default)]
@@ -89,6 +107,7 @@ pub struct Remove {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PauseSchedule {
     /// Of which function.
+    #[serde(deserialize_with = "function")]
     pub key: FunctionKey,
     /// Whether it pauses from now on.
     pub paused: bool,
@@ -98,6 +117,7 @@ pub struct PauseSchedule {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSchedule {
     /// Of which function.
+    #[serde(deserialize_with = "function")]
     pub key: FunctionKey,
 }
 
@@ -135,6 +155,7 @@ impl Precondition {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwaitActive {
     /// Which function.
+    #[serde(deserialize_with = "instance")]
     pub key: FunctionKey,
     /// What is known already: anything else is answered at once.
     #[serde(default)]
@@ -154,6 +175,7 @@ pub struct ActiveView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequiredNodes {
     /// Which function.
+    #[serde(deserialize_with = "instance")]
     pub key: FunctionKey,
     /// How large a node is; as the largest worker, if it is not said.
     #[serde(default)]
@@ -345,6 +367,23 @@ pub struct ScheduleView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_no_function_can_have_is_not_read() {
+        let asked = |verb: fn(&str) -> bool, namespace: &str, name: &str| {
+            verb(&serde_json::json!({"key": {"namespace": namespace, "name": name}, "paused": true}).to_string())
+        };
+        let get = |json: &str| serde_json::from_str::<Get>(json).is_ok();
+        let pause = |json: &str| serde_json::from_str::<PauseSchedule>(json).is_ok();
+        assert!(asked(get, "default", "a.f") && asked(pause, "default", "a.f"));
+        // An instance can be looked at, and has no schedule of its own.
+        assert!(asked(get, "default", "f;x=1") && !asked(pause, "default", "f;x=1"));
+        for (namespace, name) in
+            [("default", "a/b"), ("default", "a\0b"), ("de/fault", "f"), ("", "f"), ("default", "")]
+        {
+            assert!(!asked(get, namespace, name) && !asked(pause, namespace, name), "{namespace} {name}");
+        }
+    }
 
     #[test]
     fn what_must_be_live_is_held_against_what_is() {

@@ -284,6 +284,22 @@ async fn a_scheduler_that_ends_in_order_hands_its_functions_over_and_no_request_
 }
 
 #[tokio::test]
+async fn a_list_that_lacks_what_a_silent_scheduler_owns_says_so() {
+    let mut bench = Cluster::start(Size { etcd: 1, schedulers: 2, workers: 1, ..Size::default() }).await.unwrap();
+    bench.deploy("echo", &echo()).await.unwrap();
+    let silent = async |bench: &Cluster| {
+        let answer = bench.http.get(bench.at(0, "/v1/containers")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.headers().get("capstan-silent").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(silent(&bench).await, None);
+    bench.local.schedulers[1].process.pause(true).unwrap();
+    assert_eq!(silent(&bench).await, Some(bench.local.schedulers[1].url.clone()));
+    bench.local.schedulers[1].process.pause(false).unwrap();
+    eventually("a whole list", async || silent(&bench).await.is_none().then_some(())).await;
+}
+
+#[tokio::test]
 async fn what_runs_while_a_shard_changes_hands_is_not_run_again() {
     // RELIABILITY §3.2: a worker's report that reaches the owner before is the next owner's, and not forgotten.
     let mut bench = Cluster::start(Size { etcd: 1, ..Size::default() }).await.unwrap();

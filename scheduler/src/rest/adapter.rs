@@ -137,9 +137,9 @@ async fn gauges(
     request: &HttpRequest,
     namespace: String,
 ) -> Result<(Vec<Gauge>, HttpResponseBuilder), Refusal> {
-    let Gathered { answer: GaugesView { gauges }, silent } =
-        route.gather(&asker(request), Gauges { namespace }).await?;
-    Ok((gauges, telling(silent)))
+    let who = asker(request);
+    let Gathered { answer: GaugesView { gauges }, silent } = route.gather(&who, Gauges { namespace }).await?;
+    Ok((gauges, telling(&who, silent)))
 }
 
 fn refused(refusal: &Refusal) -> HttpResponse {

@@ -37,15 +37,18 @@ pub async fn shown<V: Verb>(route: &Route, request: &HttpRequest, verb: V) -> An
 where
     Api: Run<V>,
 {
-    let Gathered { answer, silent } = route.gather(&asker(request), verb).await?;
-    Ok(telling(silent).json(answer))
+    let who = asker(request);
+    let Gathered { answer, silent } = route.gather(&who, verb).await?;
+    Ok(telling(&who, silent).json(answer))
 }
 
-/// An answer to which these did not contribute.
-pub fn telling(silent: Vec<String>) -> actix_web::HttpResponseBuilder {
+/// An answer to which these did not contribute. Where they are is told to those who may see the cluster.
+pub fn telling(who: &Asker, silent: Vec<String>) -> actix_web::HttpResponseBuilder {
     let mut response = HttpResponse::Ok();
-    if !silent.is_empty() {
-        response.insert_header((SILENT, silent.join(", ")));
+    match silent.len() {
+        0 => {}
+        count if who.subject.namespaces.is_some() => drop(response.insert_header((SILENT, format!("{count} of them")))),
+        _ => drop(response.insert_header((SILENT, silent.join(", ")))),
     }
     response
 }

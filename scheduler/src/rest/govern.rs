@@ -86,12 +86,13 @@ struct PromqlQuery {
 pub async fn promql(route: web::Data<Route>, request: HttpRequest) -> Answer {
     let asked: PromqlQuery = query(&request)?;
     let text = asked.query.ok_or_else(|| Refusal::field("query", "must be a PromQL expression"))?;
-    let found = route.gather(&asker(&request), model::Query { query: text, time: asked.time }).await;
+    let who = asker(&request);
+    let found = route.gather(&who, model::Query { query: text, time: asked.time }).await;
     Ok(match found {
         Ok(Gathered { answer: Vector { samples }, silent }) => {
             let sample = |s: Sample| json!({"metric": s.metric, "value": [s.at, s.value.to_string()]});
             let result: Vec<Value> = samples.into_iter().map(sample).collect();
-            telling(silent).json(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
+            telling(&who, silent).json(json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
         }
         Err(refusal) => {
             let (kind, mut response) = match refusal.code {

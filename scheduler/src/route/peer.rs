@@ -42,6 +42,13 @@ enum Said<A> {
     Refusal(Refusal),
 }
 
+/// A refusal as a door writes it (RFC 9457).
+#[derive(Deserialize)]
+struct Problem {
+    code: Code,
+    detail: String,
+}
+
 /// What was heard of another scheduler.
 #[derive(Debug)]
 pub enum Heard {
@@ -113,11 +120,19 @@ impl Peers {
         let Ok(whole) = Limited::new(response.into_body(), ANSWER_MAX).collect().await else {
             return Heard::Lost { sent: true };
         };
-        match serde_json::from_slice::<Said<Box<RawValue>>>(&whole.to_bytes()) {
+        let whole = whole.to_bytes();
+        match serde_json::from_slice::<Said<Box<RawValue>>>(&whole) {
             Ok(Said::Answer(answer)) => Heard::Answer(answer.get().into()),
             Ok(Said::Refusal(refusal)) => Heard::Refusal(refusal),
-            // Its door, which answers as any REST interface does: it does not know us, or is not ready.
-            Err(_) => Heard::Refusal(super::unavailable(format!("the scheduler at {} answered {status}", peer.rest))),
+            // Its door refuses, as any REST interface does: the token is none there any more, or a limit was reached.
+            Err(_) => match serde_json::from_slice::<Problem>(&whole) {
+                Ok(Problem { code, detail }) if code != Code::NotFound => Heard::Refusal(Refusal::new(code, detail)),
+                // A version that has no such door, or something else that listens there.
+                _ => {
+                    let detail = format!("the scheduler at {} answered {status}", peer.rest);
+                    Heard::Refusal(super::unavailable(detail))
+                }
+            },
         }
     }
 }

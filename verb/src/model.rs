@@ -16,6 +16,16 @@ pub struct Query {
     pub time: Option<String>,
 }
 
+/// Gauges of models, under both names (decision D12).
+pub const GAUGES: [&str; 6] = [
+    "inferno_desired_replicas",
+    "wva_desired_replicas",
+    "inferno_current_replicas",
+    "wva_current_replicas",
+    "inferno_desired_ratio",
+    "wva_desired_ratio",
+];
+
 /// The scale-to-zero configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScaleToZero {}

@@ -1,5 +1,6 @@
 //! Secrets: sets of variables that functions have in their environment.
 
+use capstan_common::refusal::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,6 +72,15 @@ pub struct SetView {
 pub struct UsersView {
     /// By name.
     pub functions: BTreeSet<String>,
+}
+
+impl UsersView {
+    /// Why the secret cannot be removed, if functions have it.
+    pub fn in_the_way(&self, secret: &str) -> Option<Refusal> {
+        let users = self.functions.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let detail = format!("secret `{secret}` is in use by {users}: deploy them without it first");
+        (!self.functions.is_empty()).then(|| Refusal::new(Code::Conflict, detail))
+    }
 }
 
 impl Users {

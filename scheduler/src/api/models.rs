@@ -14,7 +14,7 @@ use capstan_common::{
 };
 use capstan_verb::{
     function::ScalingView,
-    model::{Sample, Vector},
+    model::{GAUGES, Sample, Vector},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,16 +31,6 @@ pub struct Series {
     /// The value.
     pub value: f64,
 }
-
-/// Gauges of models, under both names (decision D12).
-pub const GAUGES: [&str; 6] = [
-    "inferno_desired_replicas",
-    "wva_desired_replicas",
-    "inferno_current_replicas",
-    "wva_current_replicas",
-    "inferno_desired_ratio",
-    "wva_desired_ratio",
-];
 
 /// Names under which the requests of a model can be asked for.
 const REQUESTS: [&str; 2] = ["vllm:request_success_total", "capstan_model_requests_total"];

@@ -12,7 +12,7 @@ use capstan_common::{
     validate,
 };
 use capstan_scheduler_core::function::Function;
-use capstan_verb::secret::{SecretView, SetView};
+use capstan_verb::secret::{SecretView, SetView, UsersView};
 use std::collections::BTreeSet;
 
 /// Bytes of one secret.
@@ -37,12 +37,6 @@ fn must_be_a_name(namespace: &str, name: &str) -> Result<(), Refusal> {
 
 fn view(namespace: &str, name: &str, keys: Vec<String>) -> SecretView {
     SecretView { namespace: namespace.into(), name: name.into(), keys }
-}
-
-/// Why a secret cannot be removed that these functions have.
-pub fn in_use(name: &str, users: impl IntoIterator<Item = String>) -> Refusal {
-    let users = users.into_iter().collect::<Vec<_>>().join(", ");
-    Refusal::new(Code::Conflict, format!("secret `{name}` is in use by {users}: deploy them without it first"))
 }
 
 impl Api {
@@ -101,9 +95,9 @@ impl Api {
                 format!("secret `{name}` of namespace `{namespace}` does not exist"),
             ));
         }
-        let users = self.users_of_secret(namespace, name).await;
-        if !users.is_empty() {
-            return Err(in_use(name, users));
+        let functions = self.users_of_secret(namespace, name).await;
+        if let Some(refusal) = (UsersView { functions }).in_the_way(name) {
+            return Err(refusal);
         }
         let gone = Change::Delete(layout::secret(namespace, name));
         self.env.globals.write(vec![gone]).await.map_err(store_refusal)?;

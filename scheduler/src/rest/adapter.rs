@@ -6,13 +6,12 @@ use super::{
     problem::query,
 };
 use crate::{
-    api::models::GAUGES,
     clock,
     route::{Gathered, Route},
 };
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use capstan_common::{id::FunctionKey, refusal::Refusal};
-use capstan_verb::model::{Gauge, Gauges, GaugesView};
+use capstan_verb::model::{GAUGES, Gauge, Gauges, GaugesView};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

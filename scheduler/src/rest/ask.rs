@@ -6,10 +6,7 @@ use super::{
     guard,
     problem::{Answer, Problem},
 };
-use crate::{
-    api::Api,
-    route::{self, Asker, Gathered, Route, Run},
-};
+use crate::route::{self, Asker, Gathered, Owner, Route, Run};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use capstan_verb::Verb;
 
@@ -27,7 +24,7 @@ pub fn asker(request: &HttpRequest) -> Asker {
 /// Asks a verb.
 pub async fn ask<V: Verb>(route: &Route, request: &HttpRequest, verb: V) -> Result<V::Answer, Problem>
 where
-    Api: Run<V>,
+    Owner: Run<V>,
 {
     Ok(route.ask(&asker(request), verb).await?)
 }
@@ -35,7 +32,7 @@ where
 /// Asks a verb, and shows what is answered.
 pub async fn shown<V: Verb>(route: &Route, request: &HttpRequest, verb: V) -> Answer
 where
-    Api: Run<V>,
+    Owner: Run<V>,
 {
     let who = asker(request);
     let Gathered { answer, silent } = route.gather(&who, verb).await?;

@@ -1,6 +1,6 @@
 //! The interface's own description, and the page that shows it.
 
-use actix_web::{HttpResponse, web};
+use actix_web::HttpResponse;
 use capstan_verb::access::Role;
 use serde::Deserialize;
 use serde_json::Value;
@@ -79,7 +79,7 @@ pub fn swagger() -> SwaggerUi {
 }
 
 /// Where to go from here.
-pub async fn home(_: web::Data<crate::api::Api>) -> HttpResponse {
+pub async fn home() -> HttpResponse {
     let page = "<!doctype html><meta charset=\"utf-8\"><title>Capstan</title><h1>Capstan</h1><ul>\
         <li><a href=\"/docs/\">REST interface</a> (<a href=\"/openapi.json\">OpenAPI</a>)\
         <li><a href=\"/metrics\">metrics</a>\

@@ -6,7 +6,6 @@ use super::{
     problem::{Answer, parse},
 };
 use crate::{
-    api::secrets::in_use,
     route::{Route, unavailable},
     secrets::Values,
 };
@@ -49,8 +48,8 @@ pub async fn remove(route: web::Data<Route>, request: HttpRequest, path: web::Pa
         let detail = format!("the scheduler at {silent} does not say whether its functions have the secret; try again");
         return Err(unavailable(detail).into());
     }
-    if !users.answer.functions.is_empty() {
-        return Err(in_use(&name, users.answer.functions).into());
+    if let Some(refusal) = users.answer.in_the_way(&name) {
+        return Err(refusal.into());
     }
     ask(&route, &request, secret::Remove { namespace, name }).await?;
     Ok(HttpResponse::NoContent().finish())

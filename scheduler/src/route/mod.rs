@@ -6,12 +6,13 @@
 mod peer;
 pub mod rights;
 
+pub use crate::api::Api as Owner;
 pub use peer::{FORWARDED, PATH, Peers, answer, connector};
 
 use crate::{
     api::{
         Api,
-        owner::{LOOK, Owner, PATIENCE},
+        owner::{LOOK, Owner as Found, PATIENCE},
     },
     cluster::Peer,
     shard::Guest,
@@ -138,9 +139,9 @@ impl Route {
         let (begun, mut written) = (Instant::now(), None);
         loop {
             let peer = match self.owner.owner(place).await {
-                Owner::Here(guest) => return self.run(who, verb, Some(guest)).await,
-                Owner::There(peer) => peer,
-                Owner::Nobody => {
+                Found::Here(guest) => return self.run(who, verb, Some(guest)).await,
+                Found::There(peer) => peer,
+                Found::Nobody => {
                     return Err(unavailable(
                         "the scheduler that owns this function is being replaced; try again in a moment",
                     ));

@@ -39,13 +39,6 @@ pub enum CallState {
     Cancelled,
 }
 
-impl CallState {
-    /// Whether nothing more will happen.
-    pub fn is_ended(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
-    }
-}
-
 /// How many inputs of a call are where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Counts {

@@ -352,6 +352,32 @@ fn mutated_bytes_are_read_or_refused_by_everything_that_reads_them() {
     read_all("trace contexts", 17, text(&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"]), |bytes| {
         format!("{:?}", capstan_common::trace::context(&utf8(bytes), Some("a=1")).is_some())
     });
+    let verb = json!({
+        "key": {"namespace": "default", "name": "f;x=1"}, "patch": {"min_containers": null}, "before": {"one_of": [3]},
+        "limit": 10, "namespace": "default", "call": "ca-0192f0c1d2e37a4b8c5d6e7f80910a1b", "index": 7, "data": {"default": {}},
+        "spec": spec(&["cat"], "exec", json!({})),
+    });
+    read_all("verbs", 19, vec![verb.to_string().into_bytes()], |bytes| {
+        fn read<V: capstan_verb::Verb>(bytes: &[u8]) -> String {
+            word(
+                serde_json::from_slice::<V>(bytes)
+                    .map(|verb| (format!("{:?}", verb.at()), verb.page(Vec::new()).is_some())),
+            )
+            .chars()
+            .take(12)
+            .collect()
+        }
+        use capstan_verb::{call, function, model};
+        [
+            read::<function::Patch>,
+            read::<function::Deploy>,
+            read::<call::List>,
+            read::<call::ExplainInput>,
+            read::<model::SetScaleToZero>,
+        ]
+        .map(|read| read(bytes))
+        .join(" ")
+    });
     read_all("specs", 18, vec![spec(&["cat"], "exec", json!({"timeout_s": 5})).to_string().into_bytes()], |bytes| {
         let read = serde_json::from_slice::<capstan_common::function::FunctionSpec>(bytes);
         read.map_or_else(

@@ -232,11 +232,6 @@ impl Api {
         }
     }
 
-    /// Whether a container exists now.
-    pub fn is_live(&self, container: ContainerId) -> bool {
-        self.env.registry.owner(container).is_some()
-    }
-
     /// Whether a subject may read a container's output: of one that is there, or of one that has ended and is still known.
     /// What others own is told of in the words of what is absent.
     pub fn must_see_output(&self, who: &Subject, container: ContainerId) -> Result<(), Refusal> {

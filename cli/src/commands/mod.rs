@@ -52,17 +52,15 @@ fn log(default: &str) {
     }
 }
 
-/// Runs a command line.
-pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let json = cli.json;
-    let client = || Client::new(&cli.url, cli.ca.as_deref(), cli.token.clone(), &cli.namespace);
-    match cli.command {
+/// Runs what concerns this machine alone; what a scheduler is asked comes back.
+async fn run_here(command: Command, json: bool) -> anyhow::Result<Result<ExitCode, Box<Command>>> {
+    match command {
         Command::Up(args) => run_up(args).await?,
         Command::Scheduler(args) => run_up(UpArgs { half: Some(Half::Scheduler), ..args }).await?,
         Command::Worker(args) => run_up(UpArgs { half: Some(Half::Worker), ..args }).await?,
         Command::Demo(args) => {
             log("error");
-            return demo::demo(args).await;
+            return demo::demo(args).await.map(Ok);
         }
         Command::LocalCluster(args) => {
             log("error");
@@ -70,7 +68,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Chaos(args) => {
             log("error");
-            return chaos::chaos(args, json).await;
+            return chaos::chaos(args, json).await.map(Ok);
         }
         Command::Config(args) => look::config(&args, json)?,
         Command::Doctor(args) => look::doctor(&args, json)?,
@@ -79,6 +77,23 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "capstan", &mut script);
             std::io::stdout().lock().write_all(&script)?;
         }
+        other => return Ok(Err(Box::new(other))),
+    }
+    Ok(Ok(ExitCode::SUCCESS))
+}
+
+/// Runs a command line.
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let json = cli.json;
+    let client = || Client::new(&cli.url, cli.ca.as_deref(), cli.token.clone(), &cli.namespace);
+    let command = match run_here(cli.command, json).await? {
+        Ok(code) => return Ok(code),
+        Err(asked) => asked,
+    };
+    match *command {
+        // Run above.
+        Command::Up(_) | Command::Scheduler(_) | Command::Worker(_) | Command::Demo(_) | Command::LocalCluster(_) => {}
+        Command::Chaos(_) | Command::Config(_) | Command::Doctor(_) | Command::Completions { .. } => {}
         Command::Top => top::top(&client()?).await?,
         Command::Deploy { files, dry_run } => functions::deploy(&client()?, &files, dry_run, json).await?,
         Command::Functions { instances } => functions::list(&client()?, instances.as_deref(), json).await?,

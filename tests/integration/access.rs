@@ -252,7 +252,9 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
         }
     }
     assert!(refused > RIGHTS.len(), "{refused}");
-    // What a door would have looked at is looked at here too.
+    // What a door would have looked at is looked at here too: sizes, and names.
+    let large = json!({"data": {"a": "x".repeat(1 << 20)}});
+    assert_eq!(send(&up, "POST", "/peer/model.SetScaleToZero", ROOT, Some(large)).await.0, 413);
     for name in ["a/b", "a\u{0}b", "..", "f;x=1"] {
         let odd = json!({"key": {"namespace": "mine", "name": name}, "spec": spec(&["cat"], "exec", json!({}))});
         let (_, said) = send(&up, "POST", "/peer/function.Deploy", ROOT, Some(odd)).await;

@@ -10,8 +10,8 @@ use crate::route::{self, Asker, Gathered, Owner, Route, Run};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use capstan_verb::Verb;
 
-/// Bytes of a verb that another scheduler asks.
-const VERB_BYTES: usize = 2 << 20;
+/// Bytes of a verb that is asked by its name: no more than a spec or a configuration may have at its own path.
+const VERB_BYTES: usize = 1 << 20;
 /// Names the schedulers that did not answer: what they own is missing from the list.
 const SILENT: &str = "Capstan-Silent";
 

@@ -8,10 +8,13 @@ cd "$(dirname "$0")"
 
 install() { # command package
     command -v "$1" >/dev/null && return
+    package "$2"
+}
+package() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get install -y --no-install-recommends "$2" >/dev/null || { apt-get update >/dev/null && apt-get install -y --no-install-recommends "$2" >/dev/null; }
+        apt-get install -y --no-install-recommends "$1" >/dev/null || { apt-get update >/dev/null && apt-get install -y --no-install-recommends "$1" >/dev/null; }
     else
-        echo "test.sh: $1 is missing: install the package $2" >&2
+        echo "test.sh: install the package $1" >&2
         exit 1
     fi
 }
@@ -25,6 +28,7 @@ install ip iproute2
 install prometheus prometheus
 install npm npm
 install pip3 python3-pip
+python3 -c "import ensurepip, venv" 2>/dev/null || package python3-venv
 install etcd etcd-server
 install etcdctl etcd-client
 
@@ -43,7 +47,7 @@ if [ "${1:-}" = full ]; then
     # How much of each; an ordinary run has defaults that fit it.
     export CAPSTAN_FUZZ_INPUTS=${CAPSTAN_FUZZ_INPUTS:-1000000} CAPSTAN_FUZZ=${CAPSTAN_FUZZ:-400}
     export CAPSTAN_POWER_CUTS=${CAPSTAN_POWER_CUTS:-10000} CAPSTAN_FUSE_CUTS=${CAPSTAN_FUSE_CUTS:-50}
-    export CAPSTAN_KILLS=${CAPSTAN_KILLS:-100}
+    export CAPSTAN_KILLS=${CAPSTAN_KILLS:-100} CAPSTAN_CONTRACT_S=${CAPSTAN_CONTRACT_S:-600}
 fi
 
 cargo clippy --workspace --all-targets --all-features -- -D warnings
@@ -56,6 +60,7 @@ target/helm/helm lint --quiet --strict deploy/kubernetes/chart --set auth.secret
 target/helm/helm template capstan deploy/kubernetes/chart --set auth.secret=tokens --set scheduler.keda.enabled=true >target/helm/rendered.yaml
 node tests/kubernetes/check.mjs deploy/kubernetes/*.yaml target/helm/rendered.yaml
 cargo build --workspace
+tests/clients/check.sh
 run --workspace
 # The checker is checked: every planted fault must be found.
 run -p capstan-tests --features mutants --test sim

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where a container stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerState {
     /// Ordered, not yet ready.

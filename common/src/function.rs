@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 
 /// One deployed version's spec, as in the REST contract; absent fields take the documented defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FunctionSpec {
     /// What is started.
@@ -29,24 +30,29 @@ pub struct FunctionSpec {
     pub resources: Resources,
     /// How many containers there are.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = crate::settings::WrittenSettings))]
     pub autoscaler: AutoscalerSettings,
     /// How many inputs a container takes at once.
     #[serde(default)]
     pub concurrency: Concurrency,
     /// Its part of what its namespace gets of a full cluster, against other functions' weights.
     #[serde(default = "one")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 1000, default = 1))]
     pub weight: u32,
     /// Inputs collected into batches.
     #[serde(default)]
     pub batching: Option<Batching>,
     /// What follows a failed attempt.
     #[serde(default, deserialize_with = "retries_or_count")]
+    #[cfg_attr(feature = "schema", schema(schema_with = crate::schema::retries))]
     pub retries: Retries,
     /// The longest one attempt may run; waiting does not count.
     #[serde(default = "five_minutes")]
+    #[cfg_attr(feature = "schema", schema(value_type = f64, minimum = 1, maximum = 86400, default = 300))]
     pub timeout_s: Seconds,
     /// The longest a container may take to become ready.
     #[serde(default = "five_minutes")]
+    #[cfg_attr(feature = "schema", schema(value_type = f64, minimum = 1, maximum = 86400, default = 300))]
     pub startup_timeout_s: Seconds,
     /// A container takes one input and ends.
     #[serde(default)]
@@ -71,15 +77,18 @@ pub struct FunctionSpec {
     pub parameters: BTreeMap<String, Parameter>,
     /// Of an instance: the values that are not defaults. They come from its name, never from a deployment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "schema", schema(read_only))]
     pub bound: BTreeMap<String, serde_json::Value>,
     /// Volumes by the path at which its processes see them: folders that outlive containers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "schema", schema(example = json!({"/data": "training-set"})))]
     pub volumes: BTreeMap<String, String>,
     /// Free names and values.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Names of secrets put into the environment.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(max_items = 64))]
     pub secrets: Vec<String>,
     /// Whether it runs as the worker's user and sees what the worker sees; only admins may deploy such a function.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -95,6 +104,7 @@ pub struct FunctionSpec {
 
 /// The token that a function's programs have in their environment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FunctionToken {
     /// What it may do, in the function's namespace.
@@ -110,6 +120,7 @@ impl FunctionToken {
 
 /// What a function's token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TokenRole {
     /// Nothing: there is none.
@@ -185,19 +196,24 @@ impl FunctionSpec {
 
 /// What is started for a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Runtime {
     /// A child process on the worker.
+    #[cfg_attr(feature = "schema", schema(title = "ProcessRuntime"))]
     Process(Process),
     /// A container image.
+    #[cfg_attr(feature = "schema", schema(title = "ContainerRuntime"))]
     Container(Image),
 }
 
 /// A child process on the worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Process {
     /// Program and arguments; the program is looked up in `PATH`.
+    #[cfg_attr(feature = "schema", schema(min_items = 1, example = json!(["python3", "handler.py"])))]
     pub command: Vec<String>,
     /// Where it runs; by default the worker's scratch folder for the container.
     #[serde(default)]
@@ -209,6 +225,7 @@ pub struct Process {
 
 /// A container image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Image {
     /// The image's name.
@@ -226,6 +243,7 @@ pub struct Image {
 
 /// How inputs reach a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// A long-lived server on `PORT`; each input is a `POST /`.
@@ -237,15 +255,20 @@ pub enum Protocol {
 
 /// What one container asks of its worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Resources {
     /// Cores requested; counted against the worker.
+    #[cfg_attr(feature = "schema", schema(value_type = f64, minimum = 0.001, maximum = 100000, default = 0.125, required = false))]
     pub cpu: Cpu,
     /// Cores that it may never pass, where the worker can enforce it. Equal to `cpu` where only that was written; none where
     /// neither was, or where `cpu` is the default, so that writing a default out changes nothing.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<f64>, minimum = 0.001, maximum = 100000))]
     pub cpu_limit: Option<Cpu>,
     /// Memory requested, and the limit where the worker can enforce it.
+    #[cfg_attr(feature = "schema", schema(minimum = 0, default = 128, required = false))]
     pub memory_mib: u32,
     /// GPUs by preference.
+    #[cfg_attr(feature = "schema", schema(schema_with = crate::schema::gpus, required = false))]
     pub gpu: Vec<String>,
 }
 
@@ -303,13 +326,16 @@ impl<'de> Deserialize<'de> for Resources {
 
 /// How many inputs a container takes at once (SPEC I).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Concurrency {
     /// Never more at once than this.
     #[serde(default = "one")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 10000, default = 1))]
     pub max_inputs: u32,
     /// What the autoscaler aims at; a container may still take `max_inputs`.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 1))]
     pub target_inputs: Option<u32>,
 }
 
@@ -325,29 +351,37 @@ impl Default for Concurrency {
 
 /// Inputs collected into batches (SPEC J).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Batching {
     /// A batch with this many leaves at once.
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 1000))]
     pub max_batch_size: u32,
     /// A batch leaves when its oldest input has waited this long.
+    #[cfg_attr(feature = "schema", schema(minimum = 0, maximum = 600000))]
     pub wait_ms: u64,
 }
 
 /// What follows a failed attempt (SPEC §2.3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Retries {
     /// Further attempts after a failure.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(minimum = 0, maximum = 1000, default = 0))]
     pub max_retries: u32,
     /// The pause before the first retry.
     #[serde(default = "one_second")]
+    #[cfg_attr(feature = "schema", schema(minimum = 0, maximum = 60000, default = 1000))]
     pub initial_delay_ms: u64,
     /// What each further pause is multiplied by; 1 is a fixed pause.
     #[serde(default = "two")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1, maximum = 10, default = 2.0))]
     pub backoff_coefficient: f64,
     /// No pause is longer.
     #[serde(default = "one_minute")]
+    #[cfg_attr(feature = "schema", schema(minimum = 1000, maximum = 60000, default = 60000))]
     pub max_delay_ms: u64,
 }
 

@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 /// One GPU of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Gpu {
     /// What its driver knows it by, also after a restart.
     pub uuid: String,

@@ -116,6 +116,7 @@ serde_as_text!(CallId, ContainerId);
 
 /// A worker's name, unique in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(value_type = String))]
 #[serde(transparent)]
 pub struct WorkerId(pub Arc<str>);
 
@@ -127,10 +128,13 @@ impl fmt::Display for WorkerId {
 
 /// A function's full name: `namespace/name`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct FunctionKey {
     /// The namespace; `default` always exists.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub namespace: Arc<str>,
     /// The name, `[a-z0-9A-Z._-]{1,128}`.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub name: Arc<str>,
 }
 
@@ -172,6 +176,7 @@ pub struct LinkId(pub u64);
 
 /// The number of a deployed version of a function, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(transparent)]
 pub struct Revision(pub u32);
 

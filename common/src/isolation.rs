@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 /// How much is kept apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", schema(as = IsolationLevel))]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// Nothing: functions are the worker's user and see what it sees.

@@ -19,6 +19,8 @@ pub mod refusal;
 pub mod report;
 pub mod resource;
 pub mod schedule;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod settings;
 pub mod stats;
 pub mod time;

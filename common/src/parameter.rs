@@ -24,6 +24,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'
 
 /// One parameter.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Parameter {
     /// What its values are.
@@ -35,6 +36,7 @@ pub struct Parameter {
 
 /// What a parameter's values are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = ParameterType))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Any text.

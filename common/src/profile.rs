@@ -11,13 +11,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 /// Autoscaler settings that hold between two set times (SPEC E06, E07).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// Its name, for `explain`.
+    #[cfg_attr(feature = "schema", schema(min_length = 1))]
     pub name: String,
     /// When it begins: a cron expression.
+    #[cfg_attr(feature = "schema", schema(example = "0 8 * * 1-5"))]
     pub start: String,
     /// When it ends: a cron expression.
+    #[cfg_attr(feature = "schema", schema(example = "0 20 * * 1-5"))]
     pub end: String,
     /// The time zone of both, by its IANA name; UTC without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -66,6 +66,7 @@ codes! {
 
 /// One wrong field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct FieldError {
     /// JSON pointer of the field.
     pub pointer: String,

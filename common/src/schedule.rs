@@ -12,19 +12,24 @@ use serde_json::value::RawValue;
 
 /// When a function runs by itself (SPEC E).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// A cron expression of five fields; excludes `period_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(example = "0 8 * * 1-5"))]
     pub cron: Option<String>,
     /// The expression's time zone, by its IANA name; UTC without one (SPEC E05).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(example = "America/New_York"))]
     pub timezone: Option<String>,
     /// Every so many seconds from the deployment on; excludes `cron`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<f64>, minimum = 1))]
     pub period_s: Option<Seconds>,
     /// What each run gets as its input.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = serde_json::Value))]
     pub input: Json,
     /// What happens when a run is due while an earlier one has not ended.
     #[serde(default)]
@@ -65,6 +70,7 @@ impl PartialEq for Json {
 
 /// A run is due while an earlier one has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Overlap {
     /// It runs beside it.
@@ -78,6 +84,7 @@ pub enum Overlap {
 
 /// Runs were due while no scheduler ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
     /// The latest of them is made up for.

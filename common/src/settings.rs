@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 /// How many containers a function has (SPEC B).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = EffectiveSettings))]
 pub struct AutoscalerSettings {
     /// Kept warm, even when the function is inactive. Older name: `keep_warm` (SPEC B18).
     pub min_containers: u32,
@@ -21,6 +22,7 @@ pub struct AutoscalerSettings {
 
 /// When a container is started for what waits (SPEC §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleupPolicy {
     /// At once, one for each slot's worth of inputs.
@@ -38,20 +40,34 @@ impl ScaleupPolicy {
 
 /// Settings as they are written: with their older names, absent where they are left out.
 #[derive(Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = AutoscalerSettings))]
 #[serde(deny_unknown_fields, rename = "AutoscalerSettings")]
-struct WrittenSettings {
+pub(crate) struct WrittenSettings {
+    /// Containers kept warm, even when the function is inactive.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, default = 0))]
     #[serde(default, deserialize_with = "present")]
     min_containers: Option<Option<u32>>,
+    /// Older name of `min_containers`.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, deprecated, write_only))]
     #[serde(default, deserialize_with = "present")]
     keep_warm: Option<Option<u32>>,
+    /// Never more containers than this; null: the cluster's own cap.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 1))]
     #[serde(default, deserialize_with = "present")]
     max_containers: Option<Option<u32>>,
+    /// Idle containers kept beyond need while the function is active.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, default = 0))]
     #[serde(default, deserialize_with = "present")]
     buffer_containers: Option<Option<u32>>,
+    /// Seconds that a container may idle before it is stopped.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 1, default = 60))]
     #[serde(default, deserialize_with = "present")]
     scaledown_window: Option<Option<u32>>,
+    /// Older name of `scaledown_window`.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 1, deprecated, write_only))]
     #[serde(default, deserialize_with = "present")]
     container_idle_timeout: Option<Option<u32>>,
+    /// Whether starts are spared where they take longer than what waits.
     #[serde(default)]
     scaleup_policy: Option<ScaleupPolicy>,
 }
@@ -122,6 +138,7 @@ impl Default for AutoscalerSettings {
 
 /// Dynamic settings laid over the deployed ones; an absent field is not overridden.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Overrides {
     /// Replaces `min_containers`.
@@ -164,13 +181,18 @@ impl Overrides {
 
 /// A JSON merge patch of overrides: absent keeps, `null` drops, a value sets (SPEC D07, D08).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct OverridesPatch {
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     min_containers: Option<Option<u32>>,
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_containers: Option<Option<u32>>,
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
     buffer_containers: Option<Option<u32>>,
+    #[cfg_attr(feature = "schema", schema(value_type = Option<u32>, minimum = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     scaledown_window: Option<Option<u32>>,
 }

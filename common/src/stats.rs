@@ -6,12 +6,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 /// A function's numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Stats {
     /// Inputs that wait.
     pub backlog: u64,
     /// Inputs held by containers.
     pub running: u64,
     /// Containers by state.
+    #[cfg_attr(feature = "schema", schema(value_type = BTreeMap<String, u32>, example = json!({"starting": 0, "idle": 1, "busy": 2, "draining": 0})))]
     pub containers: BTreeMap<ContainerState, u32>,
     /// Containers wanted.
     pub desired: u32,
@@ -22,6 +24,7 @@ pub struct Stats {
 /// The numbers behind a scale decision; the formula is
 /// `min(max, max(min, ceil((running + pending) / slots) + (buffer if active)))` (SPEC §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Facts {
     /// Inputs waiting, for a container or a retry.
     pub pending: u64,
@@ -43,8 +46,10 @@ pub struct Facts {
 
 /// Why an input waits: the closed list of RELIABILITY L2, with the sentence that an operator reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Waiting {
     /// The stable code.
+    #[cfg_attr(feature = "schema", schema(value_type = String, example = "max_containers"))]
     pub code: Cow<'static, str>,
     /// What would release it.
     pub detail: String,

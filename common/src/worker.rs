@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whether a worker takes work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     /// Takes containers.

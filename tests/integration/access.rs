@@ -31,7 +31,7 @@ async fn make(up: &Up, role: &str, namespaces: Value) -> String {
 }
 
 /// What the interface should say, from its role and scope: a refusal, or anything else.
-fn refused(role: usize, needed: usize, scope: &str, place: &str) -> Option<u16> {
+fn refused(role: usize, needed: usize, (scope, path): (&str, &str), place: &str) -> Option<u16> {
     let here = place != "everywhere";
     match scope {
         "namespace" if place == "theirs" => Some(404),
@@ -39,8 +39,8 @@ fn refused(role: usize, needed: usize, scope: &str, place: &str) -> Option<u16> 
         // The role needs no look at what is asked for, and comes first.
         _ if role < needed => Some(403),
         // The container asked for is absent: for those who see some namespaces it is as hidden as others'.
-        "call" if place == "theirs" => Some(404),
-        "container" if here => Some(404),
+        "record" if path.starts_with("/v1/calls") && place == "theirs" => Some(404),
+        "record" if path.starts_with("/v1/containers") && here => Some(404),
         _ => None,
     }
 }
@@ -99,7 +99,7 @@ async fn every_role_meets_every_operation_in_its_own_and_in_others_namespaces() 
                     let body = (method != "get" && method != "delete").then(|| json!({"nonsense": true}));
                     let (status, answer) =
                         send(&up, &method.to_uppercase(), &path, &tokens[&(role, whose)], body).await;
-                    let expected = refused(held, needed, scope, place);
+                    let expected = refused(held, needed, (scope, &path), place);
                     let what = format!("{role} {place} {method} {path}: {status} {answer}");
                     match expected {
                         Some(expected) => assert_eq!(status, expected, "{what}"),

@@ -100,74 +100,79 @@ fn doors_know_verbs_and_the_route_and_those_that_see_more_are_counted() {
     assert!(files.len() > SEE_BEHIND.len());
 }
 
+/// Verbs that no path asks by itself: parts of others, and what KEDA's door asks.
+const INNER: [&str; 7] = [
+    "cluster.RequiredNodes",
+    "function.AwaitActive",
+    "function.Check",
+    "function.RequiredNodes",
+    "model.Gauges",
+    "model.Serving",
+    "secret.Users",
+];
+
 #[test]
-fn the_document_asks_for_the_rights_that_the_table_of_verbs_has() {
-    // Until the document is made of the table: what is asked over REST as a verb, by its path and method.
-    let document = std::fs::read_to_string(root().join("scheduler/src/rest/openapi.json")).expect("the document");
-    let document: Value = serde_json::from_str(&document).expect("JSON");
-    let of_a_function = "/v1/namespaces/{ns}/functions/{fn}";
-    let asked = [
-        ("function.Get", "get", of_a_function.to_owned()),
-        ("function.Settings", "get", format!("{of_a_function}/autoscaler")),
-        ("function.GetStats", "get", format!("{of_a_function}/stats")),
-        ("function.Explain", "get", format!("{of_a_function}/explain")),
-        ("function.Instances", "get", format!("{of_a_function}/instances")),
-        ("function.Scaling", "get", format!("{of_a_function}/scaling")),
-        ("function.Schedule", "get", format!("{of_a_function}/schedule")),
-        ("function.List", "get", "/v1/namespaces/{ns}/functions".into()),
-        ("call.Get", "get", "/v1/calls/{id}".into()),
-        ("call.ExplainInput", "get", "/v1/calls/{id}/inputs/{index}/explain".into()),
-        ("call.List", "get", "/v1/calls".into()),
-        ("container.List", "get", "/v1/containers".into()),
-        ("container.Stop", "post", "/v1/containers/{id}/stop".into()),
-        ("cluster.Schedulers", "get", "/v1/schedulers".into()),
-        ("cluster.Workers", "get", "/v1/workers".into()),
-        ("cluster.Worker", "get", "/v1/workers/{id}".into()),
-        ("namespace.Get", "get", "/v1/namespaces/{ns}".into()),
-        ("namespace.List", "get", "/v1/namespaces".into()),
-        ("function.Deploy", "put", of_a_function.into()),
-        ("function.Patch", "patch", format!("{of_a_function}/autoscaler")),
-        ("function.Remove", "delete", of_a_function.into()),
-        ("function.PauseSchedule", "post", format!("{of_a_function}/schedule/pause")),
-        ("function.RunSchedule", "post", format!("{of_a_function}/schedule/run")),
-        ("call.Cancel", "post", "/v1/calls/{id}/cancel".into()),
-        ("namespace.Set", "put", "/v1/namespaces/{ns}".into()),
-        ("cluster.TurnWorker", "post", "/v1/workers/{id}/drain".into()),
-        ("cluster.RevokeWorker", "post", "/v1/workers/{id}/revoke".into()),
-        ("cluster.Invite", "post", "/v1/join-tokens".into()),
-        ("model.ScaleToZero", "get", "/v1/scale-to-zero".into()),
-        ("model.SetScaleToZero", "put", "/v1/scale-to-zero".into()),
-        ("model.Effective", "get", "/v1/scale-to-zero/effective".into()),
-        ("token.List", "get", "/v1/tokens".into()),
-        ("token.Make", "post", "/v1/tokens".into()),
-        ("token.Revoke", "delete", "/v1/tokens/{id}".into()),
-        ("secret.List", "get", "/v1/namespaces/{ns}/secrets".into()),
-        ("secret.Set", "put", "/v1/namespaces/{ns}/secrets/{name}".into()),
-        ("secret.Remove", "delete", "/v1/namespaces/{ns}/secrets/{name}".into()),
-        // KEDA's, which looks.
-        ("function.AwaitActive", "get", format!("{of_a_function}/stats")),
-        ("function.RequiredNodes", "get", format!("{of_a_function}/stats")),
-        ("model.Serving", "get", format!("{of_a_function}/stats")),
-        ("cluster.RequiredNodes", "get", "/v1/schedulers".into()),
-        // Parts of others: a deployment that is tried, and who has a secret that is to be removed.
-        ("function.Check", "put", of_a_function.into()),
-        ("secret.Users", "delete", "/v1/namespaces/{ns}/secrets/{name}".into()),
-        ("model.Query", "get", "/api/v1/query".into()),
-        ("model.Gauges", "get", "/apis/external.metrics.k8s.io/v1beta1/namespaces/{ns}/{metric}".into()),
+fn each_operation_of_the_interface_is_a_verb_with_its_rights_or_known_not_to_be_one() {
+    // DESIGN §6. Bodies that stream, another's interface, and what the server says of itself.
+    let others = [
+        "invoke",
+        "spawn",
+        "spawnMap",
+        "map",
+        "getResults",
+        "getTrace",
+        "getContainerLogs",
+        "streamEvents",
+        "webGet",
+        "webPut",
+        "webPost",
+        "webPatch",
+        "webDelete",
+        "listExternalMetrics",
+        "getExternalMetric",
+        "listCustomMetrics",
+        "getCustomMetric",
+        "getHealth",
+        "getReadiness",
+        "getMetrics",
+        "getDocument",
+        "getHome",
     ];
-    let names: BTreeSet<&str> = asked.iter().map(|(verb, _, _)| *verb).collect();
-    assert_eq!(names, capstan_verb::RIGHTS.iter().map(|rights| rights.verb).collect());
-    for (verb, method, path) in asked {
-        let rights = capstan_verb::RIGHTS.iter().find(|rights| rights.verb == verb).expect("a verb");
-        let operation = &document["paths"][&path][method];
-        let scope = match operation["x-scope"].as_str() {
-            Some("namespace") => "In",
-            Some("call" | "container") => "OfRecord",
-            Some("list") => "List",
-            _ => "Cluster",
-        };
-        assert_eq!((operation["x-role"].as_str(), scope), (Some(rights.role.name()), rights.scope), "{method} {path}");
+    let document = capstan_scheduler::rest::document();
+    let (mut asked, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in operations.as_object().expect("operations") {
+            let id = operation["operationId"].as_str().expect("an id");
+            assert!(ids.insert(id.to_owned()), "{id} twice");
+            assert!(operation["tags"][0].is_string() && operation["summary"].is_string(), "{id}");
+            let Some(verb) = operation["x-verb"].as_str() else {
+                assert!(others.contains(&id), "{method} {path} ({id}) asks no verb");
+                continue;
+            };
+            let rights = capstan_verb::RIGHTS.iter().find(|rights| rights.verb == verb).expect("a verb");
+            assert_eq!(operation["x-role"], rights.role.name(), "{id}");
+            let scope = if rights.scope == "In" {
+                "namespace"
+            } else if rights.scope == "OfRecord" {
+                "record"
+            } else {
+                rights.scope
+            };
+            assert_eq!(operation["x-scope"], scope.to_lowercase(), "{id}");
+            // What needs no look-up is refused before any: a verb of a namespace has it in its path.
+            assert!(rights.scope != "In" || path.contains("{ns}"), "{id}");
+            asked.insert(verb.to_owned());
+        }
     }
+    let text = document.to_string();
+    for part in text.split("#/components/schemas/").skip(1) {
+        let name = part.split('"').next().unwrap_or_default();
+        assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not there");
+    }
+    let all: BTreeSet<String> = capstan_verb::RIGHTS.iter().map(|rights| rights.verb.to_owned()).collect();
+    let unasked: BTreeSet<&str> = all.difference(&asked).map(String::as_str).collect();
+    assert_eq!(unasked, INNER.into_iter().collect());
+    assert!(others.iter().all(|other| ids.contains(*other)), "{ids:?}");
 }
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, sync::Arc};
+use utoipa::ToSchema;
 
 /// What a token may do; each role may do what those before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Look at everything.

@@ -7,6 +7,7 @@ use capstan_common::{
 };
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, sync::Arc};
+use utoipa::ToSchema;
 
 /// A call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +33,11 @@ pub struct Cancel {
 }
 
 /// A call that was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Spawned)]
 pub struct SpawnedView {
     /// Its id.
+    #[schema(value_type = String, example = "ca-019c3f1d2e3a7b4c8d5e6f708192a3b4")]
     pub call_id: CallId,
 }
 
@@ -58,9 +61,11 @@ pub struct List {
 }
 
 /// A call as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Call)]
 pub struct CallView {
     /// Its id.
+    #[schema(value_type = String, example = "ca-019c3f1d2e3a7b4c8d5e6f708192a3b4")]
     pub id: CallId,
     /// Its function's namespace.
     pub namespace: Arc<str>,
@@ -71,10 +76,13 @@ pub struct CallView {
     /// Where its inputs are.
     pub inputs: Counts,
     /// When it was accepted.
+    #[schema(format = DateTime)]
     pub created_at: String,
     /// When it ended.
+    #[schema(format = DateTime)]
     pub finished_at: Option<String>,
     /// Until when its results are kept.
+    #[schema(format = DateTime)]
     pub expires_at: Option<String>,
 }
 
@@ -105,18 +113,21 @@ impl List {
 }
 
 /// A page of calls.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Calls)]
 pub struct CallsView {
     /// The newest first.
     pub calls: Vec<CallView>,
     /// Behind which call the next page begins, if there is one.
+    #[schema(value_type = Option<String>)]
     pub next: Option<CallId>,
 }
 
 /// The life of an input.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct InputLife {
     /// Of which call.
+    #[schema(value_type = String, example = "ca-019c3f1d2e3a7b4c8d5e6f708192a3b4")]
     pub call_id: CallId,
     /// Its place there.
     pub index: u64,
@@ -126,6 +137,7 @@ pub struct InputLife {
     pub attempts: u32,
     /// Where it runs, or where it last ran.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub container: Option<ContainerId>,
     /// On which worker it runs.
     #[serde(default)]
@@ -143,14 +155,17 @@ pub struct InputLife {
 }
 
 /// A state that an input was in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = InputStep)]
 pub struct Step {
     /// `pending`, `running`, `lost`, `attempt_failed`, `succeeded`, `failed` or `cancelled`.
     pub state: Cow<'static, str>,
     /// Since when.
+    #[schema(format = DateTime)]
     pub at: String,
     /// Where it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub container: Option<ContainerId>,
     /// Why an attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]

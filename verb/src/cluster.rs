@@ -10,6 +10,7 @@ use capstan_common::{
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
+use utoipa::ToSchema;
 
 /// All schedulers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +48,8 @@ pub struct RevokeWorker {
 pub struct Invite {}
 
 /// A worker whose certificate was revoked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Revoked)]
 pub struct RevokedView {
     /// Its name.
     pub id: String,
@@ -58,7 +60,8 @@ pub struct RevokedView {
 }
 
 /// A token that lets one worker join.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Invitation)]
 pub struct InvitationView {
     /// The token.
     pub join_token: String,
@@ -75,14 +78,16 @@ pub struct RequiredNodes {
 }
 
 /// A number of nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Nodes)]
 pub struct NodesView {
     /// So many.
     pub nodes: u64,
 }
 
 /// Schedulers by name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Schedulers)]
 pub struct SchedulersView {
     /// Those that are there.
     pub schedulers: Vec<SchedulerView>,
@@ -91,7 +96,8 @@ pub struct SchedulersView {
 }
 
 /// A scheduler as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Scheduler)]
 pub struct SchedulerView {
     /// Its name.
     pub name: String,
@@ -110,20 +116,23 @@ pub struct SchedulerView {
 }
 
 /// Workers by name.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Workers)]
 pub struct WorkersView {
     /// Those that have joined.
     pub workers: Vec<WorkerView>,
 }
 
 /// A worker as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Worker)]
 pub struct WorkerView {
     /// Its name.
     pub id: WorkerId,
     /// The same.
     pub name: WorkerId,
     /// Where servers of its containers are reached.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its state.
     pub state: WorkerState,
@@ -132,6 +141,7 @@ pub struct WorkerView {
     /// What of that no container has.
     pub free: AmountView,
     /// Its containers, of all schedulers' functions.
+    #[schema(value_type = Vec<String>)]
     pub containers: Vec<ContainerId>,
     /// Its software's version.
     pub version: String,
@@ -142,13 +152,16 @@ pub struct WorkerView {
     /// What it does not keep apart.
     pub not_kept_apart: Vec<String>,
     /// When it last joined.
+    #[schema(format = DateTime)]
     pub joined_at: String,
     /// Its links break again and again; until then it gets work only where no other has room.
+    #[schema(format = DateTime)]
     pub flaps_until: Option<String>,
 }
 
 /// What a worker has.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Amount)]
 pub struct AmountView {
     /// Cores.
     pub cpu: f64,

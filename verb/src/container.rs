@@ -6,6 +6,7 @@ use capstan_common::{
 };
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc};
+use utoipa::ToSchema;
 
 /// Containers; what is not named lets all through.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,25 +30,30 @@ pub struct Stop {
 }
 
 /// A container that was told to stop.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Stopping)]
 pub struct StoppingView {
     /// Which.
+    #[schema(value_type = String, example = "ct-0000010000000001")]
     pub id: ContainerId,
     /// `stopping`.
     pub state: Cow<'static, str>,
 }
 
 /// All containers that were asked for.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Containers)]
 pub struct ContainersView {
     /// By function, then by id.
     pub containers: Vec<ContainerView>,
 }
 
 /// A container as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Container)]
 pub struct ContainerView {
     /// Its id.
+    #[schema(value_type = String, example = "ct-0000010000000001")]
     pub id: ContainerId,
     /// Its function's namespace.
     pub namespace: Arc<str>,
@@ -62,8 +68,10 @@ pub struct ContainerView {
     /// Inputs and web requests that it holds.
     pub inputs: u32,
     /// When its start was decided.
+    #[schema(format = DateTime)]
     pub started_at: String,
     /// Where its server listens, if it has one that is ready.
+    #[schema(value_type = Option<String>)]
     pub address: Option<SocketAddr>,
     /// Why it is where it is, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +82,8 @@ pub struct ContainerView {
 }
 
 /// Why a container is where it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Placement)]
 pub struct PlacementView {
     /// The stable code.
     pub reason: Cow<'static, str>,

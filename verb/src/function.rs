@@ -10,6 +10,7 @@ use capstan_common::{
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::{borrow::Cow, sync::Arc};
+use utoipa::ToSchema;
 
 /// A function's name, as it may be: what comes from outside is looked at before anything is done with it.
 fn function<'de, D: Deserializer<'de>>(d: D) -> Result<FunctionKey, D::Error> {
@@ -165,7 +166,8 @@ pub struct AwaitActive {
 }
 
 /// Whether a function wants containers, or has inputs that wait or run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Active)]
 pub struct ActiveView {
     /// Whether it is.
     pub active: bool,
@@ -183,7 +185,8 @@ pub struct RequiredNodes {
 }
 
 /// A revision that was deployed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Deployed)]
 pub struct DeployedView {
     /// The function.
     pub function: FunctionView,
@@ -192,7 +195,8 @@ pub struct DeployedView {
 }
 
 /// A spec that could be deployed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Checked)]
 pub struct CheckedView {
     /// True: nothing was deployed.
     pub dry_run: bool,
@@ -215,7 +219,8 @@ pub struct List {
 }
 
 /// A function as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Function)]
 pub struct FunctionView {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -224,6 +229,7 @@ pub struct FunctionView {
     /// The live revision.
     pub revision: u32,
     /// When that was deployed.
+    #[schema(format = DateTime)]
     pub deployed_at: String,
     /// Its spec.
     pub spec: Arc<FunctionSpec>,
@@ -235,7 +241,8 @@ pub struct FunctionView {
 }
 
 /// A page of functions.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Functions)]
 pub struct FunctionsView {
     /// By name.
     pub functions: Vec<FunctionView>,
@@ -258,7 +265,8 @@ impl List {
 }
 
 /// Settings by where they come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Settings)]
 pub struct SettingsView {
     /// As deployed.
     pub deployed: AutoscalerSettings,
@@ -275,7 +283,8 @@ pub struct SettingsView {
 }
 
 /// The latest decisions, and why inputs wait.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Explain)]
 pub struct ExplainView {
     /// Newest first.
     pub decisions: Vec<DecisionView>,
@@ -289,9 +298,11 @@ pub struct ExplainView {
 }
 
 /// A scale decision.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Decision)]
 pub struct DecisionView {
     /// When.
+    #[schema(format = DateTime)]
     pub at: String,
     /// Containers wanted before.
     pub from: u32,
@@ -304,7 +315,8 @@ pub struct DecisionView {
 }
 
 /// What the scale-to-zero configuration says of a function's model, and what keeps its last container.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ScaleToZeroFacts)]
 pub struct ScaleToZeroView {
     /// Whether it may be scaled to zero.
     pub enable_scale_to_zero: bool,
@@ -313,13 +325,14 @@ pub struct ScaleToZeroView {
     /// Which entries decided.
     pub decided_by: DecidedBy,
     /// When the last request was, as far as is known.
+    #[schema(format = DateTime)]
     pub last_request: String,
     /// What keeps a container now, if anything does.
     pub kept_by: Option<Cow<'static, str>>,
 }
 
 /// Entries of the scale-to-zero configuration, by what they decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DecidedBy {
     /// The flag.
     pub enable_scale_to_zero: Arc<str>,
@@ -328,14 +341,16 @@ pub struct DecidedBy {
 }
 
 /// A function's instances.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Instances)]
 pub struct InstancesView {
     /// By name.
     pub instances: Vec<FunctionView>,
 }
 
 /// The numbers that a scaler reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Scaling)]
 pub struct ScalingView {
     /// Containers wanted.
     pub desired: u32,
@@ -348,19 +363,22 @@ pub struct ScalingView {
 }
 
 /// A function's schedule, and where it stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ScheduleState)]
 pub struct ScheduleView {
     /// As deployed.
     pub schedule: schedule::Schedule,
     /// Whether it is paused.
     pub paused: bool,
     /// The last due time that was seen to.
+    #[schema(format = DateTime)]
     pub last: Option<String>,
     /// The next due times; none while it is paused.
     pub next: Vec<String>,
     /// Runs that wait for an earlier one to end.
     pub waiting: usize,
     /// Calls that it made and that have not ended.
+    #[schema(value_type = Vec<String>)]
     pub running: Vec<CallId>,
 }
 

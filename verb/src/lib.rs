@@ -19,11 +19,12 @@ pub use table::{RIGHTS, Rights};
 
 use access::Role;
 use serde::{Serialize, de::DeserializeOwned};
+use utoipa::ToSchema;
 
 /// What a client asks.
 pub trait Verb: Clone + Serialize + DeserializeOwned + Send + 'static {
     /// What it is answered.
-    type Answer: Serialize + DeserializeOwned + Send + 'static;
+    type Answer: Serialize + DeserializeOwned + ToSchema + Send + 'static;
     /// Its name, among all verbs.
     const NAME: &'static str;
     /// The role that it needs.
@@ -44,7 +45,7 @@ pub trait Verb: Clone + Serialize + DeserializeOwned + Send + 'static {
 }
 
 /// It was done, and there is nothing more to say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize, ToSchema)]
 pub struct Done {}
 
 /// Whose rights count for a verb.

@@ -5,6 +5,7 @@ use capstan_common::id::FunctionKey;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// A PromQL query about models (the guide's).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +48,8 @@ pub struct Effective {
 }
 
 /// The scale-to-zero configuration in force.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ScaleToZero)]
 pub struct ScaleToZeroView {
     /// As it was put.
     pub data: Map<String, Value>,
@@ -56,7 +58,8 @@ pub struct ScaleToZeroView {
 }
 
 /// What holds for one model, and which entry decided each field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Effective)]
 pub struct EffectiveView {
     /// Whether it may be scaled to zero.
     pub enable_scale_to_zero: bool,
@@ -76,7 +79,8 @@ pub struct Serving {
 }
 
 /// A function that serves a model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Serving)]
 pub struct ServingView {
     /// Which.
     pub key: FunctionKey,
@@ -90,14 +94,15 @@ pub struct Gauges {
 }
 
 /// Gauges, one for each name and set of labels.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Gauges)]
 pub struct GaugesView {
     /// All of them.
     pub gauges: Vec<Gauge>,
 }
 
 /// A gauge of now.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Gauge {
     /// The metric's name.
     pub name: String,
@@ -121,14 +126,14 @@ impl Gauges {
 }
 
 /// What a query finds: an instant vector.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Vector {
     /// One for each set of labels.
     pub samples: Vec<Sample>,
 }
 
 /// A sample.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sample {
     /// Its labels.
     pub metric: BTreeMap<String, String>,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// One namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,14 +27,16 @@ pub struct Set {
 pub struct List {}
 
 /// Namespaces by name.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Namespaces)]
 pub struct NamespacesView {
     /// Those that are known of.
     pub namespaces: Vec<NamespaceView>,
 }
 
 /// A namespace as users see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Namespace)]
 pub struct NamespaceView {
     /// Its name.
     pub name: Arc<str>,
@@ -46,7 +49,8 @@ pub struct NamespaceView {
 }
 
 /// The most that all containers of a namespace may take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Quota)]
 pub struct QuotaView {
     /// Containers.
     pub containers: Option<u32>,
@@ -59,7 +63,8 @@ pub struct QuotaView {
 }
 
 /// What all containers of a namespace take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Used)]
 pub struct UsedView {
     /// Containers.
     pub containers: u32,

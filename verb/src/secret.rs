@@ -3,6 +3,7 @@
 use capstan_common::refusal::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use utoipa::ToSchema;
 
 /// The secrets of a namespace, without what they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +42,16 @@ pub struct Users {
 }
 
 /// Secrets by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Secrets)]
 pub struct SecretsView {
     /// All of the namespace.
     pub secrets: Vec<SecretView>,
 }
 
 /// A secret as users see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Secret)]
 pub struct SecretView {
     /// Its namespace.
     pub namespace: String,
@@ -59,7 +62,8 @@ pub struct SecretView {
 }
 
 /// A secret that was set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = SecretSet)]
 pub struct SetView {
     /// The secret.
     pub secret: SecretView,
@@ -68,7 +72,8 @@ pub struct SetView {
 }
 
 /// Functions that have a secret.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = SecretUsers)]
 pub struct UsersView {
     /// By name.
     pub functions: BTreeSet<String>,

@@ -3,13 +3,15 @@
 use crate::access::Role;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, sync::Arc};
+use utoipa::ToSchema;
 
 /// All tokens, without what they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {}
 
 /// Makes a token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = TokenRequest)]
 #[serde(deny_unknown_fields)]
 pub struct Make {
     /// What people call it.
@@ -30,14 +32,16 @@ pub struct Revoke {
 }
 
 /// Tokens by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Tokens)]
 pub struct TokensView {
     /// All of them.
     pub tokens: Vec<TokenView>,
 }
 
 /// A token as operators see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Token)]
 pub struct TokenView {
     /// Its id.
     pub id: Arc<str>,
@@ -48,6 +52,7 @@ pub struct TokenView {
     /// Where; null: everywhere.
     pub namespaces: Option<BTreeSet<Arc<str>>>,
     /// When it was made.
+    #[schema(format = DateTime)]
     pub created_at: String,
     /// The token itself: told when it is made, and never again.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,7 @@
 
 use super::{
     gate::{Gate, Visitor, missing},
-    openapi,
+    interface,
     problem::Problem,
 };
 use crate::{api::Api, telemetry::metrics::ApiLabel};
@@ -109,9 +109,9 @@ fn explain_bare<B: MessageBody>(mut response: ServiceResponse<B>) -> ServiceResp
     };
     let mut answer = Problem::new(code, detail).error_response();
     let route = request.extensions().get::<Route>().copied();
-    let operations = route.and_then(|route| openapi::operations(route.0));
+    let operations = route.and_then(|route| interface::operations(route.0));
     if let Some(operations) = operations.filter(|_| code == Code::MethodNotAllowed) {
-        let mut allowed: Vec<&str> = operations.keys().map(String::as_str).collect();
+        let mut allowed: Vec<&str> = operations.keys().copied().collect();
         if allowed.contains(&"GET") {
             allowed.push("HEAD");
         }

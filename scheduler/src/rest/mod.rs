@@ -13,9 +13,9 @@ mod gate;
 mod gather;
 mod govern;
 mod guard;
+mod interface;
 mod keys;
 mod map;
-mod openapi;
 mod problem;
 mod route;
 mod secrets;
@@ -123,6 +123,11 @@ pub fn routes(app: &mut actix::ServiceConfig) {
     register(app);
 }
 
+/// The interface's OpenAPI document.
+pub fn document() -> serde_json::Value {
+    interface::write()
+}
+
 /// The patterns of all routes that a server has.
 pub fn patterns() -> Vec<&'static str> {
     let mut patterns = Vec::new();
@@ -136,11 +141,11 @@ fn register(app: &mut actix::ServiceConfig) -> Vec<&'static str> {
     functions_and_calls(&mut routes);
     web_routes(&mut routes);
     cluster_and_models(&mut routes);
-    routes.at("/openapi.json", |r| r.get(openapi::document));
-    routes.at("/", |r| r.get(openapi::home));
+    routes.at("/openapi.json", |r| r.get(interface::document));
+    routes.at("/", |r| r.get(interface::home));
     let patterns = routes.patterns;
     app.service(actix::resource("/peer/{verb}").route(actix::post().to(ask::peer)));
-    app.service(openapi::swagger())
+    app.service(interface::swagger())
         .service(actix::redirect("/docs", "/docs/"))
         .default_service(actix::to(problem::no_route));
     patterns

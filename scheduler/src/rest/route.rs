@@ -4,7 +4,7 @@
 use super::{
     gate::{Visitor, missing},
     guard::Route,
-    openapi::{self, Operation},
+    interface::{self, Operation},
     problem::Problem,
 };
 use crate::route::rights;
@@ -69,7 +69,7 @@ async fn enter(
 fn allowed(path: &'static str, request: &ServiceRequest) -> Result<(), Option<Refusal>> {
     let visitor = request.extensions().get::<Visitor>().cloned();
     let visitor = visitor.ok_or_else(|| Some(missing().refusal().clone()))?;
-    let operations = openapi::operations(path).ok_or(None)?;
+    let operations = interface::operations(path).ok_or(None)?;
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
     let proxied = path.starts_with("/web/");
     let operation = match operations.get(method.as_str()) {
@@ -98,10 +98,10 @@ fn authorize(operation: &Operation, request: &ServiceRequest, subject: &Subject)
     // As handlers read it.
     let place: Place = request.match_info().load().map_err(|_| hidden("the path names nothing that exists"))?;
     let scope = match operation.scope {
-        openapi::Scope::Namespace => place.ns.as_deref().map_or(Scope::Cluster, Scope::In),
-        openapi::Scope::Call | openapi::Scope::Container => Scope::OfRecord,
-        openapi::Scope::List => Scope::List,
-        openapi::Scope::Cluster => Scope::Cluster,
+        interface::Scope::Namespace => place.ns.as_deref().map_or(Scope::Cluster, Scope::In),
+        interface::Scope::Record => Scope::OfRecord,
+        interface::Scope::List => Scope::List,
+        interface::Scope::Cluster => Scope::Cluster,
     };
     rights::authorize(operation.role, scope, subject)
 }
@@ -112,8 +112,9 @@ fn known_parameters(operation: &Operation, request: &ServiceRequest) -> Result<(
         return Ok(());
     }
     for (name, _) in form_urlencoded::parse(request.query_string().as_bytes()) {
-        if !operation.parameters.iter().any(|k| *k == name) {
-            let detail = match operation.parameters.as_slice() {
+        let known: Vec<&str> = operation.query_names().collect();
+        if !known.contains(&&*name) {
+            let detail = match known.as_slice() {
                 [] => "is not a parameter; this path takes none".to_owned(),
                 known => format!("is not a parameter; this path takes {}", known.join(", ")),
             };

@@ -200,6 +200,15 @@ async fn tokens_of_a_file_open_the_door_and_a_file_that_all_can_read_is_refused(
     }
 }
 
+/// Asks a verb by its name, with an input behind it.
+async fn bring(up: &Up, verb: &str, token: &str, about: &Value, input: &[u8]) -> (u16, Value) {
+    let json = about.to_string().into_bytes();
+    let request = up.http.post(up.at(&format!("/peer/{verb}"))).bearer_auth(token);
+    let request = request.header("capstan-verb-length", json.len()).body([&json[..], input].concat());
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap_or_default())
+}
+
 #[tokio::test]
 async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
     // DESIGN law 13, RELIABILITY §4.3 API1 API2 API5: the way on which schedulers ask each other is open to nobody else's rights.
@@ -214,7 +223,7 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
         "key": {"namespace": "theirs", "name": "f"}, "namespace": "theirs", "call": spawned["call_id"], "index": 0,
         "container": "ct-0000010000000001", "name": "nothing", "limit": 10, "query": "wva_desired_replicas",
         "spec": spec(&["cat"], "exec", json!({})), "patch": {}, "before": {"one_of": []}, "paused": true, "weight": 0, "quota": {},
-        "data": {}, "model_id": "m", "id": "nothing", "values": {}, "wait_ms": 0,
+        "data": {}, "model_id": "m", "id": "nothing", "values": {}, "wait_ms": 0, "ordered": true, "input": "json",
     });
     let mut refused = 0;
     for rights in RIGHTS {
@@ -234,7 +243,12 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
             let needed = ROLES.iter().position(|role| *role == rights.role.name()).unwrap();
             for everywhere in [true, false] {
                 let token = make(&up, role, if everywhere { Value::Null } else { json!(["mine"]) }).await;
-                let (status, said) = send(&up, "POST", &path, &token, Some(about.clone())).await;
+                let brings = matches!(rights.verb, "call.Invoke" | "call.Spawn");
+                let (status, said) = if brings {
+                    bring(&up, rights.verb, &token, &about, b"[1]").await
+                } else {
+                    send(&up, "POST", &path, &token, Some(about.clone())).await
+                };
                 assert_eq!(status, 200, "{path}");
                 let what = format!("{} {role} {everywhere}: {said}", rights.verb);
                 let code = said["refusal"]["code"].as_str();
@@ -255,6 +269,23 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
     // What a door would have looked at is looked at here too: sizes, and names.
     let large = json!({"data": {"a": "x".repeat(1 << 20)}});
     assert_eq!(send(&up, "POST", "/peer/model.SetScaleToZero", ROOT, Some(large)).await.0, 413);
+    for (format, input, code) in [
+        ("json", &b"1\n{\"index\":7}"[..], "malformed"),
+        ("json", b"", "malformed"),
+        ("pickle", b"\x80\x04.", "unsupported"),
+        ("unheard", b"1", "malformed"),
+    ] {
+        let mut brought = about.clone();
+        brought["input"] = format.into();
+        let (_, said) = bring(&up, "call.Spawn", ROOT, &brought, input).await;
+        assert_eq!(said["refusal"]["code"], code, "{format}: {said}");
+    }
+    let mut long = about.clone();
+    long["terms"] = json!({"key": "k".repeat(256)});
+    assert_eq!(bring(&up, "call.Spawn", ROOT, &long, b"1").await.1["refusal"]["code"], "malformed");
+    let (_, said) = bring(&up, "call.Get", ROOT, &about, b"1").await;
+    assert_eq!(said["refusal"]["code"], "malformed", "bytes for a verb that has no place for them: {said}");
+    assert_eq!(bring(&up, "call.Spawn", ROOT, &about, &vec![b'1'; 17 << 20]).await.0, 413);
     for name in ["a/b", "a\u{0}b", "..", "f;x=1"] {
         let odd = json!({"key": {"namespace": "mine", "name": name}, "spec": spec(&["cat"], "exec", json!({}))});
         let (_, said) = send(&up, "POST", "/peer/function.Deploy", ROOT, Some(odd)).await;

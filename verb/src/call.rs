@@ -1,11 +1,18 @@
 //! Calls: where they stand, and the life of their inputs.
 
+use crate::{
+    cursor::Cursor,
+    payload::{self, Input},
+};
 use capstan_common::{
     call::{CallState, Counts},
-    id::{CallId, ContainerId, WorkerId},
+    id::{CallId, ContainerId, FunctionKey, WorkerId},
+    input::{Failure, Outcome},
     stats::Waiting,
+    trace,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde_json::{Value, json};
 use std::{borrow::Cow, sync::Arc};
 use utoipa::ToSchema;
 
@@ -30,6 +37,121 @@ pub struct ExplainInput {
 pub struct Cancel {
     /// Which.
     pub call: CallId,
+}
+
+/// What comes with inputs besides their bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// W3C trace context: the `traceparent`, and behind a space the `tracestate`.
+    #[serde(default, deserialize_with = "traceparent")]
+    pub traceparent: Option<String>,
+    /// The client's idempotency key.
+    #[serde(default, deserialize_with = "key")]
+    pub key: Option<String>,
+}
+
+/// The longest idempotency key, in characters.
+pub const KEY_CHARS: usize = 255;
+
+/// A context that is none is left out, as its specification asks.
+fn traceparent<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let written = Option::<String>::deserialize(d)?;
+    Ok(written.and_then(|context| trace::context(trace::parent_of(&context), trace::state_of(&context))))
+}
+
+fn key<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let key = Option::<String>::deserialize(d)?;
+    match key {
+        Some(key) if key.is_empty() || key.chars().count() > KEY_CHARS => {
+            Err(D::Error::custom(format!("an idempotency key has 1 to {KEY_CHARS} characters")))
+        }
+        key => Ok(key),
+    }
+}
+
+/// Brings one input, and waits for its end. Whoever stops waiting cancels it if it has not started, unless it has a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invoke {
+    /// Which function or instance runs it.
+    #[serde(deserialize_with = "crate::function::instance")]
+    pub key: FunctionKey,
+    /// What comes with it.
+    #[serde(default)]
+    pub terms: Terms,
+    /// What it gets.
+    pub input: Input,
+}
+
+/// Brings one input; it is durable when that is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawn {
+    /// Which function or instance runs it.
+    #[serde(deserialize_with = "crate::function::instance")]
+    pub key: FunctionKey,
+    /// What comes with it.
+    #[serde(default)]
+    pub terms: Terms,
+    /// What it gets.
+    pub input: Input,
+}
+
+/// How inputs of a call ended, page by page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Results {
+    /// Of which call.
+    pub call: CallId,
+    /// The page begins here; with the first, if it is not said.
+    #[serde(default)]
+    pub after: Option<Cursor>,
+    /// Lines in the page, at most.
+    pub limit: usize,
+    /// By the order of the inputs; else by that of their ends.
+    pub ordered: bool,
+    /// So many milliseconds are waited for the first line.
+    #[serde(default)]
+    pub wait_ms: u64,
+}
+
+/// The one input of a call has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Ended)]
+pub struct EndedView {
+    /// Which call.
+    #[schema(value_type = String)]
+    pub call_id: CallId,
+    /// How.
+    #[schema(value_type = serde_json::Value)]
+    #[serde(with = "payload")]
+    pub outcome: Outcome,
+}
+
+/// A page of results.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Results)]
+pub struct ResultsView {
+    /// One for each input.
+    pub lines: Vec<Line>,
+}
+
+/// How one input ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ResultsLine)]
+pub struct Line {
+    /// The input.
+    pub index: u64,
+    /// How.
+    #[schema(value_type = serde_json::Value)]
+    #[serde(with = "payload")]
+    pub outcome: Outcome,
+    /// Where the next page begins.
+    #[schema(value_type = String)]
+    pub cursor: Cursor,
+}
+
+/// An error as answers carry it.
+pub fn error_json(failure: &Failure) -> Value {
+    let traceback = (!failure.traceback.is_empty()).then_some(&failure.traceback);
+    json!({"code": failure.kind.code(), "type": failure.error_type, "message": failure.message, "traceback": traceback})
 }
 
 /// A call that was made.

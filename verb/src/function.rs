@@ -19,7 +19,7 @@ fn function<'de, D: Deserializer<'de>>(d: D) -> Result<FunctionKey, D::Error> {
 }
 
 /// The same, of a function or of an instance of one.
-fn instance<'de, D: Deserializer<'de>>(d: D) -> Result<FunctionKey, D::Error> {
+pub(crate) fn instance<'de, D: Deserializer<'de>>(d: D) -> Result<FunctionKey, D::Error> {
     let FunctionKey { namespace, name } = FunctionKey::deserialize(d)?;
     validate::instance_key(&namespace, &name).map_err(|refusal| D::Error::custom(refusal.detail))
 }
@@ -52,6 +52,28 @@ of_a_function! {
     Scaling;
     /// Its schedule.
     Schedule;
+}
+
+/// What was recorded of a function's inputs, page by page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// Which function or instance.
+    #[serde(deserialize_with = "instance")]
+    pub key: FunctionKey,
+    /// The page begins behind this call.
+    #[serde(default)]
+    pub after: Option<CallId>,
+}
+
+/// Recorded traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = TracePage)]
+pub struct TraceView {
+    /// Lines of JSON: first those of ended calls, the oldest first, then the latest web requests and starts.
+    pub lines: String,
+    /// Behind which call the next page begins, if there is one.
+    #[schema(value_type = Option<String>)]
+    pub next: Option<CallId>,
 }
 
 /// Deploys a revision.

@@ -8,9 +8,11 @@ pub mod access;
 pub mod call;
 pub mod cluster;
 pub mod container;
+pub mod cursor;
 pub mod function;
 pub mod model;
 pub mod namespace;
+pub mod payload;
 pub mod secret;
 mod table;
 pub mod token;
@@ -37,6 +39,11 @@ pub trait Verb: Clone + Serialize + DeserializeOwned + Send + 'static {
 
     /// Who answers.
     fn at(&self) -> At;
+
+    /// The input that it brings, if it brings one: its bytes travel as they are behind it.
+    fn input(&mut self) -> Option<&mut payload::Input> {
+        None
+    }
 
     /// One answer of those of several schedulers, ours first.
     fn page(&self, answers: Vec<Self::Answer>) -> Option<Self::Answer> {

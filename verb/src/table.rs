@@ -1,10 +1,11 @@
 //! The rights: for each verb the role that it needs, whose rights count, who answers, and whether it may be asked again when its
 //! answer was lost. What is not in this table is not served.
 
-use crate::{At, Done, Repeat, Scope, Verb, access::Role};
+use crate::{At, Done, Repeat, Scope, Verb, access::Role, payload::Input};
 
 /// Hands the table to a macro, which gets a name for the verb's value and then, for each verb,
-/// `Verb => role, scope, who answers, when the answer is lost -> answer;`. One with `page` in front makes one answer of many.
+/// `Verb => role, scope, who answers, when the answer is lost -> answer;`. The second group brings inputs, the third makes one answer
+/// of those of all schedulers.
 #[macro_export]
 macro_rules! all_verbs {
     ($make:ident) => {
@@ -45,6 +46,11 @@ macro_rules! all_verbs {
             secret::List        => Read, In(&v.namespace),       Here,                   Safe -> secret::SecretsView;
             secret::Set         => Deploy, In(&v.namespace),     Here,                   Safe -> secret::SetView;
             secret::Remove      => Deploy, In(&v.namespace),     Here,                   Safe -> Done;
+            function::Trace     => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::TraceView;
+            call::Results       => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::ResultsView;
+            ;
+            call::Invoke        => Invoke, In(&v.key.namespace), Owner(v.key.place()),   Once -> call::EndedView;
+            call::Spawn         => Invoke, In(&v.key.namespace), Owner(v.key.place()),   Once -> call::SpawnedView;
             ;
             cluster::TurnWorker => Admin, Cluster,               All,                    Safe -> Done;
             secret::Users       => Deploy, In(&v.namespace),     All,                    Safe -> secret::UsersView;
@@ -76,9 +82,16 @@ macro_rules! implement {
     ($v:ident;
         $($one:ident::$verb:ident => $role:ident, $scope:ident $(($of:expr))?, $at:ident $(($place:expr))?, $repeat:ident -> $answer:ty;)*
         ;
+        $($in:ident::$brings:ident => $in_role:ident, $in_scope:ident $(($in_of:expr))?, $in_at:ident $(($in_place:expr))?, $in_repeat:ident -> $in_answer:ty;)*
+        ;
         $($all:ident::$gathers:ident => $all_role:ident, $all_scope:ident $(($all_of:expr))?, All, $all_repeat:ident -> $page:ty;)*
     ) => {
         $(implement!(@verb $v, $one::$verb, $role, $scope $(($of))?, $at $(($place))?, $repeat, $answer, {});)*
+        $(implement!(@verb $v, $in::$brings, $in_role, $in_scope $(($in_of))?, $in_at $(($in_place))?, $in_repeat, $in_answer, {
+            fn input(&mut self) -> Option<&mut Input> {
+                Some(&mut self.input)
+            }
+        });)*
         $(implement!(@verb $v, $all::$gathers, $all_role, $all_scope $(($all_of))?, All, $all_repeat, $page, {
             fn page(&self, answers: Vec<Self::Answer>) -> Option<Self::Answer> {
                 self.gather(answers)
@@ -88,6 +101,7 @@ macro_rules! implement {
         /// The whole table.
         pub const RIGHTS: &[Rights] = &[
             $(implement!(@rights $one::$verb, $scope),)*
+            $(implement!(@rights $in::$brings, $in_scope),)*
             $(implement!(@rights $all::$gathers, $all_scope),)*
         ];
     };

@@ -472,7 +472,7 @@ fn live_life(call: CallId, index: u64, view: InputView) -> InputLife {
 fn ended_life(call: CallId, index: u64, entry: &Entry) -> InputLife {
     let (state, error) = match &entry.outcome {
         Outcome::Succeeded(_) => ("succeeded", None),
-        Outcome::Failed(failure) => ("failed", Some(super::results::error_json(failure))),
+        Outcome::Failed(failure) => ("failed", Some(capstan_verb::call::error_json(failure))),
         Outcome::Cancelled => ("cancelled", None),
     };
     let mut history = begin(entry.submitted, entry.tries.as_deref());

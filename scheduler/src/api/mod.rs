@@ -1,9 +1,11 @@
 //! Every verb that a client has. Doors (REST today) see this and nothing behind it.
 
+mod bring;
 pub mod cluster;
 pub mod functions;
 pub mod govern;
 pub mod instances;
+pub mod keys;
 pub mod models;
 pub mod owner;
 pub mod promql;
@@ -70,6 +72,8 @@ pub struct Api {
     models: Mutex<BTreeMap<(String, String), FunctionKey>>,
     /// When it was last looked for tokens of others.
     looked: tokio::sync::Mutex<Option<std::time::Instant>>,
+    /// Idempotency keys that are remembered.
+    keys: Arc<keys::Keys>,
 }
 
 impl Api {
@@ -77,6 +81,7 @@ impl Api {
     pub fn new(env: Arc<Shared>, config: SchedulerConfig, blobs: Blobs) -> Self {
         Self {
             forgets_from: env.forgets_from,
+            keys: Arc::new(keys::Keys::new(&config)),
             env,
             config,
             blobs,

@@ -11,17 +11,11 @@ use crate::{
         store_refusal, stored,
     },
 };
-use bytes::{BufMut, Bytes, BytesMut};
-use capstan_common::{
-    id::CallId,
-    input::{Failure, Format, Outcome},
-};
+use capstan_common::{id::CallId, input::Outcome};
 use capstan_scheduler_core::record::Entry;
-use capstan_verb::access::Subject;
-use serde_json::{Value, json};
+use capstan_verb::{access::Subject, call::Line, cursor::Cursor};
 use std::{
     collections::VecDeque,
-    str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -35,23 +29,6 @@ const NOWHERE: u64 = u64::MAX;
 const PAGE_BYTES: u64 = 8 << 20;
 /// Bits of a place that count entries within a record.
 const ENTRY_BITS: u32 = 24;
-
-/// An error as answers carry it.
-pub fn error_json(failure: &Failure) -> Value {
-    let traceback = (!failure.traceback.is_empty()).then_some(&failure.traceback);
-    json!({"code": failure.kind.code(), "type": failure.error_type, "message": failure.message, "traceback": traceback})
-}
-
-/// One line of results.
-#[derive(Debug, Clone)]
-pub struct Line {
-    /// The input.
-    pub index: u64,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Where the next page begins.
-    pub cursor: Cursor,
-}
 
 /// Lines of one page, which is full when they hold much, however few they are.
 #[derive(Default)]
@@ -72,74 +49,6 @@ impl Lines {
 
     fn is_full(&self) -> bool {
         self.bytes >= PAGE_BYTES
-    }
-}
-
-/// Where a page begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cursor {
-    /// By the order of ends: record, entry, and input within the entry.
-    Ended(u64, u32, u64),
-    /// By the order of inputs: the next index.
-    Index(u64),
-}
-
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Ended(record, entry, within) => write!(f, "e{record}.{entry}.{within}"),
-            Self::Index(index) => write!(f, "i{index}"),
-        }
-    }
-}
-
-impl FromStr for Cursor {
-    type Err = Refusal;
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let parse = || {
-            if let Some(index) = text.strip_prefix('i') {
-                return index.parse().ok().map(Self::Index);
-            }
-            let mut parts = text.strip_prefix('e')?.splitn(3, '.');
-            let (record, entry, within) = (parts.next()?, parts.next()?, parts.next()?);
-            Some(Self::Ended(record.parse().ok()?, entry.parse().ok()?, within.parse().ok()?))
-        };
-        parse().ok_or_else(|| {
-            let shown: String = text.chars().take(40).collect();
-            Refusal::field("after", format!("`{shown}` is not a cursor; use the `cursor` of a line"))
-        })
-    }
-}
-
-impl Line {
-    /// Writes the line's NDJSON; `output` is the output's JSON, `cursor` whether the cursor is told.
-    pub fn write(&self, output: &[u8], cursor: bool, out: &mut BytesMut) {
-        let mut digits = itoa::Buffer::new();
-        out.put_slice(b"{\"index\":");
-        out.put_slice(digits.format(self.index).as_bytes());
-        match &self.outcome {
-            Outcome::Succeeded(payload) if payload.format != Format::Json => {
-                let told = format!(",\"format\":\"{}\",\"bytes\":{}", payload.format.name(), payload.len());
-                out.put_slice(told.as_bytes());
-            }
-            Outcome::Succeeded(_) => {
-                out.put_slice(b",\"output\":");
-                out.put_slice(output);
-            }
-            Outcome::Failed(failure) => {
-                out.put_slice(b",\"error\":");
-                out.put_slice(error_json(failure).to_string().as_bytes());
-            }
-            Outcome::Cancelled => {
-                let error = json!({"code": "cancelled", "type": "Cancelled", "message": "the call was cancelled", "traceback": null});
-                out.put_slice(b",\"error\":");
-                out.put_slice(error.to_string().as_bytes());
-            }
-        }
-        if cursor {
-            out.put_slice(format!(",\"cursor\":\"{}\"", self.cursor).as_bytes());
-        }
-        out.put_slice(b"}\n");
     }
 }
 
@@ -347,39 +256,6 @@ impl Api {
                 Ok(Some(_)) => {}
                 Err(_) => return Ok(lines),
             }
-        }
-    }
-
-    /// The output's JSON of a line; empty where it has none, or one that is not JSON.
-    pub async fn output_of(&self, line: &Line) -> Result<Bytes, Refusal> {
-        match &line.outcome {
-            Outcome::Succeeded(payload) if payload.format == Format::Json => self.fetch(payload).await,
-            _ => Ok(Bytes::new()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use capstan_common::input::Payload;
-
-    #[test]
-    fn an_output_that_is_not_json_is_told_of_and_never_written_as_if_it_were() {
-        let pickle = Payload { format: Format::Pickle, ..Payload::json(&b"\x80\x04}\n."[..]) };
-        let line = Line { index: 3, outcome: Outcome::Succeeded(pickle), cursor: Cursor::Index(4) };
-        let mut out = BytesMut::new();
-        line.write(b"", true, &mut out);
-        assert_eq!(&out[..], b"{\"index\":3,\"format\":\"pickle\",\"bytes\":5,\"cursor\":\"i4\"}\n");
-    }
-
-    #[test]
-    fn cursors_read_back_what_they_print() {
-        for cursor in [Cursor::Ended(3, 4, 5), Cursor::Index(9)] {
-            assert_eq!(cursor.to_string().parse::<Cursor>().unwrap(), cursor);
-        }
-        for bad in ["", "e1.2", "i", "x", "e1.2.3.4", "i-1"] {
-            assert!(bad.parse::<Cursor>().is_err(), "{bad}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Bringing inputs: invoke, spawn, spawn_map, map.
 
-use super::{Api, mint_call, results::error_json};
+use super::{Api, mint_call};
 use crate::{
     actor::{
         function::{FunctionActor, Open, Pass, Watch},
@@ -14,13 +14,14 @@ use bytes::Bytes;
 use capstan_common::{
     call::CallKind,
     id::{CallId, FunctionKey},
-    input::{Body, FailureKind, Format, Outcome, Payload},
+    input::{Body, Payload},
     refusal::{Code, Refusal},
 };
 use capstan_scheduler_core::{
     event::{Event, FailFast, Inputs, Opening},
     record::{Entry, Segment},
 };
+use capstan_verb::call::{EndedView, Terms};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use sha2::{Digest, Sha256};
 use std::{pin::Pin, sync::Arc};
@@ -34,23 +35,6 @@ const SEGMENT_BYTES: usize = 256 << 10;
 const SEGMENTS: usize = 50_000;
 /// Segments of one upload that are being written at once.
 const WRITES_AT_ONCE: usize = 6;
-
-/// What comes with a request besides its inputs.
-#[derive(Debug, Clone, Default)]
-pub struct Terms {
-    /// W3C trace context.
-    pub traceparent: Option<String>,
-    /// The client's idempotency key.
-    pub key: Option<String>,
-}
-
-/// How an invoke ended: its call, and the output or the refusal that tells why there is none.
-pub struct Invoked {
-    /// The call.
-    pub call: CallId,
-    /// Its output, as JSON.
-    pub output: Result<Bytes, Box<(Refusal, serde_json::Value)>>,
-}
 
 /// Cancels what has not started of a call, if dropped before it is let go.
 struct Leaving {
@@ -113,7 +97,12 @@ impl Api {
     }
 
     /// One input; waits for its end. A client that goes away cancels it if it has not started, unless a key makes it repeatable.
-    pub async fn invoke(self: &Arc<Self>, key: &FunctionKey, input: Bytes, terms: &Terms) -> Result<Invoked, Refusal> {
+    pub async fn invoke(
+        self: &Arc<Self>,
+        key: &FunctionKey,
+        input: Bytes,
+        terms: &Terms,
+    ) -> Result<EndedView, Refusal> {
         self.must_have_room(key.place())?;
         let actor = self.actor(key)?;
         let asked = mint_call(key);
@@ -132,8 +121,8 @@ impl Api {
             }
         };
         if call != asked {
-            let entry = self.await_single(&actor, call).await?;
-            return self.invoked(call, &entry).await;
+            let outcome = self.await_single(&actor, call).await?.outcome;
+            return Ok(EndedView { call_id: call, outcome });
         }
         let entry = loop {
             match updates.recv().await {
@@ -145,7 +134,7 @@ impl Api {
         leaving.call = None;
         let entry = entry
             .ok_or_else(|| Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back"))?;
-        self.invoked(call, &entry).await
+        Ok(EndedView { call_id: call, outcome: entry.outcome })
     }
 
     /// The end of a call of one input that another request made.
@@ -163,32 +152,6 @@ impl Api {
         let stored = self.stored_call(call).await?;
         let none = || Refusal::new(Code::Unavailable, format!("the end of call {call} is not known yet; try again"));
         self.outcome_of(&stored, 0).await?.ok_or_else(none)
-    }
-
-    async fn invoked(&self, call: CallId, entry: &Entry) -> Result<Invoked, Refusal> {
-        let refused = |code, detail: String, error| Err(Box::new((Refusal::new(code, detail), error)));
-        let output = match &entry.outcome {
-            Outcome::Succeeded(payload) if payload.format != Format::Json => {
-                let detail = format!(
-                    "the output is {}, which is read by the client that speaks it and not over REST",
-                    payload.format.name()
-                );
-                refused(Code::Unsupported, detail, serde_json::Value::Null)
-            }
-            Outcome::Succeeded(payload) => Ok(self.fetch(payload).await?),
-            Outcome::Failed(failure) => {
-                let code = match failure.kind {
-                    FailureKind::Timeout => Code::FunctionTimeout,
-                    _ => Code::FunctionFailed,
-                };
-                let detail = format!("{}: {}", failure.error_type, failure.message);
-                refused(code, detail, error_json(failure))
-            }
-            Outcome::Cancelled => {
-                refused(Code::Cancelled, format!("call {call} was cancelled"), serde_json::Value::Null)
-            }
-        };
-        Ok(Invoked { call, output })
     }
 
     /// The bytes of a payload.

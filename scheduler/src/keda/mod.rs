@@ -96,7 +96,7 @@ impl Scaler {
     /// Who asks: this scheduler, for whoever was let in at the door. It may look.
     fn asker(&self) -> Asker {
         let subject = Subject { role: Role::Read, namespaces: None };
-        Asker { subject, token: Some(self.api.scheduler_token().into()), hops: 0 }
+        Asker { subject, by: "".into(), token: Some(self.api.scheduler_token().into()), hops: 0 }
     }
 
     /// The function that a trigger is about; none if it is about all.

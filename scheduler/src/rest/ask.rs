@@ -1,13 +1,15 @@
 //! Verbs over REST: who asks is read of the request, the answer is written as JSON.
 
+use super::body::Limits;
 use super::{
     body::Body,
     gate::{Visitor, bearer},
     guard,
     problem::{Answer, Problem},
 };
-use crate::route::{self, Asker, Gathered, Owner, Route, Run};
+use crate::route::{self, Asker, Gathered, Owner, Route, Run, VERB_LENGTH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
+use capstan_common::refusal::Code;
 use capstan_verb::Verb;
 
 /// Bytes of a verb that is asked by its name: no more than a spec or a configuration may have at its own path.
@@ -18,7 +20,8 @@ const SILENT: &str = "Capstan-Silent";
 /// Who asks.
 pub fn asker(request: &HttpRequest) -> Asker {
     let token = bearer(request.headers()).map(Into::into);
-    Asker { subject: Visitor::of(request).subject, token, hops: super::forward::hops(request) }
+    let Visitor { subject, token: by, .. } = Visitor::of(request);
+    Asker { subject, by, token, hops: super::forward::hops(request) }
 }
 
 /// Asks a verb.
@@ -53,12 +56,29 @@ pub fn telling(who: &Asker, silent: Vec<String>) -> actix_web::HttpResponseBuild
 /// Answers another scheduler.
 pub async fn peer(
     route: web::Data<Route>,
+    limits: web::Data<Limits>,
     request: HttpRequest,
     path: web::Path<String>,
     payload: web::Payload,
 ) -> Answer {
     request.extensions_mut().insert(guard::Route("/peer/{verb}"));
-    let body = Body::of(&request, payload)?.whole(VERB_BYTES).await?;
-    let said = route::answer(&route, &asker(&request), &path, &body).await;
+    let json = request.headers().get(VERB_LENGTH).map(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let most = match json {
+        None => VERB_BYTES,
+        // An input follows.
+        Some(Some(json)) if json <= VERB_BYTES => json + limits.bytes,
+        Some(_) => {
+            return Err(Problem::new(
+                Code::Malformed,
+                format!("{VERB_LENGTH} must be a number of at most {VERB_BYTES}"),
+            ));
+        }
+    };
+    let body = Body::of(&request, payload)?.whole(most).await?;
+    let end = json.flatten().unwrap_or(body.len());
+    if end > body.len() {
+        return Err(Problem::new(Code::Malformed, format!("{VERB_LENGTH} is more than there is")));
+    }
+    let said = route::answer(&route, &asker(&request), &path, &body[..end], &body.slice(end..)).await;
     Ok(HttpResponse::Ok().content_type("application/json").body(said))
 }

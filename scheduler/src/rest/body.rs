@@ -8,8 +8,8 @@ use super::{
 use actix_web::{HttpRequest, http::header, web};
 use bytes::{Bytes, BytesMut};
 use capstan_common::refusal::Code;
+use capstan_verb::payload::Input;
 use futures_util::StreamExt;
-use serde_json::value::RawValue;
 use std::time::{Duration, Instant};
 
 /// A body that sends nothing for so long is given up.
@@ -20,6 +20,12 @@ const RATE_BYTES: u64 = 16 << 10;
 
 fn too_large(limit: usize) -> Problem {
     Problem::new(Code::PayloadTooLarge, format!("at most {limit} bytes are taken here, this has more"))
+}
+
+/// Bounds of single inputs.
+pub struct Limits {
+    /// Bytes of one, at most.
+    pub bytes: usize,
 }
 
 /// What a request reads: its pieces as they come, within a share of the memory that all bodies have together.
@@ -112,9 +118,9 @@ impl Body {
     }
 
     /// The one JSON value of it, as it was written.
-    pub async fn json(self, limit: usize) -> Result<Bytes, Problem> {
+    pub async fn json(self, limit: usize) -> Result<Input, Problem> {
         let bytes = self.whole(limit).await?;
-        checked(&bytes)
+        Input::json(&bytes)
             .map_err(|error| Problem::new(Code::Malformed, format!("the body is not JSON: {error}{}", bom(&bytes))))
     }
 }
@@ -170,12 +176,6 @@ impl Blocks {
 /// What a byte order mark at the begin may be about.
 fn bom(bytes: &[u8]) -> &'static str {
     if bytes.starts_with(b"\xef\xbb\xbf") { " (it begins with a byte order mark: leave that out)" } else { "" }
-}
-
-/// The JSON value in `bytes` without the space around it.
-fn checked(bytes: &Bytes) -> Result<Bytes, serde_json::Error> {
-    let value: &RawValue = serde_json::from_slice(bytes)?;
-    Ok(bytes.slice_ref(value.get().as_bytes()))
 }
 
 /// Lines of JSON out of pieces of a body.
@@ -234,9 +234,10 @@ impl Lines {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        let value = checked(&line).map_err(|error| {
+        let value = Input::json(&line).map_err(|error| {
             Problem::new(Code::Malformed, format!("line {} is not JSON: {error}{}", self.number, bom(&line)))
         })?;
+        let value = value.into_bytes();
         if value.len() > self.limit {
             return Err(self.told(&too_large(self.limit), self.number));
         }

@@ -1,34 +1,41 @@
 //! Calls over REST: invoke, spawn, spawn_map, and what became of them.
 
 use super::{
-    ask::shown,
-    body::{Body, Lines},
-    functions::{limit_of, used},
-    guard::subject,
-    keys::Claim,
+    ask::{ask, asker, shown},
+    body::{Body, Limits, Lines},
+    functions::{instance_of, limit_of},
+    gate::Visitor,
+    lines,
     problem::{Answer, Problem, query},
 };
 use crate::{
-    api::{Api, results::Cursor, submit::Terms},
-    route::Route,
+    api::{Api, keys::Claim},
+    route::{Asker, Route},
 };
-use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::BytesMut;
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    http::header::{HeaderName, HeaderValue},
+    web,
+};
+use bytes::{Bytes, BytesMut};
 use capstan_common::{
     call::CallState,
     id::{CallId, FunctionKey},
+    input::{FailureKind, Outcome},
     refusal::{Code, Refusal},
+    stats::Waiting,
     trace,
 };
-use capstan_verb::call;
+use capstan_verb::{
+    call::{self, EndedView, KEY_CHARS, Terms, error_json},
+    cursor::Cursor,
+    function,
+};
 use serde::Deserialize;
-use serde_json::json;
-use std::time::Duration;
+use serde_json::{Value, json};
 
 /// The media type of lines.
 pub const NDJSON: &str = "application/x-ndjson";
-/// The longest idempotency key.
-const KEY_CHARS: usize = 255;
 /// The longest wait for results.
 const WAIT_MAX_S: f64 = 60.0;
 /// Results in a page, at most.
@@ -54,57 +61,99 @@ pub fn terms(request: &HttpRequest) -> Result<Terms, Problem> {
     Ok(Terms { traceparent, key })
 }
 
-/// A refusal with an error, and for one that gives up with why the function's inputs wait.
-pub async fn with_waiting(api: &Api, key: &FunctionKey, refusal: Refusal, mut error: serde_json::Value) -> Problem {
-    if matches!(refusal.code, Code::Unavailable | Code::FunctionTimeout)
-        && let Ok(Some(waiting)) = api.waiting(key).await
-    {
+/// Whether a refusal gives up what waited, so that it tells why that did.
+pub fn gives_up(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::FunctionTimeout)
+}
+
+/// Why a function's inputs wait, for a refusal that gives up.
+async fn waiting(route: &Route, who: &Asker, key: FunctionKey, code: Code) -> Option<Waiting> {
+    if !gives_up(code) {
+        return None;
+    }
+    route.ask(who, function::Explain { key }).await.ok()?.waiting
+}
+
+/// A refusal with the function's own error, if there is one, and why its inputs wait, if that is known.
+pub fn told(refusal: Refusal, mut error: Value, waiting: Option<Waiting>) -> Problem {
+    if let Some(waiting) = waiting {
         error["waiting"] = json!(waiting);
     }
     if error.is_null() { refusal.into() } else { Problem::with(refusal, "error", error) }
 }
 
-pub async fn invoke(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = used(&api, &path).await?;
-    let terms = terms(&request)?;
-    let input = Body::of(&request, payload)?.json(api.config().payload_max_bytes).await?;
-    let claim = Claim::of(&request, &key, &terms)?;
-    let invoked = match api.invoke(&key, input, &terms).await {
-        Ok(invoked) => invoked,
-        Err(refusal) => {
-            Claim::undo(&claim);
-            return Err(with_waiting(&api, &key, refusal, serde_json::Value::Null).await);
+/// Why a call of one input has no output that can be shown, and the function's own error.
+fn no_output(call: CallId, outcome: &Outcome) -> (Refusal, Value) {
+    match outcome {
+        Outcome::Failed(failure) => {
+            let code = match failure.kind {
+                FailureKind::Timeout => Code::FunctionTimeout,
+                _ => Code::FunctionFailed,
+            };
+            let detail = format!("{}: {}", failure.error_type, failure.message);
+            (Refusal::new(code, detail), error_json(failure))
         }
-    };
-    let call = ("Capstan-Call-Id", invoked.call.to_string());
-    match invoked.output {
-        Ok(output) => Ok(HttpResponse::Ok().insert_header(call).content_type("application/json").body(output)),
-        Err(failed) => {
-            let (refusal, error) = *failed;
-            let problem = with_waiting(&api, &key, refusal, error).await;
-            let mut response = actix_web::ResponseError::error_response(&problem);
-            let name = actix_web::http::header::HeaderName::from_static("capstan-call-id");
-            if let Ok(value) = call.1.parse() {
-                response.headers_mut().insert(name, value);
-            }
-            Ok(response)
+        Outcome::Succeeded(payload) => {
+            let detail = format!(
+                "the output is {}, which is read by the client that speaks it and not over REST",
+                payload.format.name()
+            );
+            (Refusal::new(Code::Unsupported, detail), Value::Null)
         }
+        Outcome::Cancelled => (Refusal::new(Code::Cancelled, format!("call {call} was cancelled")), Value::Null),
     }
 }
 
-pub async fn spawn(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = used(&api, &path).await?;
-    let terms = terms(&request)?;
-    let input = Body::of(&request, payload)?.json(api.config().payload_max_bytes).await?;
-    let claim = Claim::of(&request, &key, &terms)?;
-    let call = api.spawn(&key, input, &terms).await.inspect_err(|_| Claim::undo(&claim))?;
-    Ok(HttpResponse::Accepted().json(json!({"call_id": call})))
+pub async fn invoke(
+    route: web::Data<Route>,
+    limits: web::Data<Limits>,
+    request: HttpRequest,
+    path: Path,
+    payload: web::Payload,
+) -> Answer {
+    let (key, terms) = (instance_of(&path)?, terms(&request)?);
+    let input = Body::of(&request, payload)?.json(limits.bytes).await?;
+    let who = asker(&request);
+    let asked = call::Invoke { key: key.clone(), terms, input };
+    let EndedView { call_id, outcome } = match route.ask(&who, asked).await {
+        Ok(ended) => ended,
+        Err(refusal) => {
+            let waiting = waiting(&route, &who, key, refusal.code).await;
+            return Err(told(refusal, Value::Null, waiting));
+        }
+    };
+    let name = HeaderName::from_static("capstan-call-id");
+    let call = HeaderValue::from_str(&call_id.to_string());
+    let mut response = match lines::shown(&outcome) {
+        Some(output) => HttpResponse::Ok().content_type("application/json").body(route.bytes_of(output).await?),
+        None => {
+            let (refusal, error) = no_output(call_id, &outcome);
+            let waiting = waiting(&route, &who, key, refusal.code).await;
+            told(refusal, error, waiting).error_response()
+        }
+    };
+    if let Ok(call) = call {
+        response.headers_mut().insert(name, call);
+    }
+    Ok(response)
+}
+
+pub async fn spawn(
+    route: web::Data<Route>,
+    limits: web::Data<Limits>,
+    request: HttpRequest,
+    path: Path,
+    payload: web::Payload,
+) -> Answer {
+    let (key, terms) = (instance_of(&path)?, terms(&request)?);
+    let input = Body::of(&request, payload)?.json(limits.bytes).await?;
+    let spawned = ask(&route, &request, call::Spawn { key, terms, input }).await?;
+    Ok(HttpResponse::Accepted().json(spawned))
 }
 
 pub async fn spawn_map(api: web::Data<Api>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
-    let key = used(&api, &path).await?;
     let terms = terms(&request)?;
-    let claim = Claim::of(&request, &key, &terms)?;
+    let (key, claim) = api.taking(instance_of(&path)?, (&Visitor::of(&request).token, "spawn_map", &terms)).await?;
     let mut upload = api.upload(&key, terms).await?;
     let mut body = Body::of(&request, payload)?;
     let mut lines = Lines::new(api.config().payload_max_bytes);
@@ -152,7 +201,7 @@ pub struct ResultsQuery {
     wait_s: Option<f64>,
 }
 
-pub async fn results(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
+pub async fn results(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
     let call = call_of(&path)?;
     let asked: ResultsQuery = query(&request)?;
     let limit = limit_of(asked.limit, 1000, RESULTS_PAGE)?;
@@ -162,14 +211,18 @@ pub async fn results(api: web::Data<Api>, request: HttpRequest, path: web::Path<
         return Err(Refusal::field("wait_s", format!("must be a number of seconds from 0, is {wait}")).into());
     }
     // Past the longest wait the client asks again, from the same cursor.
-    let wait = wait.min(WAIT_MAX_S);
+    let wait_ms = (wait.min(WAIT_MAX_S) * 1000.0) as u64;
     let ordered = asked.ordered.unwrap_or(true);
-    let lines = api.results(&subject(&request), call, after, limit, ordered, Duration::from_secs_f64(wait)).await?;
+    let page = ask(&route, &request, call::Results { call, after, limit, ordered, wait_ms }).await?;
     let stream = async_stream::stream! {
         let mut out = BytesMut::new();
-        for line in lines {
-            match api.output_of(&line).await {
-                Ok(output) => line.write(&output, true, &mut out),
+        for line in page.lines {
+            let output = match lines::shown(&line.outcome) {
+                None => Ok(Bytes::new()),
+                Some(output) => route.bytes_of(output).await,
+            };
+            match output {
+                Ok(output) => lines::write(&line, &output, true, &mut out),
                 Err(refusal) => {
                     // The answer has begun: breaking it off is the only way to say so.
                     yield Err(Problem::from(refusal));

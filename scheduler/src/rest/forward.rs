@@ -68,8 +68,8 @@ fn place_of(path: &str) -> Option<u16> {
     }
 }
 
-/// The ends of paths whose bodies stream, or are inputs.
-const STREAMS: [&str; 6] = ["/results", "/trace", "/invoke", "/spawn", "/spawn_map", "/map"];
+/// The ends of paths whose bodies stream inputs.
+const STREAMS: [&str; 2] = ["/spawn_map", "/map"];
 
 /// Whether a request is one that its handler asks as a verb, wherever the owner is: what streams is not.
 fn is_asked_as_verb(path: &str) -> bool {

@@ -1,11 +1,11 @@
 //! Functions over REST.
 
 use super::{
-    ask::{ask, shown},
+    ask::{ask, asker, shown},
     body::Body,
     problem::{Answer, Problem, parse, parse_large, query},
 };
-use crate::{api::Api, route::Route};
+use crate::route::Route;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::{id::FunctionKey, refusal::Refusal, validate};
 use capstan_verb::function::{self, DeployedView, Precondition};
@@ -26,16 +26,6 @@ pub fn key_of(path: &(String, String)) -> Result<FunctionKey, Problem> {
 /// The function or instance that a path names.
 pub fn instance_of(path: &(String, String)) -> Result<FunctionKey, Problem> {
     validate::instance_key(&path.0, &path.1).map_err(Problem::from)
-}
-
-/// The function or instance that a path names; an instance is made if it is not there.
-pub async fn used(api: &Api, path: &(String, String)) -> Result<FunctionKey, Problem> {
-    Ok(api.resolve(validate::instance_key(&path.0, &path.1)?).await?)
-}
-
-/// The function or instance that a path names, to look at it.
-pub async fn seen(api: &Api, path: &(String, String)) -> Result<FunctionKey, Problem> {
-    Ok(api.find(validate::instance_key(&path.0, &path.1)?).await?)
 }
 
 /// What a request asks of the live revision before it acts.
@@ -136,26 +126,22 @@ pub async fn stats(route: web::Data<Route>, request: HttpRequest, path: Path) ->
 }
 
 /// What was recorded of a function's inputs, for what-if: one line each, the oldest calls first; then the latest web requests and starts.
-pub async fn trace(api: web::Data<Api>, path: Path) -> Answer {
-    let key = seen(&api, &path).await?;
-    let lately = api.recorded_lately(&key).await?;
+pub async fn trace(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    let (key, who) = (instance_of(&path)?, asker(&request));
+    let mut page = route.ask(&who, function::Trace { key: key.clone(), after: None }).await?;
     let stream = async_stream::stream! {
-        let mut after = None;
         loop {
-            match api.recorded(&key, after).await {
-                Ok((lines, Some(last))) => {
-                    after = Some(last);
-                    yield Ok::<_, Problem>(bytes::Bytes::from(lines));
-                }
-                Ok((lines, None)) => {
-                    yield Ok(bytes::Bytes::from(lines + &lately));
-                    return;
-                }
+            yield Ok::<_, Problem>(bytes::Bytes::from(page.lines));
+            if page.next.is_none() {
+                return;
+            }
+            page = match route.ask(&who, function::Trace { key: key.clone(), after: page.next }).await {
+                Ok(page) => page,
                 Err(refusal) => {
                     yield Err(refusal.into());
                     return;
                 }
-            }
+            };
         }
     };
     Ok(HttpResponse::Ok().content_type(super::calls::NDJSON).streaming(Box::pin(stream)))

@@ -3,16 +3,13 @@
 use super::{
     body::{Body, Lines},
     calls::{NDJSON, terms},
-    functions::used,
+    functions::instance_of,
+    lines,
     problem::{Answer, Problem, query},
 };
 use crate::{
     actor::watch::Update,
-    api::{
-        Api,
-        results::{Cursor, Line, error_json},
-        submit::{Mapping, Terms},
-    },
+    api::{Api, submit::Mapping},
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
@@ -22,6 +19,10 @@ use capstan_common::{
     refusal::{Code, Refusal},
 };
 use capstan_scheduler_core::{event::FailFast, record::Entry};
+use capstan_verb::{
+    call::{Line, Terms, error_json},
+    cursor::Cursor,
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::{BTreeMap, VecDeque};
@@ -86,7 +87,7 @@ pub async fn map(
     path: web::Path<(String, String)>,
     body: web::Payload,
 ) -> Answer {
-    let key = used(&api, &path).await?;
+    let key = api.resolve(instance_of(&path)?).await?;
     let asked: MapQuery = query(&request)?;
     let raise = asked.on_error != Some(OnError::Collect);
     let ordered = asked.ordered.unwrap_or(true);
@@ -305,8 +306,11 @@ impl Stream {
     async fn write(&mut self, index: u64, outcome: Outcome) -> Result<(), Problem> {
         let raised = self.raise && matches!(outcome, Outcome::Failed(_));
         let line = Line { index, outcome, cursor: Cursor::Index(index) };
-        let output = self.api.output_of(&line).await?;
-        line.write(&output, false, &mut self.out);
+        let output = match lines::shown(&line.outcome) {
+            None => Bytes::new(),
+            Some(output) => self.api.bytes_of(output).await?,
+        };
+        lines::write(&line, &output, false, &mut self.out);
         self.taken += 1;
         self.over |= raised;
         Ok(())

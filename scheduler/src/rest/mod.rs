@@ -14,7 +14,7 @@ mod gather;
 mod govern;
 mod guard;
 mod interface;
-mod keys;
+mod lines;
 mod map;
 mod problem;
 mod route;
@@ -58,7 +58,7 @@ pub fn serve(
     door: Door,
 ) -> anyhow::Result<(ServerHandle, SocketAddr)> {
     let gate = actix::Data::new(gate::Gate::new(config));
-    let keys = actix::Data::new(keys::Keys::new(config));
+    let limits = actix::Data::new(body::Limits { bytes: config.payload_max_bytes });
     let budget = actix::Data::from(budget::Budget::new(config));
     let trusted = Arc::new(tls::rest::client(api.authority())?);
     let shown = api
@@ -72,7 +72,7 @@ pub fn serve(
             .app_data(shared.clone())
             .app_data(gate.clone())
             .app_data(budget.clone())
-            .app_data(keys.clone())
+            .app_data(limits.clone())
             .app_data(actix::Data::new(web::Proxy::new(&trusted, encrypted)))
             .app_data(actix::Data::new(Route::new(shared.clone().into_inner(), Peers::new(&trusted, encrypted))))
             .app_data(actix::Data::new(door))

@@ -7,7 +7,7 @@ mod peer;
 pub mod rights;
 
 pub use crate::api::Api as Owner;
-pub use peer::{FORWARDED, PATH, Peers, answer, connector};
+pub use peer::{FORWARDED, PATH, Peers, VERB_LENGTH, answer, connector};
 
 use crate::{
     api::{
@@ -18,10 +18,13 @@ use crate::{
     shard::Guest,
 };
 use bytes::Bytes;
-use capstan_common::refusal::{Code, Refusal};
+use capstan_common::{
+    input::Payload,
+    refusal::{Code, Refusal},
+};
 use capstan_verb::{At, Repeat, Verb, access::Subject};
 use futures_util::future::join_all;
-use peer::Heard;
+use peer::{Heard, Question};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -34,13 +37,15 @@ const PART: Duration = Duration::from_secs(2);
 /// How long one that owns a function no more may still take to answer.
 const STILL: Duration = Duration::from_secs(3);
 /// What is told where the owner ended in the middle.
-const BROKEN_OFF: &str = "the scheduler that owns this ended in the middle of the request; whether it was done is not known: ask, or send it again";
+const BROKEN_OFF: &str = "the scheduler that owns this ended in the middle of the request; whether it was done is not known: ask, or send it again (inputs with an Idempotency-Key)";
 
 /// Who asks.
 #[derive(Debug, Clone)]
 pub struct Asker {
     /// What they may do.
     pub subject: Subject,
+    /// Their token's id, by which what they hold is counted; empty where none is needed.
+    pub by: Arc<str>,
     /// Their own token, by which another scheduler sees for itself what they may do; none where none is needed.
     pub token: Option<Arc<str>>,
     /// How often the question was passed on by schedulers.
@@ -54,6 +59,8 @@ pub struct Granted<V> {
     pub verb: V,
     /// What who asks may do: an owner compares it with the record's own namespace, and shows no more than it may see.
     pub who: Subject,
+    /// Their token's id, by which what they hold is counted.
+    pub by: Arc<str>,
     /// While it lives the shard is not given up.
     _in_flight: Option<Guest>,
 }
@@ -95,6 +102,14 @@ impl Route {
         Self { owner, peers }
     }
 
+    /// The bytes of a payload that an answer refers to: all schedulers have them.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub async fn bytes_of(&self, payload: &Payload) -> Result<Bytes, Refusal> {
+        self.owner.bytes_of(payload).await
+    }
+
     /// Asks a verb.
     ///
     /// # Errors
@@ -128,7 +143,7 @@ impl Route {
     where
         Api: Run<V>,
     {
-        self.owner.run(Granted { verb, who: who.subject.clone(), _in_flight: in_flight }).await
+        self.owner.run(Granted { verb, who: who.subject.clone(), by: who.by.clone(), _in_flight: in_flight }).await
     }
 
     /// Finds the owner, and asks the next one where the one before is lost and that cannot do harm.
@@ -239,9 +254,14 @@ impl Route {
     }
 }
 
-fn write<V: Verb>(verb: &V) -> Bytes {
+/// A verb as it travels: its JSON, and behind it the bytes of the input that it brings.
+fn write<V: Verb>(verb: &V) -> Question {
     // What cannot be written is refused by whoever reads it.
-    serde_json::to_vec(verb).unwrap_or_default().into()
+    let mut body = serde_json::to_vec(verb).unwrap_or_default();
+    let json = body.len();
+    let input = verb.clone().input().map(|input| input.bytes().clone());
+    body.extend_from_slice(input.as_ref().map_or(&[][..], |input| input));
+    Question { body: body.into(), json: input.map(|_| json) }
 }
 
 fn read<V: Verb>(answer: &[u8]) -> Result<V::Answer, Refusal> {

@@ -27,6 +27,8 @@ use std::time::Duration;
 pub const PATH: &str = "/peer/";
 /// Marks a request that another scheduler has passed on, and how often.
 pub const FORWARDED: &str = "capstan-forwarded";
+/// Where the JSON of a verb ends, and its input begins.
+pub const VERB_LENGTH: &str = "capstan-verb-length";
 /// The largest answer.
 const ANSWER_MAX: usize = 64 << 20;
 /// How long connecting may take.
@@ -47,6 +49,15 @@ enum Said<A> {
 struct Problem {
     code: Code,
     detail: String,
+}
+
+/// A verb as it is sent.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Its JSON, and behind that the bytes of its input.
+    pub body: Bytes,
+    /// Where the JSON ends, if an input follows.
+    pub json: Option<usize>,
 }
 
 /// What was heard of another scheduler.
@@ -91,7 +102,7 @@ impl Peers {
     }
 
     /// Asks one of them.
-    pub async fn ask(&self, peer: &Peer, verb: &str, body: Bytes, who: &Asker) -> Heard {
+    pub async fn ask(&self, peer: &Peer, verb: &str, Question { body, json }: Question, who: &Asker) -> Heard {
         if self.encrypted && !peer.rest.starts_with("https://") {
             return Heard::Refusal(super::unavailable(format!(
                 "the scheduler at {} that must be asked does not encrypt REST, and this one does: set rest_tls on all",
@@ -101,6 +112,9 @@ impl Peers {
         let mut request = hyper::Request::post(format!("{}{PATH}{verb}", peer.rest))
             .header(FORWARDED, who.hops + 1)
             .header(CONTENT_TYPE, "application/json");
+        if let Some(json) = json {
+            request = request.header(VERB_LENGTH, json);
+        }
         if let Some(token) = &who.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -137,16 +151,27 @@ impl Peers {
     }
 }
 
-async fn one<V: Verb>(route: &Route, who: &Asker, body: &[u8]) -> Vec<u8>
+/// Reads a verb, and the input behind it.
+fn read<V: Verb>(json: &[u8], behind: &Bytes) -> Result<V, Refusal> {
+    let unread = |error| Refusal::new(Code::Malformed, format!("the question cannot be read: {error}"));
+    let mut verb = serde_json::from_slice::<V>(json).map_err(unread)?;
+    match verb.input() {
+        Some(input) => *input = input.with(behind)?,
+        None if !behind.is_empty() => {
+            return Err(Refusal::new(Code::Malformed, "the question brings bytes that it has no place for"));
+        }
+        None => {}
+    }
+    Ok(verb)
+}
+
+async fn one<V: Verb>(route: &Route, who: &Asker, json: &[u8], behind: &Bytes) -> Vec<u8>
 where
     Api: Run<V>,
 {
-    let asked = serde_json::from_slice::<V>(body);
-    let asked = asked.map_err(|error| {
-        // Who may not ask it learns nothing of how it is asked.
-        let denied = authorize(V::ROLE, Scope::List, &who.subject).err();
-        denied.unwrap_or_else(|| Refusal::new(Code::Malformed, format!("the question cannot be read: {error}")))
-    });
+    // Who may not ask it learns nothing of how it is asked.
+    let asked =
+        read::<V>(json, behind).map_err(|error| authorize(V::ROLE, Scope::List, &who.subject).err().unwrap_or(error));
     let said = match asked {
         Ok(verb) => route.ask(who, verb).await.map_or_else(Said::Refusal, Said::Answer),
         Err(refusal) => Said::Refusal(refusal),
@@ -158,13 +183,16 @@ macro_rules! answering {
     ($v:ident;
         $($one:ident::$verb:ident => $role:ident, $scope:ident $(($of:expr))?, $at:ident $(($place:expr))?, $repeat:ident -> $answer:ty;)*
         ;
+        $($in:ident::$brings:ident => $in_role:ident, $in_scope:ident $(($in_of:expr))?, $in_at:ident $(($in_place:expr))?, $in_repeat:ident -> $in_answer:ty;)*
+        ;
         $($all:ident::$gathers:ident => $all_role:ident, $all_scope:ident $(($all_of:expr))?, All, $all_repeat:ident -> $page:ty;)*
     ) => {
         /// Answers what another scheduler, or anybody else with a token, asks by a verb's name.
-        pub async fn answer(route: &Route, who: &Asker, name: &str, body: &[u8]) -> Vec<u8> {
+        pub async fn answer(route: &Route, who: &Asker, name: &str, json: &[u8], behind: &Bytes) -> Vec<u8> {
             match name {
-                $(<capstan_verb::$one::$verb as Verb>::NAME => one::<capstan_verb::$one::$verb>(route, who, body).await,)*
-                $(<capstan_verb::$all::$gathers as Verb>::NAME => one::<capstan_verb::$all::$gathers>(route, who, body).await,)*
+                $(<capstan_verb::$one::$verb as Verb>::NAME => one::<capstan_verb::$one::$verb>(route, who, json, behind).await,)*
+                $(<capstan_verb::$in::$brings as Verb>::NAME => one::<capstan_verb::$in::$brings>(route, who, json, behind).await,)*
+                $(<capstan_verb::$all::$gathers as Verb>::NAME => one::<capstan_verb::$all::$gathers>(route, who, json, behind).await,)*
                 _ => {
                     let refusal = super::unavailable("this scheduler does not know the verb: it has another version");
                     serde_json::to_vec(&Said::<()>::Refusal(refusal)).unwrap_or_default()

@@ -6,7 +6,7 @@ use super::{
     shapes::{ResultLine, SpawnedMap},
     tagged,
 };
-use capstan_verb::{access::Role, call};
+use capstan_verb::{Verb, access::Role, call};
 use serde_json::json;
 
 /// Bytes of an input or an output, by default.
@@ -28,24 +28,39 @@ fn repeatable(operation: Operation) -> Operation {
     )
 }
 
-fn made(path: &'static str, id: &'static str, summary: &'static str) -> Operation {
+fn streamed(path: &'static str, id: &'static str, summary: &'static str) -> Operation {
     brings(Operation::plain("POST", path, id, summary, (Role::Invoke, Scope::Namespace)))
+}
+
+fn one_input<V: Verb>(path: &'static str, id: &'static str, summary: &'static str, answer: &'static str) -> Operation {
+    repeatable(brings(Operation::of::<V>("POST", path, id, summary, answer))).takes(
+        Shape::any(),
+        json!({"text": "hello"}),
+        PAYLOAD_BYTES,
+    )
 }
 
 fn makes() -> [Operation; 4] {
     let lines =
         || Shape::plain(json!({"type": "string", "description": "NDJSON: one JSON value a line, each an input"}));
-    let input = json!({"text": "hello"});
     [
-        repeatable(made("/v1/namespaces/{ns}/functions/{fn}/invoke", "invoke", "One input; waits for its output"))
-            .about("The header Capstan-Call-Id of the answer names the call, also when the function failed.")
-            .takes(Shape::any(), input.clone(), PAYLOAD_BYTES)
-            .answers(200, "the output", JSON, Shape::any())
-            .refuses(&[502, 504]),
-        repeatable(made("/v1/namespaces/{ns}/functions/{fn}/spawn", "spawn", "One input; answers once it is durable"))
-            .takes(Shape::any(), input, PAYLOAD_BYTES)
-            .answers(202, "accepted", JSON, Shape::of::<call::SpawnedView>()),
-        repeatable(made(
+        one_input::<call::Invoke>(
+            "/v1/namespaces/{ns}/functions/{fn}/invoke",
+            "invoke",
+            "One input; waits for its output",
+            "",
+        )
+        .about("The header Capstan-Call-Id of the answer names the call, also when the function failed.")
+        .answers(200, "the output", JSON, Shape::any())
+        .refuses(&[502, 504]),
+        one_input::<call::Spawn>(
+            "/v1/namespaces/{ns}/functions/{fn}/spawn",
+            "spawn",
+            "One input; answers once it is durable",
+            "accepted",
+        )
+        .status(202),
+        repeatable(streamed(
             "/v1/namespaces/{ns}/functions/{fn}/spawn_map",
             "spawnMap",
             "Many inputs; answers once all are durable",
@@ -53,7 +68,7 @@ fn makes() -> [Operation; 4] {
         .about("All or nothing.")
         .takes_as(NDJSON, lines(), Some(json!("1\n2\n3\n")), PAYLOAD_BYTES)
         .answers(202, "accepted", JSON, Shape::of::<SpawnedMap>()),
-        made("/v1/namespaces/{ns}/functions/{fn}/map", "map", "Inputs in, outputs out while they end")
+        streamed("/v1/namespaces/{ns}/functions/{fn}/map", "map", "Inputs in, outputs out while they end")
             .about("Both sides stream. A client that goes away cancels what has not started.")
             .query("ordered", json!({"type": "boolean", "default": true}), "outputs in the order of the inputs")
             .query(
@@ -85,12 +100,12 @@ fn looks() -> [Operation; 5] {
             .query("state", states, "in this state")
             .paged(100, 1000),
         Operation::of::<call::Get>("GET", "/v1/calls/{id}", "getCall", "A call", "the call"),
-        Operation::plain(
+        Operation::of::<call::Results>(
             "GET",
             "/v1/calls/{id}/results",
             "getResults",
             "Results, one a line, each with its cursor",
-            (Role::Read, Scope::Record),
+            "",
         )
         .about("Kept 7 days after the call ends, by default.")
         .query("after", json!({"type": "string"}), "a line's cursor")

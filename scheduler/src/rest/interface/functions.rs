@@ -133,12 +133,12 @@ fn looks() -> [Operation; 4] {
             "Instances of a function with parameters that are in use",
             "by name",
         ),
-        Operation::plain(
+        Operation::of::<function::Trace>(
             "GET",
             "/v1/namespaces/{ns}/functions/{fn}/trace",
             "getTrace",
             "Recorded traffic of ended calls, one line an input, for what-if",
-            (Role::Read, Scope::Namespace),
+            "",
         )
         .answers(200, "lines with `at` (seconds since 1970) and `run_ms`", NDJSON, Shape::lines::<TraceLine>()),
     ]

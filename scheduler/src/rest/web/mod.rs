@@ -14,7 +14,7 @@ pub mod pass {
 
 use super::{
     calls,
-    functions::used,
+    functions::instance_of,
     gate::{Gate, Visitor},
     problem::Problem,
 };
@@ -152,7 +152,7 @@ pub async fn web(
         let detail = format!("{} is not passed on", request.method());
         return Err(Problem::new(Code::MethodNotAllowed, detail));
     }
-    let key = used(&api, &(path.ns.clone(), path.name.clone())).await?;
+    let key = api.resolve(instance_of(&(path.ns.clone(), path.name.clone()))?).await?;
     api.function(&key).await?;
     gate.may_pass(&key)?;
     let asked = Asked::of(&request, payload, Visitor::of(&request).spent, api.config())?;
@@ -221,11 +221,12 @@ fn told(error: &Error) -> String {
 
 /// The answer of a request that has none of its container's, in the form of a failed invoke.
 async fn failed(api: &Api, key: &FunctionKey, why: Refusal) -> Problem {
-    let kind = match why.code {
-        Code::FunctionTimeout => "FunctionTimeout",
-        Code::FunctionFailed => "WebRequest",
-        _ => return calls::with_waiting(api, key, why, serde_json::Value::Null).await,
+    let of = |kind| serde_json::json!({"type": kind, "message": why.detail, "traceback": ""});
+    let error = match why.code {
+        Code::FunctionTimeout => of("FunctionTimeout"),
+        Code::FunctionFailed => of("WebRequest"),
+        _ => serde_json::Value::Null,
     };
-    let error = serde_json::json!({"type": kind, "message": why.detail, "traceback": ""});
-    calls::with_waiting(api, key, why, error).await
+    let waiting = if calls::gives_up(why.code) { api.waiting(key).await.ok().flatten() } else { None };
+    calls::told(why, error, waiting)
 }

@@ -1,9 +1,8 @@
 //! Idempotency keys that are remembered, by token: each costs memory and a record for a day, so that there is a bound to them.
 
-use super::gate::Visitor;
-use crate::{api::submit::Terms, config::SchedulerConfig};
-use actix_web::{HttpRequest, web};
+use crate::config::SchedulerConfig;
 use capstan_common::{id::FunctionKey, refusal::Refusal};
+use capstan_verb::call::Terms;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
@@ -76,16 +75,20 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Claims the key of a request, if it has one.
+    /// Claims the key that came with inputs by a verb, if there is one. `by`: whose it is.
     ///
     /// # Errors
-    /// Its token has too many.
-    pub fn of(request: &HttpRequest, function: &FunctionKey, terms: &Terms) -> Result<Option<Self>, Refusal> {
-        let keys = request.app_data::<web::Data<Keys>>();
-        let (Some(key), Some(keys)) = (&terms.key, keys) else { return Ok(None) };
+    /// They have too many.
+    pub fn of(
+        keys: &Arc<Keys>,
+        by: &Arc<str>,
+        (verb, function): (&str, &FunctionKey),
+        terms: &Terms,
+    ) -> Result<Option<Self>, Refusal> {
+        let Some(key) = &terms.key else { return Ok(None) };
         let mut hasher = DefaultHasher::new();
-        (function, key, request.path().rsplit('/').next()).hash(&mut hasher);
-        keys.clone().into_inner().claim(&Visitor::of(request).token, hasher.finish(), Instant::now()).map(Some)
+        (function, key, verb).hash(&mut hasher);
+        keys.claim(by, hasher.finish(), Instant::now()).map(Some)
     }
 
     /// The request was refused: its key is not remembered.

@@ -158,6 +158,18 @@ Examples:
         #[arg(long, short)]
         wait: bool,
     },
+    /// List the inputs of a call: where each stands, and how it ended.
+    #[command(after_help = "Example:\n  capstan inputs ca-… --state failed")]
+    Inputs {
+        id: String,
+        /// pending, running, succeeded, failed or cancelled.
+        #[arg(long)]
+        state: Option<String>,
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Sum up a call: how long its inputs waited and ran, and how they failed.
+    Summary { id: String },
     /// Cancel a call.
     Cancel { id: String },
     /// Show or change a function's autoscaler settings.
@@ -195,6 +207,20 @@ Examples:
         #[arg(long, short)]
         follow: bool,
     },
+    /// Watch what happens: deployments, scale decisions, containers, workers.
+    #[command(after_help = "Examples:\n  capstan events --function my-app.f\n  capstan --json events | jq .kind")]
+    Events {
+        #[arg(long)]
+        #[arg(value_parser = named)]
+        function: Option<String>,
+        /// Those that are kept first, from the one after this id on.
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+    },
+    /// Stop a container; what it holds runs elsewhere.
+    Stop { container: String },
+    /// Print this program's version, and the scheduler's.
+    Version,
     /// Watch functions and containers live.
     Top,
     /// Show a function's schedule, pause it, let it go on, or run it now.

@@ -374,3 +374,52 @@ async fn a_map_that_is_cancelled_in_the_middle_says_that_not_all_was_taken() {
         assert_eq!(up.get(&format!("/v1/calls/{call}")).await.unwrap()["state"], "cancelled");
     }
 }
+
+#[tokio::test]
+async fn the_inputs_of_a_call_are_listed_by_state_and_summed_up() {
+    let (folder, up) = fresh(&[]);
+    let go = folder.path().join("go");
+    let script = format!(
+        "read n; until [ -e {} ]; do sleep 0.02; done; case $n in *7) echo no >&2; exit 3;; esac; echo $n",
+        go.display()
+    );
+    let four = json!({"autoscaler": {"max_containers": 4}});
+    up.deploy("f", spec(&["sh", "-c", &script], "exec", four)).await.unwrap();
+    let inputs: String = (0..40).map(|n| format!("{n}\n")).collect();
+    let (_, call) = up.post(&up.function("f", "/spawn_map"), inputs).await.unwrap();
+    let id = call["call_id"].as_str().unwrap().to_owned();
+    let listed = |query: &'static str| {
+        let path = format!("/v1/calls/{id}/inputs?{query}");
+        let up = &up;
+        async move {
+            let page = up.get(&path).await.unwrap();
+            let of = |input: &serde_json::Value| {
+                (input["index"].as_u64().unwrap(), input["state"].as_str().unwrap().to_owned())
+            };
+            let inputs: Vec<_> = page["inputs"].as_array().unwrap().iter().map(of).collect();
+            (inputs, page["next"].as_u64())
+        }
+    };
+    let is_busy = |call: &serde_json::Value| call["inputs"]["running"] == 4;
+    up.until_at(&format!("/v1/calls/{id}"), Duration::from_secs(20), is_busy).await.unwrap();
+    assert_eq!(listed("state=running").await.0.len(), 4);
+    assert_eq!(listed("state=pending").await.0.len(), 36);
+    std::fs::write(&go, "").unwrap();
+    let ended = |call: &serde_json::Value| !call["finished_at"].is_null();
+    up.until_at(&format!("/v1/calls/{id}"), Duration::from_secs(20), ended).await.unwrap();
+    let failed = |indexes: &[u64]| indexes.iter().map(|index| (*index, "failed".to_owned())).collect::<Vec<_>>();
+    assert_eq!(listed("state=failed").await, (failed(&[7, 17, 27, 37]), None));
+    assert_eq!(listed("state=failed&limit=2").await, (failed(&[7, 17]), Some(17)));
+    assert_eq!(listed("state=failed&limit=2&after=17").await, (failed(&[27, 37]), Some(37)));
+    let (all, next) = listed("limit=1000").await;
+    assert!(all.iter().map(|(index, _)| *index).eq(0..40) && next.is_none());
+    let summary = up.get(&format!("/v1/calls/{id}/summary")).await.unwrap();
+    assert_eq!((&summary["inputs"]["failed"], &summary["inputs"]["succeeded"]), (&json!(4), &json!(36)));
+    assert_eq!((&summary["run"]["count"], &summary["queue"]["count"]), (&json!(40), &json!(40)));
+    let group = &summary["failures"][0];
+    assert_eq!((&group["count"], &group["type"], &group["example_index"]), (&json!(4), &json!("ExitCode3"), &json!(7)));
+    let (status, _) = up.post(&up.at("/v1/calls/ca-00000000000000000000000000000000/summary"), "").await.unwrap();
+    assert_eq!(status, 405);
+    let wrong = up.http.get(up.at(&format!("/v1/calls/{id}/inputs?state=lost"))).send().await.unwrap();
+    assert_eq!(wrong.status(), 422);
+}

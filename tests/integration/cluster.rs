@@ -174,7 +174,7 @@ async fn events_and_models_are_those_of_all_schedulers() {
     assert!(owners.len() > 1, "all lie with one scheduler");
     let mut text = String::new();
     let told = |text: &str, name: &str| {
-        let ready = |line: &str| line.contains("\"container_ready\"") && line.contains(&format!("/{name}\""));
+        let ready = |line: &str| line.contains("\"container_ready\"") && line.contains(&format!("\"{name}\""));
         text.lines().any(ready)
     };
     while !names.iter().all(|name| told(&text, name)) {

@@ -157,7 +157,8 @@ impl Matrix {
         let Ok(answer) = answer else { return };
         let refused = matches!(answer.status, 400 | 401 | 403 | 404 | 405 | 414 | 501) || answer.status == 307;
         // A spelling may name another function, one that cannot be.
-        let named = answer.status == 422 && (method == "HEAD" || answer.body.contains("must match [a-z0-9A-Z._-]"));
+        let no_name = ["must match [a-z0-9A-Z._-]", "a secret's name has"];
+        let named = answer.status == 422 && (method == "HEAD" || no_name.iter().any(|told| answer.body.contains(told)));
         let refused = refused || (named && path != about(pattern, &self.theirs));
         let told = !key.everywhere && (answer.body.contains(SECRET) || answer.body.contains("\"theirs\""));
         if !refused || told {

@@ -123,6 +123,64 @@ async fn logs_and_events_follow_what_happens() {
     );
 }
 
+/// Reads events until one is of this kind; answers all of them, each with its id, its kind and its data.
+async fn events_until(
+    up: &capstan_tests::real::Up,
+    query: &str,
+    last: Option<&str>,
+    kind: &str,
+) -> Vec<(String, String, serde_json::Value)> {
+    let mut request = up.http.get(up.at(&format!("/v1/events?{query}")));
+    if let Some(last) = last {
+        request = request.header("Last-Event-ID", last);
+    }
+    let mut pieces = request.send().await.unwrap().bytes_stream();
+    let (mut text, mut events) = (String::new(), Vec::new());
+    loop {
+        let piece = tokio::time::timeout(Duration::from_secs(20), pieces.next()).await.expect("events in time");
+        text.push_str(std::str::from_utf8(&piece.unwrap().unwrap()).unwrap());
+        while let Some((event, rest)) = text.clone().split_once("\n\n") {
+            text = rest.to_owned();
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+            let (Some(id), Some(is)) = (field("id: "), field("event: ")) else { continue };
+            events.push((id, is.clone(), serde_json::from_str(&field("data: ").unwrap()).unwrap()));
+            if is == kind {
+                return events;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_have_a_kind_and_an_id_and_go_on_from_there_without_a_gap() {
+    let (_folder, up) = fresh(&[]);
+    up.deploy("f", spec(&["cat"], "exec", json!({}))).await.unwrap();
+    up.deploy("other", spec(&["cat"], "exec", json!({}))).await.unwrap();
+    let patched = up.http.patch(up.at("/v1/namespaces/default/functions/f/autoscaler"));
+    assert_eq!(patched.json(&json!({"buffer_containers": 1})).send().await.unwrap().status(), 200);
+    up.invoke("f", json!(1)).await.unwrap();
+    let all = events_until(&up, "after=1&namespace=default&function=f", None, "container_ready").await;
+    let kinds: Vec<&str> = all.iter().map(|(_, kind, _)| kind.as_str()).collect();
+    assert!(kinds.starts_with(&["deployed", "override_changed"]) && kinds.contains(&"scaled"), "{kinds:?}");
+    for (id, kind, data) in &all {
+        assert_eq!((&data["id"].to_string(), &data["kind"]), (id, &json!(kind)), "{data}");
+        assert_eq!((&data["namespace"], &data["function"]), (&json!("default"), &json!("f")), "{data}");
+    }
+    // What came after an id, and nothing else.
+    let again = events_until(&up, "function=f", Some(&all[0].0), "container_ready").await;
+    assert_eq!(again, all[1..]);
+    let wrong = up.http.get(up.at("/v1/events?after=yesterday")).send().await.unwrap();
+    assert_eq!(wrong.status(), 422);
+}
+
+#[tokio::test]
+async fn a_version_is_told_by_its_parts() {
+    let (_folder, up) = fresh(&[]);
+    let version = up.get("/v1/version").await.unwrap();
+    assert_eq!((&version["version"], &version["api"]), (&json!(env!("CARGO_PKG_VERSION")), &json!("v1")));
+    assert!(version["revision"].is_string() && version["link"]["min"].as_u64() <= version["link"]["max"].as_u64());
+}
+
 #[tokio::test]
 async fn tokens_are_asked_for_and_foreign_pages_are_kept_out() {
     let token = "0123456789abcdef0123";

@@ -112,6 +112,137 @@ pub struct Results {
     pub wait_ms: u64,
 }
 
+/// Inputs of a call, page by page, by index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// Of which call.
+    pub call: CallId,
+    /// In this state.
+    #[serde(default)]
+    pub state: Option<InputState>,
+    /// The page begins behind this index.
+    #[serde(default)]
+    pub after: Option<u64>,
+    /// Inputs in the page, at most.
+    pub limit: usize,
+}
+
+/// How a call's inputs went, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summarize {
+    /// Of which call.
+    pub call: CallId,
+}
+
+/// Where an input stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InputState {
+    /// It waits, for a container or for a retry.
+    Pending,
+    /// A container has it.
+    Running,
+    /// It ended with an output.
+    Succeeded,
+    /// It ended with an error.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// A page of inputs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Inputs)]
+pub struct InputsView {
+    /// By index.
+    pub inputs: Vec<InputView>,
+    /// Behind which index the next page begins, if there may be more. A page may be empty and have one: so many were looked at.
+    pub next: Option<u64>,
+}
+
+/// An input as a list shows it; `explain` tells its life.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = InputItem)]
+pub struct InputView {
+    /// Its place in the call, from 0.
+    pub index: u64,
+    /// Where it stands.
+    pub state: InputState,
+    /// Attempts that have begun; null of those that wait.
+    pub attempts: Option<u32>,
+    /// Where it runs, or where it last ran.
+    #[schema(value_type = Option<String>)]
+    pub container: Option<ContainerId>,
+    /// How long its last attempt ran, once it has ended.
+    pub run_ms: Option<f64>,
+    /// When it ended.
+    #[schema(format = DateTime)]
+    pub finished_at: Option<String>,
+    /// How it failed, if it did.
+    pub error: Option<Value>,
+}
+
+/// How a call's inputs went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Summary)]
+pub struct SummaryView {
+    /// Where its inputs are.
+    pub inputs: Counts,
+    /// How long inputs waited, from their arrival to their last attempt.
+    pub queue: SpreadView,
+    /// How long their last attempts ran.
+    pub run: SpreadView,
+    /// Inputs that failed, by type and message, the most frequent first.
+    pub failures: Vec<FailuresView>,
+    /// Failed inputs of further types and messages, which are not told one by one.
+    pub other_failures: u64,
+}
+
+/// How durations are spread; all in milliseconds, to within two per cent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Spread)]
+pub struct SpreadView {
+    /// Of how many inputs.
+    pub count: u64,
+    /// Half are shorter.
+    pub p50_ms: f64,
+    /// Nine of ten are shorter.
+    pub p90_ms: f64,
+    /// Ninety-nine of a hundred are shorter.
+    pub p99_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+    /// How many lie between one bound and the next.
+    pub buckets: Vec<BucketView>,
+}
+
+/// Durations up to a bound and above the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Bucket)]
+pub struct BucketView {
+    /// The bound in milliseconds; null: without one.
+    pub le_ms: Option<f64>,
+    /// How many.
+    pub count: u64,
+}
+
+/// Inputs that failed alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Failures)]
+pub struct FailuresView {
+    /// The stable code, like `function_failed`.
+    pub code: String,
+    /// The error's type.
+    #[serde(rename = "type")]
+    pub error_type: String,
+    /// What it says; the beginning of it.
+    pub message: String,
+    /// How many.
+    pub count: u64,
+    /// One of them: the first that ended.
+    pub example_index: u64,
+}
+
 /// The one input of a call has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Ended)]

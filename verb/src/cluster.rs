@@ -16,6 +16,35 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedulers {}
 
+/// What software answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {}
+
+/// What software answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Version)]
+pub struct VersionView {
+    /// Its version.
+    #[schema(example = "0.1.0")]
+    pub version: String,
+    /// The commit that it was made of; empty where that was not known.
+    pub revision: String,
+    /// The interface that it serves.
+    #[schema(example = "v1")]
+    pub api: String,
+    /// Versions of the link to workers that it speaks.
+    pub link: LinkVersions,
+}
+
+/// A range of versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkVersions {
+    /// The oldest.
+    pub min: u32,
+    /// The newest.
+    pub max: u32,
+}
+
 /// All workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workers {}

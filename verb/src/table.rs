@@ -31,6 +31,9 @@ macro_rules! all_verbs {
             container::Stop     => Deploy, OfRecord,             Whoever,                Safe -> container::StoppingView;
             cluster::RequiredNodes => Read, Cluster,             Here,                   Safe -> cluster::NodesView;
             model::Serving      => Read, In(&v.namespace),       Whoever,                Safe -> model::ServingView;
+            cluster::Version    => Read, List,                   Here,                   Safe -> cluster::VersionView;
+            call::Inputs        => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::InputsView;
+            call::Summarize     => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::SummaryView;
             cluster::Schedulers => Read, Cluster,                Here,                   Safe -> cluster::SchedulersView;
             namespace::Get      => Read, In(&v.namespace),       Here,                   Safe -> namespace::NamespaceView;
             namespace::List     => Read, List,                   Here,                   Safe -> namespace::NamespacesView;

@@ -132,6 +132,61 @@ pub async fn results(client: &Client, id: &str, ordered: bool, wait: bool) -> an
     }
 }
 
+/// Lists inputs of a call, page by page, until there are as many as asked for.
+pub async fn inputs(client: &Client, id: &str, state: Option<&str>, limit: usize, as_json: bool) -> anyhow::Result<()> {
+    let filter = state.map_or_else(String::new, |state| format!("&state={}", segment(state)));
+    let (mut inputs, mut after) = (Vec::new(), String::new());
+    let next = loop {
+        let path =
+            format!("/v1/calls/{}/inputs?limit={}{filter}{after}", segment(id), (limit - inputs.len()).min(1000));
+        let mut page = client.get(&path).await?;
+        inputs.extend(page["inputs"].as_array_mut().map(std::mem::take).unwrap_or_default());
+        match page["next"].as_u64() {
+            Some(next) if inputs.len() < limit => after = format!("&after={next}"),
+            next => break next,
+        }
+    };
+    if as_json {
+        return output::print_json(&json!({"inputs": inputs, "next": next}));
+    }
+    let fields = [
+        ("index", "/index"),
+        ("state", "/state"),
+        ("attempts", "/attempts"),
+        ("container", "/container"),
+        ("run ms", "/run_ms"),
+        ("error", "/error/message"),
+    ];
+    super::print_list(&inputs, &fields)?;
+    if next.is_some() {
+        output::say(format!("there are more: capstan inputs {id} --limit {}", limit.saturating_mul(10)));
+    }
+    Ok(())
+}
+
+/// How a call went, in numbers.
+pub async fn summary(client: &Client, id: &str, as_json: bool) -> anyhow::Result<()> {
+    let summary = client.get(&format!("/v1/calls/{}/summary", segment(id))).await?;
+    if as_json {
+        return output::print_json(&summary);
+    }
+    let counts = summary["inputs"].as_object().into_iter().flatten();
+    output::print(output::table(&["inputs", ""], counts.map(|(name, n)| vec![name.clone(), output::text(n)])))?;
+    let spread = |name: &str| {
+        let of = &summary[name];
+        [vec![name.to_owned()], ["p50_ms", "p90_ms", "p99_ms", "max_ms"].map(|field| output::text(&of[field])).into()]
+            .concat()
+    };
+    output::print(output::table(&["ms", "p50", "p90", "p99", "max"], ["queue", "run"].map(spread)))?;
+    let failures = summary["failures"].as_array().map_or(&[][..], Vec::as_slice);
+    if !failures.is_empty() {
+        let fields =
+            [("failed", "/count"), ("type", "/type"), ("message", "/message"), ("one of them", "/example_index")];
+        super::print_list(failures, &fields)?;
+    }
+    Ok(())
+}
+
 fn exit_code_of(call: &Value) -> ExitCode {
     let ended_well = !["failed", "cancelled"].iter().any(|state| call["state"] == *state);
     if ended_well { ExitCode::SUCCESS } else { ExitCode::from(1) }

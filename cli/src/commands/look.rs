@@ -3,7 +3,7 @@
 use super::print_list;
 use crate::{
     cli::UpArgs,
-    client::{Client, Failed, segment},
+    client::{Client, Failed, lines, segment},
     config, output,
 };
 use futures_util::StreamExt;
@@ -206,4 +206,68 @@ pub async fn containers(client: &Client, function: Option<&str>, as_json: bool) 
         ("there because", "/placement/reason"),
     ];
     super::list(client, &path, "containers", &fields, as_json).await
+}
+
+/// Prints events as they happen, until the scheduler ends.
+pub async fn events(client: &Client, function: Option<&str>, after: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+    let namespace = function.map(|_| client.namespace.as_str());
+    let asked = [("namespace", namespace), ("function", function), ("after", after)];
+    let query = asked.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", segment(value?))));
+    let mut lines = lines(client.follow(&format!("/v1/events?{}", query.collect::<Vec<_>>().join("&"))).await?);
+    while let Some(line) = lines.next().await {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
+        if as_json {
+            output::print(data)?;
+        } else {
+            output::print(told(&serde_json::from_str(data)?))?;
+        }
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// An event in a line.
+fn told(event: &Value) -> String {
+    let about = ["function", "container", "worker"].iter().filter_map(|name| event[name].as_str());
+    let about: Vec<String> = about.map(output::plain).collect();
+    let facts = event["facts"].as_object().into_iter().flatten();
+    let facts: Vec<String> =
+        facts.map(|(name, value)| format!("{name}={}", output::plain(&value.to_string()))).collect();
+    let time = output::text(&event["at"]);
+    let time = time.get(11..19).unwrap_or(&time);
+    format!("{time}  {:<22}  {}  {}", output::text(&event["kind"]), about.join(" "), facts.join(" "))
+        .trim_end()
+        .to_owned()
+}
+
+/// Stops a container.
+pub async fn stop(client: &Client, container: &str, as_json: bool) -> anyhow::Result<()> {
+    let told =
+        client.send(reqwest::Method::POST, &format!("/v1/containers/{}/stop", segment(container)), &json!({})).await?;
+    if as_json {
+        return output::print_json(&told);
+    }
+    output::print(format!("{container}: {}", output::text(&told["state"])))
+}
+
+/// This program's version, and the scheduler's if it answers.
+pub async fn version(client: &Client, as_json: bool) -> anyhow::Result<()> {
+    let (own, scheduler) = (env!("CARGO_PKG_VERSION"), client.get("/v1/version").await);
+    if as_json {
+        return output::print_json(&json!({"client": {"version": own}, "scheduler": scheduler.ok()}));
+    }
+    output::print(format!("capstan    {own}"))?;
+    match scheduler {
+        Ok(told) => output::print(format!(
+            "scheduler  {} ({}), API {}, link {} to {}",
+            output::text(&told["version"]),
+            output::text(&told["revision"]),
+            output::text(&told["api"]),
+            output::text(&told["link"]["min"]),
+            output::text(&told["link"]["max"]),
+        )),
+        Err(error) => output::print(format!("scheduler  does not answer: {error}")),
+    }
 }

@@ -114,6 +114,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Call { id } => return calls::show(&client()?, &id, json).await,
         Command::Results { id, unordered, wait } => return calls::results(&client()?, &id, !unordered, wait).await,
+        Command::Inputs { id, state, limit } => calls::inputs(&client()?, &id, state.as_deref(), limit, json).await?,
+        Command::Summary { id } => calls::summary(&client()?, &id, json).await?,
+        Command::Events { function, after } => {
+            look::events(&client()?, function.as_deref(), after.as_deref(), json).await?;
+        }
+        Command::Stop { container } => look::stop(&client()?, &container, json).await?,
+        Command::Version => look::version(&client()?, json).await?,
         Command::Cancel { id } => calls::cancel(&client()?, &id, json).await?,
         Command::Explain { what, index } => look::explain(&client()?, &what, index, json).await?,
         Command::Logs { function, follow } => look::logs(&client()?, &function, follow).await?,

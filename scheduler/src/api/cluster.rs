@@ -10,6 +10,7 @@ use crate::{
     clock,
     cluster::Peer,
     store::{Change, layout, store_refusal, stored},
+    telemetry::events::About,
     telemetry::metrics::{ContainerLabel, FunctionLabel, state_label},
 };
 use capstan_common::{
@@ -149,8 +150,8 @@ impl Api {
     async fn hold_worker(&self, id: &WorkerId, state: WorkerState) {
         let draining = state == WorkerState::Draining;
         self.env.registry.turn(id, state);
-        let kind = if draining { "worker_draining" } else { "worker_resumed" };
-        self.env.telemetry.events.tell(kind, json!({"worker": id}));
+        let kind = if draining { "worker_drained" } else { "worker_resumed" };
+        self.env.telemetry.events.tell(kind, About::worker(&id.0), json!({}));
         let turned = autoscaler::Event::Turned { worker: id.clone(), state };
         // The autoscaler lives as long as the scheduler.
         let _ = self.env.autoscaler.send(Told(turned)).await;
@@ -194,7 +195,7 @@ impl Api {
     pub fn cut_revoked(&self, name: &str) {
         tracing::warn!(worker = name, "the worker's certificate is revoked");
         self.env.registry.cut(&WorkerId(name.into()));
-        self.env.telemetry.events.tell("worker_revoked", json!({"worker": name}));
+        self.env.telemetry.events.tell("worker_revoked", About::worker(name), json!({}));
     }
 
     /// Containers that were asked for, of those that who asks may see.

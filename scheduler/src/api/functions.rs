@@ -11,6 +11,7 @@ use crate::{
         layout::{self, StoredCall},
         store_refusal, stored,
     },
+    telemetry::events::About,
 };
 use capstan_common::{
     function::{ActivitySource, FunctionSpec, OverridesPatch, Runtime},
@@ -199,11 +200,11 @@ impl Api {
                 Ok(Ok(Deployed { deployment, new, stats })) => {
                     self.env.registry.resize(&key, size);
                     self.follow(&key).await;
-                    let mut told = json!({"function": key.to_string()});
+                    let mut told = json!({"revision": deployment.revision.0});
                     if deployment.spec.trusted {
                         told["trusted"] = true.into();
                     }
-                    self.env.telemetry.events.tell("deployed", told);
+                    self.env.telemetry.events.tell("deployed", About::function(&key), told);
                     return Ok((view_of(&key, &deployment, stats), new));
                 }
                 Ok(Err(refusal)) => return Err(refusal),
@@ -241,7 +242,7 @@ impl Api {
         let told = self.actor(key)?.send(Tell(Event::Remove)).await;
         told.map_err(|_| self.gone(key))??;
         self.follow(key).await;
-        self.env.telemetry.events.tell("removed", json!({"function": key.to_string()}));
+        self.env.telemetry.events.tell("removed", About::function(key), json!({}));
         Ok(())
     }
 
@@ -280,7 +281,10 @@ impl Api {
         self.ask(key, |_| ()).await?;
         let told = self.actor(key)?.send(Tell(Event::Patch(patch))).await;
         told.map_err(|_| self.gone(key))??;
-        self.settings(key).await
+        let settings = self.settings(key).await?;
+        let facts = json!({"overrides": settings.overrides});
+        self.env.telemetry.events.tell("override_changed", About::function(key), facts);
+        Ok(settings)
     }
 
     /// Why inputs of a function wait, if they do.

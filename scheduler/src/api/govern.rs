@@ -8,6 +8,7 @@ use crate::{
     },
     clock,
     store::{Change, layout, store_refusal, stored},
+    telemetry::events::About,
     zero_config::{ZeroConfig, ZeroText, zero_of},
 };
 use capstan_common::{
@@ -63,7 +64,11 @@ impl Api {
         }
         tracing::info!(entries = config.config.entries().len(), "the scale-to-zero configuration was replaced");
         *self.env.zero.write().unwrap_or_else(std::sync::PoisonError::into_inner) = config.clone();
-        self.env.telemetry.events.tell("scale_to_zero_configured", json!({"entries": config.config.entries().len()}));
+        self.env.telemetry.events.tell(
+            "scale_to_zero_configured",
+            About::cluster(),
+            json!({"entries": config.config.entries().len()}),
+        );
         for (_, function) in self.env.registry.functions() {
             // A function that is gone has no model.
             let _ = function.send(Reconfigured).await;

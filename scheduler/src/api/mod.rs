@@ -4,6 +4,7 @@ mod bring;
 pub mod cluster;
 pub mod functions;
 pub mod govern;
+mod inputs;
 pub mod instances;
 pub mod keys;
 pub mod models;
@@ -158,6 +159,16 @@ impl Api {
     /// Where this scheduler is reached by others.
     pub fn own_peer(&self) -> Option<Peer> {
         self.env.view.own()
+    }
+
+    /// This scheduler's name among the others.
+    pub fn own_name(&self) -> String {
+        self.env.view.me().to_string()
+    }
+
+    /// The other schedulers, by name.
+    pub fn named_peers(&self) -> Vec<(String, Peer)> {
+        self.env.view.named_peers().into_iter().map(|(name, peer)| (name.to_string(), peer)).collect()
     }
 
     /// The other schedulers.

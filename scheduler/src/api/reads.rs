@@ -6,11 +6,12 @@ use crate::route::{Granted, Run};
 use capstan_common::{
     refusal::{Code, Refusal},
     stats::Stats,
+    wire::{OLDEST_PROTOCOL, PROTOCOL},
 };
 use capstan_verb::{
     access::{Role, Subject},
     call::{self, CallView, CallsView, InputLife},
-    cluster::{self, NodesView, SchedulersView, WorkerView, WorkersView},
+    cluster::{self, LinkVersions, NodesView, SchedulersView, VersionView, WorkerView, WorkersView},
     container::{self, ContainersView, StoppingView},
     function::{
         self, ActiveView, ExplainView, FunctionView, FunctionsView, InstancesView, ScalingView, ScheduleView,
@@ -149,6 +150,17 @@ impl Run<container::Stop> for Api {
 impl Run<cluster::Schedulers> for Api {
     async fn run(self: &Arc<Self>, _: Granted<cluster::Schedulers>) -> Result<SchedulersView, Refusal> {
         Ok(self.schedulers())
+    }
+}
+
+impl Run<cluster::Version> for Api {
+    async fn run(self: &Arc<Self>, _: Granted<cluster::Version>) -> Result<VersionView, Refusal> {
+        Ok(VersionView {
+            version: env!("CARGO_PKG_VERSION").into(),
+            revision: option_env!("CAPSTAN_REVISION").unwrap_or_default().into(),
+            api: "v1".into(),
+            link: LinkVersions { min: OLDEST_PROTOCOL, max: PROTOCOL },
+        })
     }
 }
 

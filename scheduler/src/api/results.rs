@@ -80,7 +80,7 @@ impl Tables {
 }
 
 impl Api {
-    fn record(&self, call: CallId, sequence: u64) -> Result<Option<Vec<Entry>>, Refusal> {
+    pub(super) fn record(&self, call: CallId, sequence: u64) -> Result<Option<Vec<Entry>>, Refusal> {
         let store = &self.home(call.place())?.store;
         let read = || {
             if let Some(bytes) = store.get(&layout::outcomes(call, sequence))? {
@@ -121,7 +121,7 @@ impl Api {
     }
 
     /// Brings a call's table up to date and reads from it.
-    fn place(&self, call: CallId, index: u64) -> Result<Option<(u64, usize)>, Refusal> {
+    pub(super) fn place(&self, call: CallId, index: u64) -> Result<Option<(u64, usize)>, Refusal> {
         let table = self.tables.of(call);
         let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
         let known = |table: &Table| table.places.get(index as usize).copied().filter(|p| *p != NOWHERE);

@@ -76,7 +76,7 @@ impl Api {
     /// again, for a slow listener misses some.
     pub async fn await_active(&self, key: &FunctionKey, known: Option<bool>, most: Duration) -> Result<bool, Refusal> {
         // Listened to before the first look: what changes in between is not missed.
-        let mut news = self.telemetry().events.listen();
+        let mut news = self.telemetry().events.listen(None).news;
         let until = Instant::now() + most.min(WAIT);
         loop {
             let active = self.is_active(key).await?;

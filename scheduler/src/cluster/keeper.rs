@@ -10,6 +10,7 @@ use crate::{
         etcd::{Etcd, EtcdConfig, EtcdLog, FORMAT, Format, Session},
         layout,
     },
+    telemetry::events::About,
 };
 use capstan_common::{
     id::{Shard, WorkerId},
@@ -363,7 +364,7 @@ impl Cluster {
                     "a shard is ours"
                 );
                 let detail = serde_json::json!({"shard": shard, "epoch": env.epoch, "scheduler": self.me});
-                self.shared.telemetry.events.tell("shard_taken", detail);
+                self.shared.telemetry.events.tell("shard_taken", About::cluster(), detail);
             }
             Err(error) => {
                 tracing::error!(
@@ -395,7 +396,8 @@ impl Cluster {
             })
             .await;
             tracing::info!(shard = shard.0, "a shard was given up");
-            self.shared.telemetry.events.tell("shard_given", serde_json::json!({"shard": shard, "scheduler": self.me}));
+            let detail = serde_json::json!({"shard": shard, "scheduler": self.me});
+            self.shared.telemetry.events.tell("shard_given", About::cluster(), detail);
         };
         join_all(shards.into_iter().map(give)).await;
     }

@@ -91,8 +91,14 @@ impl View {
 
     /// All other schedulers.
     pub fn peers(&self) -> Vec<Peer> {
+        self.named_peers().into_iter().map(|(_, peer)| peer).collect()
+    }
+
+    /// All other schedulers, by name.
+    pub fn named_peers(&self) -> Vec<(Member, Peer)> {
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        seen.members.iter().filter(|(name, _)| **name != self.me).map(|(_, peer)| peer.clone()).collect()
+        let others = seen.members.iter().filter(|(name, _)| **name != self.me);
+        others.map(|(name, peer)| (name.clone(), peer.clone())).collect()
     }
 
     /// Where workers dial in, at every scheduler.

@@ -9,6 +9,7 @@ use crate::{
     },
     clock,
     shard::Shared,
+    telemetry::events::About,
 };
 use actix::Addr;
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use capstan_common::{
     worker::WorkerState,
 };
 use capstan_scheduler_core::{autoscaler, event::Event};
+use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -102,7 +104,7 @@ impl Session {
             joined: false,
         };
         tracing::info!(worker = %session.worker, "a worker joined");
-        session.shared.telemetry.events.tell("worker_joined", serde_json::json!({"worker": session.worker}));
+        session.shared.telemetry.events.tell("worker_joined", About::worker(&session.worker.0), json!({}));
         session.told(None).await;
         Ok(session)
     }
@@ -187,8 +189,8 @@ impl Session {
     /// What is placed on a worker whose links break again and again may soon have to run elsewhere (RELIABILITY F16).
     fn pass_over(&self, until: Time) {
         tracing::warn!(worker = %self.worker, until = clock::rfc3339(until), "a worker's links break again and again: it is passed over for a while");
-        let detail = serde_json::json!({"worker": self.worker, "until": clock::rfc3339(until)});
-        self.shared.telemetry.events.tell("worker_flaps", detail);
+        let detail = json!({"until": clock::rfc3339(until)});
+        self.shared.telemetry.events.tell("worker_flaps", About::worker(&self.worker.0), detail);
         let steady = Told(autoscaler::Event::Flaps { worker: self.worker.clone(), flaps: false });
         let (autoscaler, cut) = (self.shared.autoscaler.clone(), self.link.cut.clone());
         tokio::spawn(async move {
@@ -234,7 +236,7 @@ impl Session {
             return;
         }
         tracing::warn!(worker = %self.worker, "a worker is unreachable");
-        self.shared.telemetry.events.tell("worker_unreachable", serde_json::json!({"worker": self.worker}));
+        self.shared.telemetry.events.tell("worker_unreachable", About::worker(&self.worker.0), json!({}));
         let worker = self.worker.clone();
         let turned = autoscaler::Event::Turned { worker, state: WorkerState::Unreachable };
         let _ = self.shared.autoscaler.send(Told(turned)).await;
@@ -243,7 +245,7 @@ impl Session {
             return;
         }
         tracing::warn!(worker = %self.worker, "a worker is lost: what it held runs elsewhere");
-        self.shared.telemetry.events.tell("worker_lost", serde_json::json!({"worker": self.worker}));
+        self.shared.telemetry.events.tell("worker_lost", About::worker(&self.worker.0), json!({}));
         if let Err(error) = self.shared.globals.forget_worker(&self.worker.0).await {
             tracing::warn!(worker = %self.worker, %error, "a lost worker cannot be forgotten");
         }

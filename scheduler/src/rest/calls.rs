@@ -31,7 +31,7 @@ use capstan_verb::{
     cursor::Cursor,
     function,
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// The media type of lines.
@@ -194,6 +194,31 @@ pub async fn explain(route: web::Data<Route>, request: HttpRequest, path: web::P
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct InputsQuery {
+    state: Option<String>,
+    after: Option<u64>,
+    limit: Option<usize>,
+}
+
+pub async fn inputs(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    let InputsQuery { state, after, limit } = query(&request)?;
+    let limit = limit_of(limit, 100, 1000)?;
+    let state = state_of(state)?;
+    shown(&route, &request, call::Inputs { call: call_of(&path)?, state, after, limit }).await
+}
+
+pub async fn summary(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
+    shown(&route, &request, call::Summarize { call: call_of(&path)? }).await
+}
+
+/// A state from a query.
+fn state_of<T: DeserializeOwned>(text: Option<String>) -> Result<Option<T>, Refusal> {
+    let wrong = |_| Refusal::field("state", "must be pending, running, succeeded, failed or cancelled");
+    text.map(|text| serde_json::from_value(json!(text))).transpose().map_err(wrong)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ResultsQuery {
     after: Option<String>,
     limit: Option<usize>,
@@ -253,10 +278,7 @@ pub struct CallsQuery {
 pub async fn list(route: web::Data<Route>, request: HttpRequest) -> Answer {
     let CallsQuery { namespace, function, state, after, limit } = query(&request)?;
     let limit = limit_of(limit, 100, 1000)?;
-    let state: Option<CallState> = state
-        .map(|text| serde_json::from_value(json!(text)))
-        .transpose()
-        .map_err(|_| Refusal::field("state", "must be pending, running, succeeded, failed or cancelled"))?;
+    let state: Option<CallState> = state_of(state)?;
     let bad_after = |e: capstan_common::id::BadId| Refusal::field("after", e.to_string());
     let after = after.map(|text| text.parse()).transpose().map_err(bad_after)?;
     shown(&route, &request, call::List { namespace, function, state, after, limit }).await

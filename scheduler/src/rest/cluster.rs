@@ -2,19 +2,16 @@
 
 use super::{
     ask::{ask, shown},
-    gather::{self, elsewhere},
+    gather::elsewhere,
     guard::subject,
     problem::{Answer, Problem, query},
 };
 use crate::{api::Api, route::Route};
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::Bytes;
 use capstan_common::{id::ContainerId, refusal::Code, worker::WorkerState};
 use capstan_verb::{cluster, container};
-use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::broadcast::error::RecvError;
 
 pub async fn healthz() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "ok"}))
@@ -23,6 +20,10 @@ pub async fn healthz() -> HttpResponse {
 pub async fn readyz(api: web::Data<Api>) -> Answer {
     api.ready()?;
     Ok(HttpResponse::Ok().json(json!({"status": "ready"})))
+}
+
+pub async fn version(route: web::Data<Route>, request: HttpRequest) -> Answer {
+    shown(&route, &request, cluster::Version {}).await
 }
 
 pub async fn metrics(api: web::Data<Api>) -> HttpResponse {
@@ -119,26 +120,4 @@ pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<Str
         }
     };
     Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").streaming(Box::pin(stream)))
-}
-
-pub async fn events(api: web::Data<Api>, request: HttpRequest) -> HttpResponse {
-    let mut listener = api.telemetry().events.listen();
-    let (theirs, stopping) = (gather::events(&api, &request).await, api.stopping().clone().cancelled_owned());
-    let ours = async_stream::stream! {
-        yield Ok::<_, Problem>(Bytes::from([gather::BEGINNING, b"\n\n"].concat()));
-        loop {
-            match listener.recv().await {
-                Ok(text) => yield Ok(Bytes::from(format!("data: {text}\n\n"))),
-                Err(RecvError::Lagged(missed)) => yield Ok(Bytes::from(format!(": {missed} events were missed\n\n"))),
-                Err(RecvError::Closed) => break,
-            }
-        }
-    };
-    let all = stream::select(ours, theirs.map(Ok)).take_until(stopping);
-    HttpResponse::Ok()
-        .content_type("text/event-stream")
-        .insert_header(("Cache-Control", "no-cache"))
-        // A proxy in between passes each event on as it comes.
-        .insert_header(("X-Accel-Buffering", "no"))
-        .streaming(Box::pin(all))
 }

@@ -173,6 +173,23 @@ pub fn asked(
     upgrades: bool,
     body: super::web::Body,
 ) -> Result<hyper::Request<super::web::Body>, Refusal> {
+    let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
+    let mut out = asked_at(request, peer, hops, target, body)?;
+    if upgrades {
+        out.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("upgrade"));
+        out.headers_mut().insert(hyper::header::UPGRADE, hyper::header::HeaderValue::from_static("websocket"));
+    }
+    Ok(out)
+}
+
+/// The same to another path and query.
+pub fn asked_at(
+    request: &HttpRequest,
+    peer: &Peer,
+    hops: u32,
+    target: &str,
+    body: super::web::Body,
+) -> Result<hyper::Request<super::web::Body>, Refusal> {
     let wrong = |error: &dyn std::fmt::Display| {
         Refusal::new(Code::Malformed, format!("the request cannot be passed on: {error}"))
     };
@@ -183,7 +200,6 @@ pub fn asked(
             peer.rest
         )));
     }
-    let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
     let mut out = hyper::Request::builder().method(request.method().as_str()).uri(format!("{}{target}", peer.rest));
     for (name, value) in request.headers() {
         if !OWN.contains(name) && *name != header::HOST && name.as_str() != FORWARDED {
@@ -191,9 +207,6 @@ pub fn asked(
         }
     }
     out = out.header(FORWARDED, hops + 1);
-    if upgrades {
-        out = out.header("connection", "upgrade").header("upgrade", "websocket");
-    }
     if request.headers().contains_key(header::TRANSFER_ENCODING) {
         out = out.header("transfer-encoding", "chunked");
     }

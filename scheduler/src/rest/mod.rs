@@ -7,6 +7,7 @@ mod budget;
 mod calls;
 mod claim;
 mod cluster;
+mod events;
 mod forward;
 mod functions;
 mod gate;
@@ -159,6 +160,8 @@ fn functions_and_calls(routes: &mut Routes<'_>) {
     routes.at("/v1/calls/{id}/results", |r| r.get(calls::results));
     routes.at("/v1/calls/{id}", |r| r.get(calls::get));
     routes.at("/v1/calls/{id}/cancel", |r| r.post(calls::cancel));
+    routes.at("/v1/calls/{id}/inputs", |r| r.get(calls::inputs));
+    routes.at("/v1/calls/{id}/summary", |r| r.get(calls::summary));
     routes.at("/v1/calls/{id}/inputs/{index}/explain", |r| r.get(calls::explain));
     routes.at("/v1/calls", |r| r.get(calls::list));
     routes.at("/v1/namespaces/{ns}/functions", |r| r.get(functions::list));
@@ -187,6 +190,7 @@ fn cluster_and_models(routes: &mut Routes<'_>) {
     routes.at("/v1/namespaces/{ns}/secrets/{name}", |r| r.put(secrets::set).delete(secrets::remove));
     routes.at("/v1/scale-to-zero", |r| r.get(govern::scale_to_zero).put(govern::set_scale_to_zero));
     routes.at("/v1/scale-to-zero/effective", |r| r.get(govern::effective));
+    routes.at("/v1/version", |r| r.get(cluster::version));
     routes.at("/v1/schedulers", |r| r.get(cluster::schedulers));
     routes.at("/v1/workers", |r| r.get(cluster::workers));
     routes.at("/v1/workers/{id}", |r| r.get(cluster::worker));
@@ -199,7 +203,7 @@ fn cluster_and_models(routes: &mut Routes<'_>) {
     routes.at("/v1/containers/{id}/stop", |r| r.post(cluster::stop));
     routes.at("/v1/tokens", |r| r.get(tokens::list).post(tokens::make));
     routes.at("/v1/tokens/{id}", |r| r.delete(tokens::revoke));
-    routes.at("/v1/events", |r| r.get(cluster::events));
+    routes.at("/v1/events", |r| r.get(events::events));
     routes.at("/api/v1/query", |r| r.get(govern::promql));
     routes.at("/apis/external.metrics.k8s.io/v1beta1", |r| r.get(adapter::external_resources));
     routes.at("/apis/external.metrics.k8s.io/v1beta1/namespaces/{ns}/{metric}", |r| r.get(adapter::external));

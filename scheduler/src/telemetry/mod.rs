@@ -15,7 +15,7 @@ use capstan_common::{
     time::Time,
 };
 use capstan_scheduler_core::record::Entry;
-use events::Events;
+use events::{About, Events};
 use logs::Logs;
 use models::Models;
 use serde_json::json;
@@ -55,20 +55,14 @@ impl Telemetry {
             tracer.started(container, decided, phases);
         }
         let phases: serde_json::Map<_, _> = phases.iter().map(|p| (p.name.clone(), json!(p.us))).collect();
-        self.events.tell(
-            "container_ready",
-            json!({"function": function.to_string(), "container": container, "phases_us": phases}),
-        );
+        self.events.tell("container_ready", About::container(function, container), json!({"phases_us": phases}));
     }
 
     /// A container died before it was ready.
     pub fn start_failed(&self, function: &FunctionKey, container: ContainerId, detail: &str) {
         self.metrics.start_failures.inc();
         tracing::warn!(%function, %container, detail, "a container did not start");
-        self.events.tell(
-            "container_start_failed",
-            json!({"function": function.to_string(), "container": container, "detail": detail}),
-        );
+        self.events.tell("container_start_failed", About::container(function, container), json!({"detail": detail}));
     }
 
     /// A container ended.
@@ -77,17 +71,14 @@ impl Telemetry {
         if let Some(tracer) = &self.tracer {
             tracer.ended(container);
         }
-        self.events.tell(
-            "container_ended",
-            json!({"function": function.to_string(), "container": container, "detail": detail}),
-        );
+        self.events.tell("container_ended", About::container(function, container), json!({"detail": detail}));
     }
 
     /// Scaling was decided.
     pub fn scaled(&self, function: &FunctionKey, from: u32, to: u32, reason: &'static str) {
         self.metrics.scaled(reason);
         tracing::debug!(%function, from, to, reason, "scaled");
-        self.events.tell("scaled", json!({"function": function.to_string(), "from": from, "to": to, "reason": reason}));
+        self.events.tell("scaled", About::function(function), json!({"from": from, "to": to, "reason": reason}));
     }
 
     /// A call ended, durably, after its last input.

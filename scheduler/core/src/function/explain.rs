@@ -123,6 +123,17 @@ impl Function {
         self.calls.get(&id).map(|c| (c.kind, c.counts, c.state())).or_else(|| self.parked_view(id))
     }
 
+    /// Inputs of a call that containers hold, by index: where, and how many attempts of each have begun.
+    pub fn running_of(&self, id: CallId) -> BTreeMap<u64, (ContainerId, u32)> {
+        let held = self.pool.iter().flat_map(|(container, c)| c.leases.values().map(move |lease| (container, lease)));
+        let ours = held.filter(|(_, lease)| lease.input.call == id);
+        ours.map(|(container, lease)| {
+            let before = lease.input.tries.as_ref().map_or(0, |tries| tries.count());
+            (lease.input.index, (container, before + 1))
+        })
+        .collect()
+    }
+
     /// Where an input of a live call is. `None`: it ended, or does not exist.
     pub fn input(&self, id: CallId, index: u64) -> Option<InputView> {
         if self.parked.has(id) {

@@ -91,13 +91,13 @@ fn makes() -> [Operation; 4] {
     ]
 }
 
-fn looks() -> [Operation; 5] {
-    let states = json!({"type": "string", "enum": ["pending", "running", "succeeded", "failed", "cancelled"]});
+fn looks() -> [Operation; 7] {
+    let states = || json!({"type": "string", "enum": ["pending", "running", "succeeded", "failed", "cancelled"]});
     [
         Operation::of::<call::List>("GET", "/v1/calls", "listCalls", "Lists calls, newest first", "a page of calls")
             .query("namespace", json!({"type": "string"}), "of functions of this namespace")
             .query("function", json!({"type": "string"}), "of functions of this name")
-            .query("state", states, "in this state")
+            .query("state", states(), "in this state")
             .paged(100, 1000),
         Operation::of::<call::Get>("GET", "/v1/calls/{id}", "getCall", "A call", "the call"),
         Operation::of::<call::Results>(
@@ -117,6 +117,28 @@ fn looks() -> [Operation; 5] {
             "waits so long for the first line",
         )
         .answers(200, "lines", NDJSON, Shape::lines::<ResultLine>()),
+        Operation::of::<call::Inputs>(
+            "GET",
+            "/v1/calls/{id}/inputs",
+            "listInputs",
+            "The inputs of a call",
+            "a page of inputs",
+        )
+        .about("A page may be shorter than asked for, or empty, and have a `next`: so many inputs were looked at.")
+        .query("state", states(), "in this state")
+        .query("after", json!({"type": "integer", "minimum": 0}), "the `next` of the page before")
+        .query(
+            "limit",
+            json!({"type": "integer", "minimum": 1, "default": 100, "x-cut-at": 1000}),
+            "inputs, at most",
+        ),
+        Operation::of::<call::Summarize>(
+            "GET",
+            "/v1/calls/{id}/summary",
+            "summarizeCall",
+            "How a call went: queue and run times, and its failures by type and message",
+            "numbers",
+        ),
         Operation::of::<call::Cancel>(
             "POST",
             "/v1/calls/{id}/cancel",

@@ -151,9 +151,10 @@ fn tokens() -> [Operation; 3] {
     ]
 }
 
-fn server() -> [Operation; 6] {
+fn server() -> [Operation; 7] {
     let everybody = (Role::Read, Scope::List);
     [
+        Operation::of::<cluster::Version>("GET", "/v1/version", "getVersion", "What software answers", "its version"),
         Operation::plain("GET", "/healthz", "getHealth", "Whether the process lives; no token needed", everybody)
             .answers(200, "it lives", JSON, Shape::of::<Health>()),
         Operation::plain("GET", "/readyz", "getReadiness", "Whether it can accept work; no token needed", everybody)
@@ -166,8 +167,13 @@ fn server() -> [Operation; 6] {
             "/v1/events",
             "streamEvents",
             "Events as they happen: deploys, scale decisions, containers, workers",
-            (Role::Read, Scope::Cluster),
+            everybody,
         )
+        .about("Server-sent events. Who sees some namespaces sees what is about those.")
+        .query("namespace", json!({"type": "string"}), "about functions of this namespace")
+        .query("function", json!({"type": "string"}), "about functions of this name")
+        .query("after", json!({"type": "string"}), "the id of an event: those after it come first")
+        .header("Last-Event-ID", json!({"type": "string"}), "the same, as browsers send it")
         .answers(200, "server-sent events", "text/event-stream", Shape::text()),
         Operation::plain("GET", "/openapi.json", "getDocument", "This document", everybody).answers(
             200,

@@ -87,6 +87,28 @@ Examples:
         #[arg(long, value_name = "FUNCTION")]
         instances: Option<String>,
     },
+    /// List the last revisions of a function.
+    Revisions {
+        #[arg(value_parser = named)]
+        function: String,
+    },
+    /// Deploy what an earlier revision was: the one before, or the one that --to names.
+    #[command(after_help = "Examples:\n  capstan rollback my-app.f\n  capstan rollback my-app.f --to 3")]
+    Rollback {
+        #[arg(value_parser = named)]
+        function: String,
+        /// A revision that `capstan revisions` lists.
+        #[arg(long, value_name = "REVISION")]
+        to: Option<u32>,
+    },
+    /// Print a function as a manifest that deploys it again unchanged.
+    #[command(after_help = "Examples:\n  capstan get my-app.f > f.yaml\n  capstan get my-app.f -o json")]
+    Get {
+        #[arg(value_parser = named)]
+        function: String,
+        #[arg(long, short, value_enum, default_value = "yaml")]
+        output: ManifestFormat,
+    },
     /// Remove a function; its pending inputs end as cancelled.
     Remove {
         #[arg(value_parser = named)]
@@ -315,6 +337,15 @@ Examples:
     Config(UpArgs),
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
+}
+
+/// How a manifest is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ManifestFormat {
+    /// As YAML.
+    Yaml,
+    /// As JSON, which is YAML too.
+    Json,
 }
 
 /// Which traffic.

@@ -89,6 +89,17 @@ async fn json_is_what_the_interface_answered() {
     let manifest = folder.path().join("f.toml");
     std::fs::write(&manifest, "name = 'toml'\nprotocol = 'exec'\n[runtime.process]\ncommand = ['cat']\n").unwrap();
     assert_eq!(run(&["deploy", manifest.to_str().unwrap()])[0]["name"], "toml");
+    // What is printed as a manifest deploys the same again.
+    let printed = out(&capstan(&up.url, &["get", "toml"], ""));
+    std::fs::write(folder.path().join("again.yaml"), &printed).unwrap();
+    let again = run(&["deploy", folder.path().join("again.yaml").to_str().unwrap()]);
+    assert_eq!((&again[0]["revision"], &out(&capstan(&up.url, &["get", "toml"], ""))), (&json!(2), &printed));
+    assert_eq!(run(&["revisions", "toml"])["revisions"][1]["revision"], 1);
+    assert_eq!(run(&["rollback", "toml"])["revision"], 3);
+    assert_eq!(code(&capstan(&up.url, &["rollback", "toml", "--to", "7"], "")), 3);
+    assert_eq!(run(&["inputs", &id, "--state", "succeeded"])["inputs"].as_array().unwrap().len(), 2);
+    assert_eq!(run(&["summary", &id])["inputs"]["succeeded"], 2);
+    assert_eq!(run(&["version"])["scheduler"]["api"], "v1");
     // Outputs are printed as they came.
     let exact = r#"{"b":1.0,"a":0.1000000000000000055511151231257827,"c":12345678901234567890123}"#;
     assert_eq!(out(&capstan(&up.url, &["invoke", "cat", exact], "")).trim_end(), exact);

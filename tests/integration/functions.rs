@@ -1,7 +1,7 @@
 //! Functions over REST: deploy, settings, scaling, explanations.
 
 use crate::fresh;
-use capstan_tests::real::{echo, spec};
+use capstan_tests::real::{Up, echo, spec};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -166,4 +166,53 @@ async fn what_cannot_be_placed_says_why() {
     let explained = up.get("/v1/namespaces/default/functions/f/explain").await.unwrap();
     assert_eq!(explained["waiting"]["code"], "no_capacity");
     assert!(explained["waiting"]["detail"].as_str().unwrap().contains("H100"));
+}
+
+#[tokio::test]
+async fn a_function_goes_back_to_an_earlier_revision_and_drops_its_overrides() {
+    let (folder, mut up) = fresh(&[]);
+    let says = |word: &str| {
+        spec(&["echo", word], "exec", json!({"runtime": {"process": {"command": ["echo", word], "env": {"K": word}}}}))
+    };
+    for word in ["1", "2", "3"] {
+        up.deploy("f", says(word)).await.unwrap();
+    }
+    let path = "/v1/namespaces/default/functions/f";
+    let patched = up.http.patch(up.at(&format!("{path}/autoscaler"))).json(&json!({"buffer_containers": 1}));
+    assert_eq!(patched.send().await.unwrap().status(), 200);
+    let back = |up: &Up, body: &'static str| {
+        let asked = up.http.post(up.at(&format!("{path}/rollback"))).body(body).send();
+        async move {
+            let answer = asked.await.unwrap();
+            (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+        }
+    };
+    let (status, function) = back(&up, "").await;
+    assert_eq!(
+        (status, &function["revision"], &function["spec"]["runtime"]["process"]["env"]["K"]),
+        (200, &json!(4), &json!("2"))
+    );
+    assert_eq!(up.invoke("f", json!(0)).await.unwrap(), (200, json!(2)));
+    assert_eq!(up.get(&format!("{path}/autoscaler")).await.unwrap()["overrides"], json!({}));
+    // What is kept outlives a crash.
+    up.kill().unwrap();
+    up = Up::start(&folder.path().join("data"), &[]).unwrap();
+    assert_eq!(back(&up, r#"{"revision":1}"#).await.0, 200);
+    assert_eq!(up.invoke("f", json!(0)).await.unwrap(), (200, json!(1)));
+    let kept = up.get(&format!("{path}/revisions")).await.unwrap();
+    let told: Vec<_> =
+        kept["revisions"].as_array().unwrap().iter().map(|r| (r["revision"].as_u64(), r["live"] == true)).collect();
+    assert_eq!(told, [(Some(5), true), (Some(4), false), (Some(3), false), (Some(2), false), (Some(1), false)]);
+    for (body, status) in
+        [(r#"{"revision":9}"#, 404), (r#"{"revision":"x"}"#, 422), (r#"{"to":1}"#, 422), ("[1]", 422), ("{", 400)]
+    {
+        assert_eq!(back(&up, body).await.0, status, "{body}");
+    }
+    let stale = up.http.post(up.at(&format!("{path}/rollback"))).header("If-Match", "\"3\"").send().await.unwrap();
+    assert_eq!(stale.status(), 412);
+    // One that is deployed under the name of one that is gone has no past.
+    assert_eq!(up.http.delete(up.at(path)).send().await.unwrap().status(), 204);
+    assert_eq!(back(&up, "").await.0, 404);
+    up.deploy("f", says("4")).await.unwrap();
+    assert_eq!(back(&up, "").await.0, 404);
 }

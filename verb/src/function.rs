@@ -52,6 +52,8 @@ of_a_function! {
     Scaling;
     /// Its schedule.
     Schedule;
+    /// Its revisions.
+    Revisions;
 }
 
 /// What was recorded of a function's inputs, page by page.
@@ -100,6 +102,43 @@ pub struct Check {
     /// What must be live before.
     #[serde(default)]
     pub before: Precondition,
+}
+
+/// Deploys what an earlier revision was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// Which function.
+    #[serde(deserialize_with = "function")]
+    pub key: FunctionKey,
+    /// Which revision; the one before the live one, if it is not said.
+    #[serde(default)]
+    pub revision: Option<u32>,
+    /// What must be live before.
+    #[serde(default)]
+    pub before: Precondition,
+}
+
+/// The revisions of a function that are kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Revisions)]
+pub struct RevisionsView {
+    /// The newest first.
+    pub revisions: Vec<RevisionView>,
+}
+
+/// A revision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = FunctionRevision)]
+pub struct RevisionView {
+    /// Its number.
+    pub revision: u32,
+    /// When it was deployed.
+    #[schema(format = DateTime)]
+    pub deployed_at: String,
+    /// Whether it is the live one.
+    pub live: bool,
+    /// Its spec.
+    pub spec: Arc<FunctionSpec>,
 }
 
 /// Changes a function's dynamic settings.

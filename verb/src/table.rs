@@ -20,6 +20,8 @@ macro_rules! all_verbs {
             function::RequiredNodes => Read, In(&v.key.namespace), Owner(v.key.place()), Safe -> cluster::NodesView;
             function::Schedule  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScheduleView;
             function::Deploy    => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> function::DeployedView;
+            function::Revisions => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::RevisionsView;
+            function::Rollback  => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> function::DeployedView;
             function::Check     => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::CheckedView;
             function::Patch     => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::SettingsView;
             function::Remove    => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> Done;

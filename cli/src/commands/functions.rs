@@ -2,6 +2,7 @@
 
 use super::print_list;
 use crate::{
+    cli::ManifestFormat,
     client::{Client, Failed, segment},
     manifest, output,
 };
@@ -164,4 +165,50 @@ pub async fn autoscaler(
         vec![(*name).to_owned(), cell("deployed"), cell("overrides"), cell("effective")]
     });
     output::print(output::table(&["setting", "deployed", "override", "effective"], rows))
+}
+
+/// Lists the revisions that are kept.
+pub async fn revisions(client: &Client, function: &str, as_json: bool) -> anyhow::Result<()> {
+    let fields = [
+        ("revision", "/revision"),
+        ("deployed", "/deployed_at"),
+        ("live", "/live"),
+        ("command", "/spec/runtime/process/command/0"),
+        ("min", "/spec/autoscaler/min_containers"),
+        ("max", "/spec/autoscaler/max_containers"),
+    ];
+    super::list(client, &client.function(function, "revisions"), "revisions", &fields, as_json).await
+}
+
+/// Deploys what an earlier revision was.
+pub async fn rollback(client: &Client, function: &str, to: Option<u32>, as_json: bool) -> anyhow::Result<()> {
+    let answer = client.send(Method::POST, &client.function(function, "rollback"), &json!({"revision": to})).await?;
+    for warning in answer["warnings"].as_array().into_iter().flatten() {
+        output::say(format!("warning: {}", output::text(warning)));
+    }
+    if as_json {
+        return output::print_json(&answer);
+    }
+    let to = to.map_or("the revision before".into(), |number| format!("revision {number}"));
+    output::print(format!("{function} is as {to} was: revision {}", output::text(&answer["revision"])))
+}
+
+/// Prints a function as a manifest.
+pub async fn get(client: &Client, function: &str, format: ManifestFormat) -> anyhow::Result<()> {
+    let told = client.get(&client.function(function, "")).await?;
+    let mut manifest = Map::new();
+    manifest.insert("name".into(), told["name"].clone());
+    manifest.insert("namespace".into(), told["namespace"].clone());
+    manifest.extend(told["spec"].as_object().cloned().unwrap_or_default());
+    let env = told["spec"].pointer("/runtime/process/env").and_then(Value::as_object);
+    if env.is_some_and(|env| env.values().any(|value| value == "***")) {
+        output::say("warning: the token may not see the values of `env`: they stand as *** and must be put in");
+    }
+    match format {
+        ManifestFormat::Json => output::print_json(&Value::Object(manifest)),
+        ManifestFormat::Yaml => {
+            let text = serde_saphyr::to_string(&manifest)?;
+            output::print(text.trim_end())
+        }
+    }
 }

@@ -97,6 +97,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Top => top::top(&client()?).await?,
         Command::Deploy { files, dry_run } => functions::deploy(&client()?, &files, dry_run, json).await?,
         Command::Functions { instances } => functions::list(&client()?, instances.as_deref(), json).await?,
+        Command::Revisions { function } => functions::revisions(&client()?, &function, json).await?,
+        Command::Rollback { function, to } => functions::rollback(&client()?, &function, to, json).await?,
+        Command::Get { function, output } => functions::get(&client()?, &function, output).await?,
         Command::Remove { function } => functions::remove(&client()?, &function, json).await?,
         Command::Autoscaler { function, min, max, buffer, window, reset } => {
             functions::autoscaler(&client()?, &function, [min, max, buffer, window], &reset, json).await?;

@@ -13,6 +13,7 @@ pub mod promql;
 mod reach;
 mod reads;
 pub mod results;
+mod revisions;
 pub mod secrets;
 pub mod submit;
 mod supply;

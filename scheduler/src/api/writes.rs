@@ -22,7 +22,9 @@ use capstan_verb::{
 use std::sync::Arc;
 
 /// Does what must not stop halfway when who asked goes: instances follow their function one by one.
-async fn to_its_end<T: 'static>(work: impl Future<Output = Result<T, Refusal>> + 'static) -> Result<T, Refusal> {
+pub(super) async fn to_its_end<T: 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + 'static,
+) -> Result<T, Refusal> {
     let stopping = |_| Refusal::new(Code::Unavailable, "the scheduler is stopping; try again when it is back");
     actix::spawn(work).await.map_err(stopping)?
 }
@@ -41,7 +43,7 @@ fn cores(cpu: Option<f64>) -> Result<Option<u64>, Refusal> {
 impl Api {
     /// Holds a precondition against what is live. A deploy, for which the number counts, checks it once more where it cannot change
     /// in between.
-    async fn must_be(&self, key: &FunctionKey, before: &Precondition) -> Result<Option<u32>, Refusal> {
+    pub(super) async fn must_be(&self, key: &FunctionKey, before: &Precondition) -> Result<Option<u32>, Refusal> {
         if *before == Precondition::default() {
             return Ok(None);
         }

@@ -9,7 +9,7 @@ use crate::route::Route;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use capstan_common::{id::FunctionKey, refusal::Refusal, validate};
 use capstan_verb::function::{self, DeployedView, Precondition};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The largest spec or patch.
 const SPEC_BYTES: usize = 1 << 20;
@@ -74,6 +74,27 @@ fn warnings(bytes: &[u8]) -> Vec<String> {
         warnings.push("snapshot: no worker can take snapshots; containers start normally".into());
     }
     warnings
+}
+
+pub async fn revisions(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {
+    shown(&route, &request, function::Revisions { key: key_of(&path)? }).await
+}
+
+/// Which revision; nothing is the one before.
+#[derive(Deserialize, Serialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    #[serde(default)]
+    revision: Option<u32>,
+}
+
+pub async fn rollback(route: web::Data<Route>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
+    let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
+    let Wanted { revision } = if bytes.is_empty() { Wanted::default() } else { parse(&bytes)? };
+    let asked = function::Rollback { key: key_of(&path)?, revision, before: before(&request) };
+    let DeployedView { function, .. } = ask(&route, &request, asked).await?;
+    let etag = (header::ETAG, format!("\"{}\"", function.revision));
+    Ok(HttpResponse::Ok().insert_header(etag).json(function))
 }
 
 pub async fn get(route: web::Data<Route>, request: HttpRequest, path: Path) -> Answer {

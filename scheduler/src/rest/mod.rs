@@ -169,6 +169,8 @@ fn functions_and_calls(routes: &mut Routes<'_>) {
         r.get(functions::get).put(functions::deploy).delete(functions::remove)
     });
     routes.at("/v1/namespaces/{ns}/functions/{fn}/autoscaler", |r| r.get(functions::settings).patch(functions::patch));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/revisions", |r| r.get(functions::revisions));
+    routes.at("/v1/namespaces/{ns}/functions/{fn}/rollback", |r| r.post(functions::rollback));
     routes.at("/v1/namespaces/{ns}/functions/{fn}/stats", |r| r.get(functions::stats));
     routes.at("/v1/namespaces/{ns}/functions/{fn}/explain", |r| r.get(functions::explain));
     routes.at("/v1/namespaces/{ns}/functions/{fn}/instances", |r| r.get(functions::instances));

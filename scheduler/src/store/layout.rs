@@ -11,6 +11,7 @@
 //! | `A` call index | attempts so far |
 //! | `G` ns `\0` name | the latest scale decisions |
 //! | `K` ns `\0` name `\0` key | an idempotency key in use |
+//! | `M` ns `\0` name `\0` revision | a revision that was deployed |
 //! | `N` ns | a namespace's weight and quota |
 //! | `P` ns `\0` name | where the schedule stands |
 //! | `T` ns `\0` name | the last revision of a function that was removed |
@@ -36,6 +37,7 @@ use capstan_common::{
     function::Overrides,
     id::{CallId, FunctionKey, Revision},
     input::Payload,
+    parameter,
     time::Time,
 };
 use capstan_scheduler_core::record::{CallRecord, Deployment, Entry, Record};
@@ -200,6 +202,35 @@ pub fn decisions(function: &FunctionKey) -> Box<[u8]> {
     key(&[b"G", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
 }
 
+/// The prefix of a function's revisions.
+pub fn revisions(function: &FunctionKey) -> Box<[u8]> {
+    key(&[b"M", function.namespace.as_bytes(), b"\0", function.name.as_bytes(), b"\0"])
+}
+
+/// The key of a revision.
+pub fn revision(function: &FunctionKey, number: u32) -> Box<[u8]> {
+    key(&[&revisions(function), &number.to_be_bytes()])
+}
+
+/// Revisions of a function that are kept, at most.
+const REVISIONS: u32 = 20;
+/// Bytes of them, about: of large specs fewer are kept.
+const REVISIONS_BYTES: usize = 1 << 20;
+
+/// Keeps a revision, and forgets those that are too many with it.
+fn keep_revision(owner: &FunctionKey, deployed: &Deployment, out: &mut Vec<Change>) {
+    // An instance's are its function's.
+    if parameter::is_instance(owner) {
+        return;
+    }
+    let value = encode(&StoredFunction::new(deployed, &Overrides::default()));
+    let keep = (REVISIONS_BYTES / value.len().max(1)).clamp(1, REVISIONS as usize) as u32;
+    let last = deployed.revision.0;
+    let gone = last.saturating_sub(REVISIONS).max(1)..=last.saturating_sub(keep);
+    out.extend(gone.map(|number| Change::Delete(revision(owner, number))));
+    out.push(Change::Put(revision(owner, last), value));
+}
+
 /// The key of a join token.
 pub fn join(id: &str) -> Box<[u8]> {
     key(&[JOINS, id.as_bytes()])
@@ -329,6 +360,7 @@ pub fn changes(
     match record {
         Record::Deployed(deployed) => {
             out.push(put(&deployed, &Overrides::default()));
+            keep_revision(owner, &deployed, out);
             *live = Some(deployed);
         }
         Record::Overridden(overrides) => out.extend(live.as_ref().map(|deployed| put(deployed, &overrides))),
@@ -337,6 +369,8 @@ pub fn changes(
             out.push(Change::Delete(function(owner)));
             out.push(Change::Delete(decisions(owner)));
             out.push(Change::Delete(schedule(owner)));
+            let kept = last.0.saturating_sub(REVISIONS).max(1)..=last.0;
+            out.extend(kept.map(|number| Change::Delete(revision(owner, number))));
             out.push(Change::Put(tombstone(owner), encode(&Tombstone(last.0))));
         }
         Record::CallOpened(record, here) => {
@@ -362,5 +396,40 @@ pub fn changes(
             out.push(Change::Put(key(&[&used_keys(owner), text.as_bytes()]), encode(&used)));
         }
         Record::KeyFreed(text) => out.push(Change::Delete(key(&[&used_keys(owner), text.as_bytes()]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_twenty_revisions_are_kept_of_large_ones_fewer_and_none_of_a_function_that_is_gone() {
+        let owner = FunctionKey::new("n", "f");
+        let (mut kept, mut live, mut open) = (std::collections::BTreeSet::new(), None, Outcomes::default());
+        let mut happen = |record, kept: &mut std::collections::BTreeSet<Box<[u8]>>| {
+            let mut out = Vec::new();
+            changes(&owner, record, &mut live, &mut open, &mut out);
+            for change in out {
+                match change {
+                    Change::Put(key, _) => drop(kept.insert(key)),
+                    Change::Delete(key) => drop(kept.remove(&key)),
+                }
+            }
+            kept.iter().filter(|key| key.starts_with(&revisions(&owner))).cloned().collect::<Vec<_>>()
+        };
+        let deployed = |number, label: usize| {
+            let Deployment { spec, at, .. } = super::super::stored::samples::deployment();
+            let mut spec = (*spec).clone();
+            spec.labels.insert("large".into(), "x".repeat(label));
+            Record::Deployed(Deployment { revision: Revision(number), spec: Arc::new(spec), at })
+        };
+        for number in 1..=30 {
+            happen(deployed(number, 1), &mut kept);
+        }
+        let numbers = |from: u32, to: u32| (from..=to).map(|n| revision(&owner, n)).collect::<Vec<_>>();
+        assert_eq!(happen(deployed(31, 1), &mut kept), numbers(12, 31));
+        assert_eq!(happen(deployed(32, 300 << 10), &mut kept), numbers(30, 32));
+        assert_eq!(happen(Record::Removed(Revision(32)), &mut kept), numbers(1, 0));
     }
 }

@@ -64,7 +64,7 @@ pub fn operations() -> Vec<Operation> {
         .refuses(&[409]),
     ];
     [
-        tagged("functions", deployment().into_iter().chain(looks())),
+        tagged("functions", deployment().into_iter().chain(revisions()).chain(looks())),
         tagged("autoscaler", autoscaler()),
         tagged("schedules", schedules()),
         tagged("secrets", secrets),
@@ -100,6 +100,30 @@ fn deployment() -> [Operation; 4] {
             .about("Pending inputs end as cancelled.")
             .empty(204, "removed"),
     ]
+}
+
+fn revisions() -> [Operation; 2] {
+    let mut back = conditional(Operation::of::<function::Rollback>(
+        "POST",
+        "/v1/namespaces/{ns}/functions/{fn}/rollback",
+        "rollbackFunction",
+        "Deploys what an earlier revision was, as a new revision",
+        "",
+    ))
+    .about("Without a body it is the one before. Dynamic autoscaler overrides are dropped.")
+    .takes(Shape::of::<super::shapes::WantedRevision>(), json!({"revision": 3}), SPEC_BYTES)
+    .answers(200, "the function with its new revision", JSON, Shape::of::<function::FunctionView>());
+    if let Some(body) = &mut back.body {
+        body.required = false;
+    }
+    let list = Operation::of::<function::Revisions>(
+        "GET",
+        "/v1/namespaces/{ns}/functions/{fn}/revisions",
+        "listRevisions",
+        "The last revisions of a function: twenty, of large specs fewer",
+        "the newest first",
+    );
+    [list, back]
 }
 
 /// A function, or with `dry_run` what would be one.

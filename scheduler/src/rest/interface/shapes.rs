@@ -111,6 +111,16 @@ pub struct SecretValues {
     values: BTreeMap<String, String>,
 }
 
+/// Which revision is wanted.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its shape counts")]
+#[serde(deny_unknown_fields)]
+pub struct WantedRevision {
+    /// Its number; null: the one before the live one.
+    #[schema(required = false, minimum = 1)]
+    revision: Option<u32>,
+}
+
 /// A namespace's part of a full cluster, and its bounds.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only its shape counts")]

@@ -79,6 +79,15 @@ Examples:
         /// Check only, and deploy nothing.
         #[arg(long)]
         dry_run: bool,
+        /// Come back when the new revisions have taken over; one that does not start is an error, with its output.
+        #[arg(long)]
+        wait: bool,
+        /// Take over at once, whether a container of the new revision is ready or not.
+        #[arg(long)]
+        force: bool,
+        /// Refuse what no worker of the cluster could ever hold.
+        #[arg(long)]
+        require_capacity: bool,
     },
     /// List functions.
     #[command(after_help = "Example:\n  capstan functions\n  capstan functions --instances my-app.Model")]
@@ -100,6 +109,9 @@ Examples:
         /// A revision that `capstan revisions` lists.
         #[arg(long, value_name = "REVISION")]
         to: Option<u32>,
+        /// Come back when it has taken over.
+        #[arg(long)]
+        wait: bool,
     },
     /// Print a function as a manifest that deploys it again unchanged.
     #[command(after_help = "Examples:\n  capstan get my-app.f > f.yaml\n  capstan get my-app.f -o json")]

@@ -34,6 +34,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
     /// The same key was used with another body.
     Conflict = "conflict", 409, "Conflict";
+    /// The new revision does not start; the one before goes on.
+    DeployFailed = "deploy_failed", 409, "The deployment failed";
     /// The call was cancelled.
     Cancelled = "cancelled", 409, "The call was cancelled";
     /// It was there and its retention has passed.

@@ -140,6 +140,7 @@ pub fn replay(scenario: &Scenario, trace: &Trace, machine: &Machine) -> Result<O
     let recovery = Recovery {
         key,
         deployed: Deployment { revision: Revision(1), spec: Arc::new(spec), at: begin },
+        serving: None,
         overrides: scenario.overrides.clone(),
         calls: Vec::new(),
         parked: Vec::new(),
@@ -341,7 +342,7 @@ impl Player<'_> {
 
     /// Lets a container work on as much as it may.
     fn begin(&mut self, container: ContainerId) {
-        let at_once = self.core.deployment().spec.groups_at_once() as usize;
+        let at_once = self.core.serving().spec.groups_at_once() as usize;
         let (now, trace) = (self.now, self.trace);
         let Some(held) = self.containers.get_mut(&container).filter(|held| held.ready) else { return };
         let mut begun = Vec::new();

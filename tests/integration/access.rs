@@ -223,7 +223,7 @@ async fn every_verb_is_asked_by_its_name_by_every_role_and_by_nobody() {
         "key": {"namespace": "theirs", "name": "f"}, "namespace": "theirs", "call": spawned["call_id"], "index": 0,
         "container": "ct-0000010000000001", "name": "nothing", "limit": 10, "query": "wva_desired_replicas",
         "spec": spec(&["cat"], "exec", json!({})), "patch": {}, "before": {"one_of": []}, "paused": true, "weight": 0, "quota": {},
-        "data": {}, "model_id": "m", "id": "nothing", "values": {}, "wait_ms": 0, "ordered": true, "input": "json",
+        "data": {}, "model_id": "m", "id": "nothing", "values": {}, "wait_ms": 0, "ordered": true, "input": "json", "revision": 1,
     });
     let mut refused = 0;
     for rights in RIGHTS {

@@ -216,3 +216,114 @@ async fn a_function_goes_back_to_an_earlier_revision_and_drops_its_overrides() {
     up.deploy("f", says("4")).await.unwrap();
     assert_eq!(back(&up, "").await.0, 404);
 }
+
+/// Invokes without a pause until it is told to stop; answers how many answers there were of each status.
+async fn load(up: &Up, stop: &std::sync::atomic::AtomicBool) -> std::collections::BTreeMap<u16, u64> {
+    let mut answers = std::collections::BTreeMap::new();
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let (status, _) = up.invoke("f", json!(1)).await.unwrap();
+        *answers.entry(status).or_default() += 1;
+    }
+    answers
+}
+
+#[tokio::test]
+async fn a_revision_that_does_not_start_fails_no_input_that_the_old_one_could_serve() {
+    let (_folder, up) = fresh(&["--set", "scheduler.limits.start_backoff_ms=100"]);
+    let path = up.at("/v1/namespaces/default/functions/f");
+    let put = |spec: Value, query: &str| {
+        let asked = up.http.put(format!("{path}?{query}")).json(&spec).send();
+        async move {
+            let answer = asked.await.unwrap();
+            (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+        }
+    };
+    let works = |label: &str| echo("", json!({"autoscaler": {"min_containers": 1}, "labels": {"is": label}})).unwrap();
+    assert_eq!(put(works("first"), "").await.0, 201);
+    up.until("f", SOON, |s| s["containers"]["idle"] == 1).await.unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let broken = async {
+        let script = |script: &str| spec(&["sh", "-c", script], "http", json!({"startup_timeout_s": 1}));
+        for (wrong, told) in [
+            ("exec /no/such/program", "no/such/program"),
+            ("echo wrong settings >&2; exit 3", "wrong settings"),
+            ("exec sleep 60", "not ready"),
+        ] {
+            let (status, answer) = put(script(wrong), "wait_s=60").await;
+            assert_eq!((status, &answer["code"]), (409, &json!("deploy_failed")), "{answer}");
+            assert!(answer["detail"].as_str().unwrap().contains(told), "{answer}");
+        }
+        let gpu = echo("", json!({"resources": {"gpu": "H100"}})).unwrap();
+        assert_eq!(put(gpu.clone(), "require_capacity=true").await.0, 422);
+        let (status, answer) = put(gpu, "wait_s=1").await;
+        assert_eq!((status, &answer["revision"], &answer["live_revision"]), (200, &json!(5), &json!(1)), "{answer}");
+        assert_eq!(up.get("/v1/namespaces/default/functions/f/explain").await.unwrap()["rollout"]["live_revision"], 1);
+        // One that starts takes over.
+        let (status, answer) = put(works("last"), "wait_s=60").await;
+        assert_eq!((status, &answer["revision"], &answer["live_revision"]), (200, &json!(6), &json!(6)), "{answer}");
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let loads = futures_util::future::join_all((0..4).map(|_| load(&up, &stop)));
+    let (answers, ()) = tokio::join!(loads, broken);
+    let failed: Vec<_> = answers.iter().flatten().filter(|(status, _)| **status != 200).collect();
+    let succeeded: u64 = answers.iter().filter_map(|of| of.get(&200)).sum();
+    assert!(failed.is_empty() && succeeded > 100, "{answers:?}");
+    assert!(up.get("/v1/namespaces/default/functions/f/explain").await.unwrap()["rollout"].is_null());
+    // By force it takes over at once, ready or not.
+    let (status, answer) = put(spec(&["sleep", "60"], "http", json!({})), "force=true").await;
+    assert_eq!((status, &answer["live_revision"]), (200, &json!(7)), "{answer}");
+}
+
+#[tokio::test]
+async fn a_container_of_the_old_revision_has_its_own_secrets_and_rights_during_a_rollout() {
+    let (folder, up) = fresh(&["--set", "scheduler.limits.start_backoff_ms=100"]);
+    let secret = async |name: &str| {
+        let path = up.at(&format!("/v1/namespaces/default/secrets/{name}"));
+        up.http.put(path).json(&json!({"values": {"WORD": name}})).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((secret("old").await, secret("new").await), (201, 201));
+    let server = folder.path().join("server.py");
+    let source = "import os, http.server as h\nclass S(h.BaseHTTPRequestHandler):\n def do_POST(s):\n  s.rfile.read(int(s.headers['Content-Length'])); s.send_response(200); s.end_headers(); s.wfile.write(('\"%s %s\"' % (os.environ.get('WORD'), 'CAPSTAN_TOKEN' in os.environ)).encode())\nh.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), S).serve_forever()\n";
+    std::fs::write(&server, source).unwrap();
+    let python = server.display().to_string();
+    let old = json!({"secrets": ["old"], "token": {"role": "none"}, "autoscaler": {"min_containers": 1}});
+    up.deploy("f", spec(&["python3", &python], "http", old)).await.unwrap();
+    up.until("f", SOON, |s| s["containers"]["idle"] == 1).await.unwrap();
+    let new = json!({"secrets": ["new"], "token": {"role": "deploy"}, "autoscaler": {"min_containers": 1}});
+    up.deploy("f", spec(&["sh", "-c", "exit 3"], "http", new)).await.unwrap();
+    // Another container of the old revision.
+    let listed = up.get("/v1/containers?function=f").await.unwrap();
+    let first = listed["containers"].as_array().unwrap().iter().find(|c| c["revision"] == 1).unwrap();
+    let stopped = up.http.post(up.at(&format!("/v1/containers/{}/stop", first["id"].as_str().unwrap()))).send().await;
+    assert_eq!(stopped.unwrap().status(), 202);
+    assert_eq!(up.invoke("f", json!(1)).await.unwrap(), (200, json!("old False")));
+    // And nobody takes away what it may need again.
+    for name in ["old", "new"] {
+        let removed = up.http.delete(up.at(&format!("/v1/namespaces/default/secrets/{name}"))).send().await.unwrap();
+        assert_eq!(removed.status(), 409, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_goes_on_after_a_crash_of_the_scheduler() {
+    let (folder, mut up) = fresh(&["--set", "scheduler.limits.start_backoff_ms=100"]);
+    let go = folder.path().join("go");
+    let path = "/v1/namespaces/default/functions/f";
+    let server = |ready: &str| {
+        let script = format!("{ready}; exec {}", capstan_tests::real::binary("echo-server").unwrap().display());
+        spec(&["sh", "-c", &script], "http", json!({"autoscaler": {"min_containers": 1}}))
+    };
+    up.deploy("f", server(":")).await.unwrap();
+    up.until("f", SOON, |s| s["containers"]["idle"] == 1).await.unwrap();
+    let waits = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
+    let deployed = up.deploy("f", server(&waits)).await.unwrap();
+    assert_eq!((&deployed["revision"], &deployed["live_revision"]), (&json!(2), &json!(1)));
+    up.kill().unwrap();
+    up = Up::start(&folder.path().join("data"), &["--set", "scheduler.limits.start_backoff_ms=100"]).unwrap();
+    assert_eq!(up.invoke("f", json!([1])).await.unwrap(), (200, json!([1])));
+    let now = up.get(path).await.unwrap();
+    assert_eq!((&now["revision"], &now["live_revision"]), (&json!(2), &json!(1)), "{now}");
+    std::fs::write(&go, "").unwrap();
+    up.until_at(path, SOON, |f| f["live_revision"] == 2).await.unwrap();
+    assert_eq!(up.invoke("f", json!([2])).await.unwrap(), (200, json!([2])));
+}

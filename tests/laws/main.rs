@@ -100,9 +100,10 @@ fn doors_know_verbs_and_the_route_and_those_that_see_more_are_counted() {
 }
 
 /// Verbs that no path asks by itself: parts of others, and what KEDA's door asks.
-const INNER: [&str; 7] = [
+const INNER: [&str; 8] = [
     "cluster.RequiredNodes",
     "function.AwaitActive",
+    "function.AwaitDeployed",
     "function.Check",
     "function.RequiredNodes",
     "model.Gauges",

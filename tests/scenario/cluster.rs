@@ -176,7 +176,7 @@ impl Cluster {
     pub fn deploy(&mut self, key: FunctionKey, spec: FunctionSpec) {
         let spec = Arc::new(spec);
         if self.functions.contains_key(&key) {
-            return self.tell(&key, Event::Deploy(spec));
+            return self.tell(&key, Event::Deploy { spec, at_once: false });
         }
         let mut out = Output::default();
         let limits = Arc::new(Limits::default());
@@ -326,6 +326,8 @@ impl Cluster {
             let recovery = Recovery {
                 key: key.clone(),
                 deployed: function.deployment().clone(),
+                serving: Some(function.serving().clone())
+                    .filter(|live| live.revision != function.deployment().revision),
                 overrides: function.settings().1.clone(),
                 calls: Vec::new(),
                 parked: Vec::new(),

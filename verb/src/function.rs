@@ -89,6 +89,40 @@ pub struct Deploy {
     /// What must be live before.
     #[serde(default)]
     pub before: Precondition,
+    /// Whether it takes over at once, and not when its first container is ready.
+    #[serde(default)]
+    pub at_once: bool,
+    /// Whether it is refused where no worker could ever hold a container of it.
+    #[serde(default)]
+    pub require_capacity: bool,
+}
+
+/// Waits until a revision serves, or has failed to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitDeployed {
+    /// Of which function.
+    #[serde(deserialize_with = "function")]
+    pub key: FunctionKey,
+    /// Which revision.
+    pub revision: u32,
+    /// After so many milliseconds it is answered all the same.
+    pub wait_ms: u64,
+}
+
+/// How far a deployment has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Rollout)]
+pub struct RolloutView {
+    /// The revision that was deployed last.
+    pub revision: u32,
+    /// The one that serves.
+    pub live_revision: u32,
+    /// Starts of the new one that failed in a row.
+    pub failed_starts: u32,
+    /// Whether those are as many as are taken for a failed deployment. It goes on being tried; the one before goes on serving.
+    pub has_failed: bool,
+    /// How the last of them failed, with the container's output.
+    pub detail: Option<String>,
 }
 
 /// Says whether a spec could be deployed, and deploys nothing.
@@ -110,12 +144,15 @@ pub struct Rollback {
     /// Which function.
     #[serde(deserialize_with = "function")]
     pub key: FunctionKey,
-    /// Which revision; the one before the live one, if it is not said.
+    /// Which revision; the one before the latest, if it is not said.
     #[serde(default)]
     pub revision: Option<u32>,
     /// What must be live before.
     #[serde(default)]
     pub before: Precondition,
+    /// Whether it takes over at once.
+    #[serde(default)]
+    pub at_once: bool,
 }
 
 /// The revisions of a function that are kept.
@@ -287,9 +324,12 @@ pub struct FunctionView {
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
-    /// The live revision.
+    /// The revision that was deployed last.
     pub revision: u32,
-    /// When that was deployed.
+    /// The one that serves: where a server is ready, a new revision takes over when its first container is.
+    #[serde(default)]
+    pub live_revision: u32,
+    /// When the latest was deployed.
     #[schema(format = DateTime)]
     pub deployed_at: String,
     /// Its spec.
@@ -352,6 +392,9 @@ pub struct ExplainView {
     /// For a function with a model: whether it may be scaled to zero, which entry says so, and its last request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_to_zero: Option<ScaleToZeroView>,
+    /// A deployment that has not taken over yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutView>,
     /// Why pending inputs wait; null while none does.
     pub waiting: Option<Waiting>,
     /// Numbers of now.
@@ -504,6 +547,7 @@ mod tests {
             namespace: "n".into(),
             name: name.into(),
             revision: 1,
+            live_revision: 1,
             deployed_at: String::new(),
             spec: Arc::new(spec.clone()),
             stats: Stats::default(),

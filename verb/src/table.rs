@@ -17,6 +17,7 @@ macro_rules! all_verbs {
             function::Instances => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::InstancesView;
             function::Scaling   => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScalingView;
             function::AwaitActive => Read, In(&v.key.namespace), Owner(v.key.place()),   Safe -> function::ActiveView;
+            function::AwaitDeployed => Read, In(&v.key.namespace), Owner(v.key.place()), Safe -> function::RolloutView;
             function::RequiredNodes => Read, In(&v.key.namespace), Owner(v.key.place()), Safe -> cluster::NodesView;
             function::Schedule  => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> function::ScheduleView;
             function::Deploy    => Deploy, In(&v.key.namespace), Owner(v.key.place()),   Once -> function::DeployedView;

@@ -13,8 +13,31 @@ use std::path::PathBuf;
 const FLAGS: [&str; 4] = ["min", "max", "buffer", "window"];
 const SETTINGS: [&str; 4] = ["min_containers", "max_containers", "buffer_containers", "scaledown_window"];
 
+/// How something is deployed.
+pub struct How {
+    /// Checked only.
+    pub dry_run: bool,
+    /// Until it has taken over.
+    pub wait: bool,
+    /// At once.
+    pub force: bool,
+    /// Only if a worker could hold it.
+    pub require_capacity: bool,
+}
+
+/// How long a deployment is waited for, in seconds.
+const WAIT_S: u32 = 3600;
+
+impl How {
+    fn query(&self) -> String {
+        let wait_s = if self.wait { WAIT_S } else { 0 };
+        format!("?wait_s={wait_s}&force={}&require_capacity={}", self.force, self.require_capacity)
+    }
+}
+
 /// Deploys every function of every manifest; nothing is deployed if one of them cannot be.
-pub async fn deploy(client: &Client, files: &[PathBuf], dry_run: bool, as_json: bool) -> anyhow::Result<()> {
+pub async fn deploy(client: &Client, files: &[PathBuf], how: &How, as_json: bool) -> anyhow::Result<()> {
+    let dry_run = how.dry_run;
     let mut entries = Vec::new();
     for file in files {
         entries.extend(manifest::read(file)?);
@@ -28,9 +51,14 @@ pub async fn deploy(client: &Client, files: &[PathBuf], dry_run: bool, as_json: 
     if !dry_run {
         answers.clear();
         for entry in &entries {
-            let answer = put(client, entry, "").await?;
+            let answer = put(client, entry, &how.query()).await?;
             if !as_json {
-                output::print(format!("deployed {} revision {}", entry.name, output::text(&answer["revision"])))?;
+                let live = &answer["live_revision"];
+                let yet = match live == &answer["revision"] {
+                    true => String::new(),
+                    false => format!("; revision {} serves until its first container is ready", output::text(live)),
+                };
+                output::print(format!("deployed {} revision {}{yet}", entry.name, output::text(&answer["revision"])))?;
             }
             answers.push(answer);
         }
@@ -101,6 +129,7 @@ fn show(all: &[Value]) -> anyhow::Result<()> {
         &[
             ("function", "/name"),
             ("revision", "/revision"),
+            ("live", "/live_revision"),
             ("backlog", "/stats/backlog"),
             ("running", "/stats/running"),
             ("starting", "/stats/containers/starting"),
@@ -181,8 +210,15 @@ pub async fn revisions(client: &Client, function: &str, as_json: bool) -> anyhow
 }
 
 /// Deploys what an earlier revision was.
-pub async fn rollback(client: &Client, function: &str, to: Option<u32>, as_json: bool) -> anyhow::Result<()> {
-    let answer = client.send(Method::POST, &client.function(function, "rollback"), &json!({"revision": to})).await?;
+pub async fn rollback(
+    client: &Client,
+    function: &str,
+    to: Option<u32>,
+    wait: bool,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let path = client.function(function, "rollback") + if wait { "?wait_s=3600" } else { "" };
+    let answer = client.send(Method::POST, &path, &json!({"revision": to})).await?;
     for warning in answer["warnings"].as_array().into_iter().flatten() {
         output::say(format!("warning: {}", output::text(warning)));
     }

@@ -95,10 +95,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(_) | Command::Scheduler(_) | Command::Worker(_) | Command::Demo(_) | Command::LocalCluster(_) => {}
         Command::Chaos(_) | Command::Config(_) | Command::Doctor(_) | Command::Completions { .. } => {}
         Command::Top => top::top(&client()?).await?,
-        Command::Deploy { files, dry_run } => functions::deploy(&client()?, &files, dry_run, json).await?,
+        Command::Deploy { files, dry_run, wait, force, require_capacity } => {
+            let how = functions::How { dry_run, wait, force, require_capacity };
+            functions::deploy(&client()?, &files, &how, json).await?;
+        }
         Command::Functions { instances } => functions::list(&client()?, instances.as_deref(), json).await?,
         Command::Revisions { function } => functions::revisions(&client()?, &function, json).await?,
-        Command::Rollback { function, to } => functions::rollback(&client()?, &function, to, json).await?,
+        Command::Rollback { function, to, wait } => functions::rollback(&client()?, &function, to, wait, json).await?,
         Command::Get { function, output } => functions::get(&client()?, &function, output).await?,
         Command::Remove { function } => functions::remove(&client()?, &function, json).await?,
         Command::Autoscaler { function, min, max, buffer, window, reset } => {

@@ -22,7 +22,12 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A new revision.
-    Deploy(Arc<FunctionSpec>),
+    Deploy {
+        /// What it runs.
+        spec: Arc<FunctionSpec>,
+        /// Whether it takes over at once, and not when its first container is ready.
+        at_once: bool,
+    },
     /// The function is to go; pending inputs end as cancelled.
     Remove,
     /// Dynamic settings change.

@@ -16,6 +16,8 @@ use std::{collections::VecDeque, sync::Arc};
 pub enum Record {
     /// A revision is live; dynamic overrides are gone (SPEC D09).
     Deployed(Deployment),
+    /// This revision serves until the one that was deployed last has a ready container; nothing: that has taken over.
+    Serving(Option<Deployment>),
     /// The dynamic overrides are these.
     Overridden(Overrides),
     /// The function is gone; this was its last revision.

@@ -15,7 +15,7 @@ use crate::{
 };
 use capstan_common::{
     function::{ActivitySource, FunctionSpec, OverridesPatch, Runtime},
-    id::{CallId, ContainerId, FunctionKey},
+    id::{CallId, ContainerId, FunctionKey, Revision},
     input::Outcome,
     isolation::Needs,
     parameter,
@@ -29,14 +29,15 @@ use capstan_common::{
 use capstan_scheduler_core::{
     decision::{Decision, Waiting},
     event::Event,
-    function::InputView,
+    function::{InputView, Progress},
     record::{Deployment, Entry, Tries},
 };
 use capstan_verb::{
     access::Subject,
     call::{InputLife, Step},
     function::{
-        DecidedBy, DecisionView, ExplainView, FunctionView, FunctionsView, List, ScaleToZeroView, SettingsView,
+        DecidedBy, DecisionView, ExplainView, FunctionView, FunctionsView, List, RolloutView, ScaleToZeroView,
+        SettingsView,
     },
 };
 use serde_json::json;
@@ -187,7 +188,7 @@ impl Api {
         &self,
         key: FunctionKey,
         spec: FunctionSpec,
-        if_match: Option<u32>,
+        (if_match, at_once): (Option<u32>, bool),
     ) -> Result<(FunctionView, bool), Refusal> {
         self.deployable(&key, &spec).await?;
         let size = serde_json::to_string(&spec).map_or(0, |text| text.len());
@@ -195,9 +196,9 @@ impl Api {
         let _apart = self.locks.of(&key).await;
         // An actor that is just ending is replaced: its function is gone.
         for _ in 0..8 {
-            let deploy = Deploy { spec: spec.clone(), if_match };
+            let deploy = Deploy { spec: spec.clone(), if_match, at_once };
             match self.actor_or_new(&key)?.send(deploy).await {
-                Ok(Ok(Deployed { deployment, new, stats })) => {
+                Ok(Ok(Deployed { deployment, live, new, stats })) => {
                     self.env.registry.resize(&key, size);
                     self.follow(&key).await;
                     let mut told = json!({"revision": deployment.revision.0});
@@ -205,7 +206,7 @@ impl Api {
                         told["trusted"] = true.into();
                     }
                     self.env.telemetry.events.tell("deployed", About::function(&key), told);
-                    return Ok((view_of(&key, &deployment, stats), new));
+                    return Ok((view_of(&key, &deployment, live, stats), new));
                 }
                 Ok(Err(refusal)) => return Err(refusal),
                 Err(_) => tokio::task::yield_now().await,
@@ -216,7 +217,7 @@ impl Api {
 
     /// A function.
     pub async fn function(&self, key: &FunctionKey) -> Result<FunctionView, Refusal> {
-        self.ask(key, |core| view_of(core.key(), core.deployment(), core.stats())).await
+        self.ask(key, |core| view_of(core.key(), core.deployment(), core.serving().revision, core.stats())).await
     }
 
     /// Functions of a namespace by name.
@@ -350,7 +351,8 @@ impl Api {
 
     /// A function's latest decisions.
     pub async fn explain(&self, key: &FunctionKey) -> Result<ExplainView, Refusal> {
-        self.ask(key, |core| ExplainView {
+        let most = self.config.limits.start_tries;
+        self.ask(key, move |core| ExplainView {
             decisions: core.decisions().map(decision_view).collect(),
             scale_to_zero: core.model_view().map(|(rule, active, kept_by)| ScaleToZeroView {
                 enable_scale_to_zero: rule.enabled,
@@ -362,6 +364,9 @@ impl Api {
                 last_request: clock::rfc3339(active),
                 kept_by: kept_by.map(Into::into),
             }),
+            rollout: Some(core.rollout())
+                .filter(|rollout| rollout.live != rollout.revision)
+                .map(|p| rollout_view(p, most)),
             waiting: core.waiting(),
             stats: core.stats(),
         })
@@ -393,15 +398,27 @@ impl Api {
     }
 }
 
-fn view_of(key: &FunctionKey, deployment: &Deployment, stats: Stats) -> FunctionView {
+fn view_of(key: &FunctionKey, deployment: &Deployment, live: Revision, stats: Stats) -> FunctionView {
     FunctionView {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
         revision: deployment.revision.0,
+        live_revision: live.0,
         deployed_at: clock::rfc3339(deployment.at),
         spec: deployment.spec.clone(),
         stats,
         warnings: Vec::new(),
+    }
+}
+
+/// How far a deployment has come; `most`: starts after which it is said to have failed.
+pub(super) fn rollout_view(progress: Progress, most: u32) -> RolloutView {
+    RolloutView {
+        revision: progress.revision.0,
+        live_revision: progress.live.0,
+        failed_starts: progress.failed,
+        has_failed: progress.failed >= most,
+        detail: Some(progress.why).filter(|why| !why.is_empty()),
     }
 }
 

@@ -101,7 +101,7 @@ impl Api {
         self.must_have_room(key.place())?;
         let actor = self.actor_or_new(key)?;
         // An actor that is just ending is replaced by the next try.
-        let deployed = actor.send(Deploy { spec: Arc::new(spec), if_match: None }).await;
+        let deployed = actor.send(Deploy { spec: Arc::new(spec), if_match: None, at_once: false }).await;
         deployed.map_or(Ok(()), |deployed| deployed.map(drop))
     }
 
@@ -131,7 +131,7 @@ impl Api {
                 _ => leaving(&own),
             };
             if *own != wanted {
-                drop(actor.send(Deploy { spec: Arc::new(wanted), if_match: None }).await);
+                drop(actor.send(Deploy { spec: Arc::new(wanted), if_match: None, at_once: false }).await);
             }
         }
     }

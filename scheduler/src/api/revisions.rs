@@ -23,9 +23,9 @@ use serde_json::json;
 use std::sync::Arc;
 
 impl Api {
-    /// The revisions that are kept, the newest first, and the number of the live one.
-    async fn revisions(self: &Arc<Self>, key: &FunctionKey) -> Result<(Vec<Deployment>, u32), Refusal> {
-        let live = self.ask(key, |core| core.deployment().clone()).await?;
+    /// The revisions that are kept, the newest first, and the numbers of the latest and of the one that serves.
+    async fn revisions(self: &Arc<Self>, key: &FunctionKey) -> Result<(Vec<Deployment>, (u32, u32)), Refusal> {
+        let (live, serves) = self.ask(key, |core| (core.deployment().clone(), core.serving().revision.0)).await?;
         let of = key.clone();
         let mut kept = self.reading(move |api| api.read_revisions(&of)).await?;
         // One that an older version deployed is not among them, and one that was just deployed may not be yet.
@@ -33,7 +33,7 @@ impl Api {
             kept.push(live.clone());
         }
         kept.sort_by_key(|one| std::cmp::Reverse(one.revision));
-        Ok((kept, live.revision.0))
+        Ok((kept, (live.revision.0, serves)))
     }
 
     fn read_revisions(&self, key: &FunctionKey) -> Result<Vec<Deployment>, Refusal> {
@@ -49,12 +49,13 @@ impl Api {
 
     /// Deploys what an earlier revision was: as a deployment of the same spec, with all that is checked of one.
     async fn roll_back(self: &Arc<Self>, ask: &Granted<Rollback>) -> Result<DeployedView, Refusal> {
-        let Rollback { key, revision, before } = &ask.verb;
+        let Rollback { key, revision, before, at_once } = &ask.verb;
         let key = self.find(key.clone()).await?;
-        let (kept, live) = self.revisions(&key).await?;
+        let (kept, (live, serves)) = self.revisions(&key).await?;
         let wanted = match revision {
             Some(number) => kept.iter().find(|one| one.revision.0 == *number),
-            None => kept.iter().find(|one| one.revision.0 < live),
+            // Where the latest has not taken over, the way back is to the one that serves.
+            None => kept.iter().find(|one| one.revision.0 < live && (serves == live || one.revision.0 <= serves)),
         };
         let Some(wanted) = wanted else {
             let others: Vec<String> = kept.iter().map(|one| one.revision.0.to_string()).collect();
@@ -68,7 +69,7 @@ impl Api {
         let expected = self.must_be(&key, before).await?;
         let odd = self.oddities(&spec).await;
         // Between the look and the deployment nothing else may become live.
-        let (mut function, new) = self.deploy(key.clone(), spec, expected.or(Some(live))).await?;
+        let (mut function, new) = self.deploy(key.clone(), spec, (expected.or(Some(live)), *at_once)).await?;
         function.warnings = odd;
         let facts = json!({"to": wanted.revision.0, "revision": function.revision});
         self.telemetry().events.tell("rolled_back", About::function(&key), facts);
@@ -78,7 +79,7 @@ impl Api {
 
 impl Run<Revisions> for Api {
     async fn run(self: &Arc<Self>, ask: Granted<Revisions>) -> Result<RevisionsView, Refusal> {
-        let (kept, live) = self.revisions(&self.find(ask.verb.key.clone()).await?).await?;
+        let (kept, (_, live)) = self.revisions(&self.find(ask.verb.key.clone()).await?).await?;
         let view = |Deployment { revision, mut spec, at }| {
             if ask.who.role < Role::Deploy {
                 Arc::make_mut(&mut spec).hide_env();

@@ -111,7 +111,10 @@ impl Api {
         let functions = self.env.registry.functions().into_iter().map(|(key, _)| key);
         for key in functions.filter(|key| &*key.namespace == namespace) {
             let wanted = name.to_owned();
-            let uses = move |core: &Function| core.deployment().spec.secrets.contains(&wanted);
+            // Also of a revision that serves until the latest takes over: its containers may start again.
+            let uses = move |core: &Function| {
+                [core.deployment(), core.serving()].iter().any(|of| of.spec.secrets.contains(&wanted))
+            };
             if self.ask_any(&key, uses).await.unwrap_or(false) {
                 users.insert(key.name.to_string());
             }

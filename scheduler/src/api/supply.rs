@@ -1,12 +1,13 @@
 //! How many nodes Capstan itself needs: for autoscalers that add and remove the machines its workers run on (SPEC §3.9).
 
-use super::Api;
+use super::{Api, functions::rollout_view};
 use crate::actor::autoscaler::Nodes;
 use capstan_common::{
     id::FunctionKey,
     refusal::{Code, Refusal},
     resource::Amount,
 };
+use capstan_verb::function::RolloutView;
 use std::{sync::PoisonError, time::Duration};
 use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
@@ -89,6 +90,32 @@ impl Api {
                 },
                 () = tokio::time::sleep_until(until) => return self.is_active(key).await,
                 () = self.stopping().cancelled() => return Ok(active),
+            }
+        }
+    }
+
+    /// Waits until a revision serves, has failed to start as often as it may, or another was deployed; or until the time is over.
+    pub async fn await_deployed(
+        &self,
+        key: &FunctionKey,
+        revision: u32,
+        most: Duration,
+    ) -> Result<RolloutView, Refusal> {
+        let mut news = self.telemetry().events.listen(None).news;
+        let until = Instant::now() + most.min(WAIT);
+        loop {
+            let tries = self.config.limits.start_tries;
+            let view = self.ask(key, move |core| rollout_view(core.rollout(), tries)).await?;
+            let is_decided = view.live_revision >= revision || view.has_failed || view.revision != revision;
+            if is_decided || Instant::now() >= until || self.stopping().is_cancelled() {
+                return Ok(view);
+            }
+            tokio::select! {
+                news = news.recv() => if matches!(news, Err(RecvError::Closed)) {
+                    return Ok(view);
+                },
+                () = tokio::time::sleep_until(until) => {}
+                () = self.stopping().cancelled() => return Ok(view),
             }
         }
     }

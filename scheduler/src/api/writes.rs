@@ -13,13 +13,13 @@ use capstan_verb::{
     Done,
     call::{self, CallView, SpawnedView},
     cluster::{self, InvitationView, RevokedView},
-    function::{self, CheckedView, DeployedView, Precondition, ScheduleView, SettingsView},
+    function::{self, CheckedView, DeployedView, Precondition, RolloutView, ScheduleView, SettingsView},
     model::{self, EffectiveView, ScaleToZeroView},
     namespace::{self, NamespaceView},
     secret::{self, SecretsView, SetView, UsersView},
     token::{self, TokenView, TokensView},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// Does what must not stop halfway when who asked goes: instances follow their function one by one.
 pub(super) async fn to_its_end<T: 'static>(
@@ -65,15 +65,29 @@ impl Run<function::Deploy> for Api {
     async fn run(self: &Arc<Self>, ask: Granted<function::Deploy>) -> Result<DeployedView, Refusal> {
         let api = self.clone();
         to_its_end(async move {
-            let function::Deploy { key, spec, before } = ask.verb.clone();
+            let function::Deploy { key, spec, before, at_once, require_capacity } = ask.verb.clone();
             let spec = api.entrusted(&ask.who, spec).await?;
             let expected = api.must_be(&key, &before).await?;
             let odd = api.oddities(&spec).await;
-            let (mut function, new) = api.deploy(key, spec, expected).await?;
+            if let Some(odd) = odd.first().filter(|_| require_capacity) {
+                return Err(Refusal::new(
+                    Code::Unsupported,
+                    format!("{odd}: nothing was deployed, as require_capacity asks"),
+                ));
+            }
+            let (mut function, new) = api.deploy(key, spec, (expected, at_once)).await?;
             function.warnings = odd;
             Ok(DeployedView { function, new })
         })
         .await
+    }
+}
+
+impl Run<function::AwaitDeployed> for Api {
+    async fn run(self: &Arc<Self>, mut ask: Granted<function::AwaitDeployed>) -> Result<RolloutView, Refusal> {
+        ask.waits();
+        let function::AwaitDeployed { key, revision, wait_ms } = ask.verb;
+        self.await_deployed(&key, revision, Duration::from_millis(wait_ms)).await
     }
 }
 

@@ -5,14 +5,22 @@ use super::{
     body::Body,
     problem::{Answer, Problem, parse, parse_large, query},
 };
-use crate::route::Route;
+use crate::route::{Asker, Route};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use capstan_common::{id::FunctionKey, refusal::Refusal, validate};
-use capstan_verb::function::{self, DeployedView, Precondition};
+use capstan_common::{
+    id::FunctionKey,
+    refusal::{Code, Refusal},
+    validate,
+};
+use capstan_verb::function::{self, DeployedView, FunctionView, Precondition};
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 /// The largest spec or patch.
 const SPEC_BYTES: usize = 1 << 20;
+/// The longest wait for a deployment, and the longest part of it that one question takes.
+const MOST_WAIT_S: f64 = 3600.0;
+const ONE_WAIT: Duration = Duration::from_secs(20);
 /// Functions in a page, at most.
 const PAGE: usize = 1000;
 
@@ -48,18 +56,63 @@ fn before(request: &HttpRequest) -> Precondition {
 struct DeployQuery {
     #[serde(default)]
     dry_run: bool,
+    #[serde(default)]
+    force: bool,
+    #[serde(default)]
+    require_capacity: bool,
+    wait_s: Option<f64>,
+}
+
+/// How long a deployment is waited for.
+fn wait_of(wait_s: Option<f64>) -> Result<Duration, Refusal> {
+    let wait = wait_s.unwrap_or(0.0);
+    if !(0.0..=MOST_WAIT_S).contains(&wait) {
+        return Err(Refusal::field("wait_s", format!("must be from 0 to {MOST_WAIT_S} seconds, is {wait}")));
+    }
+    Ok(Duration::from_secs_f64(wait))
+}
+
+/// Waits until the revision of an answer serves. One that does not start is refused with its container's output; one that takes
+/// longer is answered as it stands.
+async fn taken_over(route: &Route, who: &Asker, function: &mut FunctionView, wait: Duration) -> Result<(), Refusal> {
+    let until = Instant::now() + wait;
+    while function.live_revision < function.revision && Instant::now() < until {
+        let left = until.saturating_duration_since(Instant::now()).min(ONE_WAIT);
+        let key = FunctionKey::new(&function.namespace, &function.name);
+        let (revision, wait_ms) = (function.revision, left.as_millis() as u64 + 1);
+        let rollout = route.ask(who, function::AwaitDeployed { key, revision, wait_ms }).await?;
+        function.live_revision = rollout.live_revision;
+        if rollout.has_failed && rollout.revision == revision {
+            let detail = format!(
+                "revision {revision} does not start: {}; revision {} goes on, and the new one is tried on",
+                rollout.detail.unwrap_or_default(),
+                rollout.live_revision
+            );
+            return Err(Refusal::new(Code::DeployFailed, detail));
+        }
+        if rollout.revision != revision {
+            let detail = format!("revision {} was deployed meanwhile", rollout.revision);
+            return Err(Refusal::new(Code::Conflict, detail));
+        }
+    }
+    Ok(())
 }
 
 pub async fn deploy(route: web::Data<Route>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let (key, before) = (key_of(&path)?, before(&request));
     let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
     let spec = parse_large(bytes.clone()).await?;
-    if query::<DeployQuery>(&request)?.dry_run {
+    let asked: DeployQuery = query(&request)?;
+    let wait = wait_of(asked.wait_s)?;
+    if asked.dry_run {
         let mut checked = ask(&route, &request, function::Check { key, spec, before }).await?;
         checked.warnings = [warnings(&bytes), checked.warnings].concat();
         return Ok(HttpResponse::Ok().json(checked));
     }
-    let DeployedView { mut function, new } = ask(&route, &request, function::Deploy { key, spec, before }).await?;
+    let DeployQuery { force: at_once, require_capacity, .. } = asked;
+    let deploy = function::Deploy { key, spec, before, at_once, require_capacity };
+    let DeployedView { mut function, new } = ask(&route, &request, deploy).await?;
+    taken_over(&route, &asker(&request), &mut function, wait).await?;
     function.warnings = [warnings(&bytes), function.warnings].concat();
     let mut response = if new { HttpResponse::Created() } else { HttpResponse::Ok() };
     response.insert_header((header::ETAG, format!("\"{}\"", function.revision)));
@@ -88,11 +141,22 @@ struct Wanted {
     revision: Option<u32>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollbackQuery {
+    #[serde(default)]
+    force: bool,
+    wait_s: Option<f64>,
+}
+
 pub async fn rollback(route: web::Data<Route>, request: HttpRequest, path: Path, payload: web::Payload) -> Answer {
     let bytes = Body::of(&request, payload)?.whole(SPEC_BYTES).await?;
     let Wanted { revision } = if bytes.is_empty() { Wanted::default() } else { parse(&bytes)? };
-    let asked = function::Rollback { key: key_of(&path)?, revision, before: before(&request) };
-    let DeployedView { function, .. } = ask(&route, &request, asked).await?;
+    let RollbackQuery { force: at_once, wait_s } = query(&request)?;
+    let wait = wait_of(wait_s)?;
+    let asked = function::Rollback { key: key_of(&path)?, revision, before: before(&request), at_once };
+    let DeployedView { mut function, .. } = ask(&route, &request, asked).await?;
+    taken_over(&route, &asker(&request), &mut function, wait).await?;
     let etag = (header::ETAG, format!("\"{}\"", function.revision));
     Ok(HttpResponse::Ok().insert_header(etag).json(function))
 }

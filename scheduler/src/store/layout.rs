@@ -11,6 +11,7 @@
 //! | `A` call index | attempts so far |
 //! | `G` ns `\0` name | the latest scale decisions |
 //! | `K` ns `\0` name `\0` key | an idempotency key in use |
+//! | `L` ns `\0` name | the revision that serves, while the one that was deployed last is still to take over |
 //! | `M` ns `\0` name `\0` revision | a revision that was deployed |
 //! | `N` ns | a namespace's weight and quota |
 //! | `P` ns `\0` name | where the schedule stands |
@@ -202,6 +203,11 @@ pub fn decisions(function: &FunctionKey) -> Box<[u8]> {
     key(&[b"G", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
 }
 
+/// The key of the revision that serves meanwhile.
+pub fn serving(function: &FunctionKey) -> Box<[u8]> {
+    key(&[b"L", function.namespace.as_bytes(), b"\0", function.name.as_bytes()])
+}
+
 /// The prefix of a function's revisions.
 pub fn revisions(function: &FunctionKey) -> Box<[u8]> {
     key(&[b"M", function.namespace.as_bytes(), b"\0", function.name.as_bytes(), b"\0"])
@@ -363,10 +369,15 @@ pub fn changes(
             keep_revision(owner, &deployed, out);
             *live = Some(deployed);
         }
+        Record::Serving(Some(before)) => {
+            out.push(Change::Put(serving(owner), encode(&StoredFunction::new(&before, &Overrides::default()))));
+        }
+        Record::Serving(None) => out.push(Change::Delete(serving(owner))),
         Record::Overridden(overrides) => out.extend(live.as_ref().map(|deployed| put(deployed, &overrides))),
         Record::Removed(last) => {
             *live = None;
             out.push(Change::Delete(function(owner)));
+            out.push(Change::Delete(serving(owner)));
             out.push(Change::Delete(decisions(owner)));
             out.push(Change::Delete(schedule(owner)));
             let kept = last.0.saturating_sub(REVISIONS).max(1)..=last.0;

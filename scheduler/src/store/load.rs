@@ -55,8 +55,11 @@ pub fn load(store: &dyn Store, head: usize, now: Time) -> Result<Vec<Recovery>, 
         let keys = load_keys(store, &name)?;
         let decisions = value(store, &layout::decisions(&name))?.unwrap_or_default();
         let schedule = value(store, &layout::schedule(&name))?.unwrap_or_default();
+        let serving = value::<StoredFunction>(store, &layout::serving(&name))?;
+        let serving = serving.map(|stored| stored.read()).transpose()?.map(|(before, _)| before);
         let (calls, parked) = (Vec::new(), Vec::new());
-        let recovery = Recovery { key: name.clone(), deployed, overrides, calls, parked, keys, schedule, decisions };
+        let recovery =
+            Recovery { key: name.clone(), deployed, serving, overrides, calls, parked, keys, schedule, decisions };
         functions.insert(name, recovery);
         Ok(())
     })?;

@@ -22,6 +22,7 @@ impl World {
             0..=2 => self.kill(s),
             3..=4 => self.crash_worker(w),
             5..=7 => self.cut(w),
+            8 => self.deploy_something_again(),
             _ => self.stop_some_container(),
         }
     }
@@ -149,6 +150,16 @@ impl World {
             self.workers[w].dials_from = self.after(1_000_000, 30_000_000);
         }
         Ok(())
+    }
+
+    /// Another revision of the same spec: it takes over when its first container is ready, or at once.
+    fn deploy_something_again(&mut self) -> Result<(), String> {
+        let f = self.rng.random_range(0..self.functions.len());
+        let at_once = self.chance(20);
+        let Some(at) = self.owner(f) else { return Ok(()) };
+        self.note(&format!("function {f} is deployed again"));
+        let spec = self.functions[f].spec.clone();
+        self.step_function(at, Event::Deploy { spec, at_once })
     }
 
     fn stop_some_container(&mut self) -> Result<(), String> {

@@ -48,7 +48,7 @@ impl World {
         if check {
             core.check().map_err(|e| format!("{}: {e}", self.functions[at.function].key))?;
         }
-        let most = core.deployment().spec.group_size() as usize;
+        let most = core.serving().spec.group_size() as usize;
         given.after(&out.effects, &self.stoppable, visitors, most)?;
         self.perform(at, out)?;
         Ok(answer)

@@ -37,6 +37,7 @@ pub struct Stored {
 #[derive(Debug, Clone, Default)]
 pub struct Durable {
     deployed: Option<Deployment>,
+    serving: Option<Deployment>,
     overrides: Overrides,
     /// Calls by id.
     pub calls: BTreeMap<CallId, Stored>,
@@ -54,8 +55,9 @@ impl Durable {
                 self.deployed = Some(deployed);
                 self.overrides = Overrides::default();
             }
+            Record::Serving(before) => self.serving = before,
             Record::Overridden(overrides) => self.overrides = overrides,
-            Record::Removed(_) => self.deployed = None,
+            Record::Removed(_) => (self.deployed, self.serving) = (None, None),
             Record::Decisions(_) | Record::Scheduled(_) => {}
             Record::CallOpened(record, here) => {
                 let stored = Stored {
@@ -139,6 +141,7 @@ impl Durable {
         Some(Recovery {
             key: key.clone(),
             deployed: self.deployed.clone()?,
+            serving: self.serving.clone(),
             overrides: self.overrides.clone(),
             calls: live.into_iter().map(|(_, c)| self.recovered(c)).collect(),
             parked: parked.into_iter().map(|(_, c)| c.record.id).collect(),

@@ -35,7 +35,7 @@ impl Function {
         let id = held.container;
         if self.pool.get(id).is_none() {
             self.adopt_container(now, worker, &held, out);
-        } else if held.ready && self.pool.get(id).is_some_and(|c| c.life == Life::Starting) {
+        } else if held.ready && self.pool.get(id).is_some_and(|c| matches!(c.life, Life::Starting | Life::Trial)) {
             self.ready(now, id, (Vec::new(), held.port), out);
         }
         let known: BTreeSet<LeaseId> =
@@ -75,12 +75,20 @@ impl Function {
     fn adopt_container(&mut self, now: Time, worker: &WorkerId, held: &Held, out: &mut Output) {
         // A worker that comes back late may find its containers replaced: what is above the maximum only finishes its work.
         let fits = self.pool.live() < self.facts().max;
-        let current = held.revision == self.deployed.revision && !self.removed && fits && !held.gone;
-        let life = match (current, held.ready) {
-            (true, true) => Life::Ready,
-            (true, false) => Life::Starting,
-            (false, _) => Life::Draining,
+        let there = !self.removed && !held.gone;
+        let current = held.revision == self.serving().revision && there && fits;
+        // It was tried before its owner knew of it.
+        let trial = self.is_rolling() && held.revision == self.deployed.revision && there;
+        let life = match (current, trial, held.ready) {
+            (true, _, true) | (_, true, true) => Life::Ready,
+            (true, _, false) => Life::Starting,
+            (_, true, false) if self.pool.trials() == 0 => Life::Trial,
+            (false, ..) => Life::Draining,
         };
+        let takes_over = trial && held.ready;
+        let spec = self.spec_of(held.revision);
+        let (at_once, room, amount) = (spec.groups_at_once(), room(spec, None), spec.amount().with_gpus(held.gpus));
+        let trusted = spec.trusted && [self.deployed.revision, self.serving().revision].contains(&held.revision);
         self.pool.add(
             held.container,
             Container {
@@ -90,7 +98,7 @@ impl Function {
                 adopted: true,
                 // Of an older revision it is not known any more.
                 chosen: None,
-                trusted: self.deployed.spec.trusted && held.revision == self.deployed.revision,
+                trusted,
                 decided: now,
                 placed: now,
                 since: now,
@@ -100,8 +108,8 @@ impl Function {
                 port: held.port,
                 run_us: None,
                 served: 1,
-                at_once: self.deployed.spec.groups_at_once(),
-                room: room(&self.deployed.spec, None),
+                at_once,
+                room,
             },
         );
         if held.gone {
@@ -109,11 +117,10 @@ impl Function {
         }
         // The autoscaler hears of the container, and must know whose it is.
         self.sizing.bid.again();
-        out.effects.push(Effect::Hold {
-            container: held.container,
-            worker: worker.clone(),
-            amount: self.deployed.spec.amount().with_gpus(held.gpus),
-        });
+        out.effects.push(Effect::Hold { container: held.container, worker: worker.clone(), amount });
+        if takes_over {
+            self.take_over(out);
+        }
     }
 
     /// Whether the attempt is, or now becomes, one of ours.

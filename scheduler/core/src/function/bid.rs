@@ -96,6 +96,12 @@ impl Bid {
         self.unplaced = Some(why);
     }
 
+    /// What had no place may have one now: that is asked once more.
+    pub fn look_again(&mut self) {
+        self.unplaced = None;
+        self.again();
+    }
+
     /// Why the next container has no place, if it has none.
     pub fn unplaced(&self) -> Option<&Waiting> {
         self.unplaced.as_ref()

@@ -15,10 +15,10 @@ impl Function {
         if self.holding {
             return Stop::Empty;
         }
-        let size = self.deployed.spec.group_size() as usize;
+        let size = self.serving().spec.group_size() as usize;
         let size = size + usize::from(size > 1 && mutated!(self.limits.mutant, BATCH_TOO_LARGE));
         let mut taken = Vec::new();
-        let at_once = self.deployed.spec.groups_at_once();
+        let at_once = self.serving().spec.groups_at_once();
         while let Some((container, room)) = self.pool.next_free(at_once, !self.web.waits()) {
             let ready = if self.store_full { 0 } else { self.queue.ready() };
             let due = size == 1 || ready >= size || self.batch_due().is_some_and(|due| due <= now);
@@ -43,7 +43,7 @@ impl Function {
     }
 
     fn feed(&mut self, now: Time, id: ContainerId, taken: &mut Vec<Queued>, size: usize, out: &mut Output) {
-        let batch = self.deployed.spec.batching.is_some();
+        let batch = self.serving().spec.batching.is_some();
         let mut groups = Vec::with_capacity(taken.len().div_ceil(size));
         let mut leases: Vec<(LeaseId, Lease)> = Vec::with_capacity(taken.len());
         let mut inputs = taken.drain(..).peekable();
@@ -81,12 +81,12 @@ impl Function {
 
     /// When the batch that is being collected must leave, if one is and a container could take it.
     pub(super) fn batch_due(&self) -> Option<Time> {
-        let batching = self.deployed.spec.batching.as_ref()?;
+        let batching = self.serving().spec.batching.as_ref()?;
         let ready = self.queue.ready();
         if self.holding || ready == 0 || ready >= batching.max_batch_size as usize {
             return None;
         }
-        self.pool.next_free(self.deployed.spec.groups_at_once(), true)?;
+        self.pool.next_free(self.serving().spec.groups_at_once(), true)?;
         self.queue.oldest().map(|oldest| oldest.plus_ms(batching.wait_ms))
     }
 }

@@ -29,7 +29,7 @@ impl Function {
     /// RELIABILITY P3: never more than the maximum, stopping ones included. Adopted ones and those of older revisions may
     /// come on top until they are done; a maximum that was lowered takes nothing away.
     fn check_size(&self) -> Result<(), String> {
-        let ours = |c: &&super::pool::Container| !c.adopted && c.revision == self.deployed.revision;
+        let ours = |c: &&super::pool::Container| !c.adopted && c.revision == self.serving().revision;
         let count = self.pool.iter().map(|(_, c)| c).filter(ours).count() as u32;
         let max = self.facts().max;
         if !self.removed && count > max && self.overrides.max_containers.is_none() {

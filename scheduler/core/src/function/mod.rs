@@ -17,6 +17,7 @@ mod park;
 mod pool;
 mod queue;
 mod recover;
+mod rollout;
 mod scale;
 mod settings;
 mod settle;
@@ -30,6 +31,7 @@ pub use call::Runs;
 pub use explain::{ContainerView, InputView};
 pub use model::ZeroRule;
 pub use recover::{RecoveredCall, Recovery};
+pub use rollout::Progress;
 pub use sizing::size;
 pub use timer::{ScheduleView, call_of};
 
@@ -52,6 +54,7 @@ use delayed::Delayed;
 use park::Parked;
 use pool::{Life, Pool, Starts};
 use queue::Queue;
+use rollout::Rollout;
 use sizing::Sizing;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -107,6 +110,7 @@ pub struct Function {
     parked: Parked,
     pool: Pool,
     starts: Starts,
+    rollout: Rollout,
     interactive: Side,
     background: Side,
     /// Inputs that maps may send without asking.
@@ -166,6 +170,7 @@ impl Function {
             parked: Parked::default(),
             pool: Pool::default(),
             starts: Starts::default(),
+            rollout: Rollout::default(),
             interactive: Side::default(),
             background: Side::default(),
             credit: 0,
@@ -213,7 +218,7 @@ impl Function {
 
     fn apply(&mut self, now: Time, event: Event, out: &mut Output) -> Result<Option<CallId>, Refusal> {
         match event {
-            Event::Deploy(spec) => self.redeploy(now, spec, out)?,
+            Event::Deploy { spec, at_once } => self.redeploy(now, spec, at_once, out)?,
             Event::Remove => self.remove(now, out),
             Event::Patch(patch) => self.patch(&patch, out)?,
             Event::Pause(paused) => self.pause(now, paused, out)?,
@@ -254,18 +259,20 @@ impl Function {
         Ok(None)
     }
 
-    fn redeploy(&mut self, now: Time, spec: Arc<FunctionSpec>, out: &mut Output) -> Result<(), Refusal> {
+    fn redeploy(&mut self, now: Time, spec: Arc<FunctionSpec>, at_once: bool, out: &mut Output) -> Result<(), Refusal> {
         validate::spec(&spec)?;
+        let before = Some(self.serving().clone()).filter(|_| !self.removed && !at_once && self.outlasts(&spec));
+        self.stop_trials(out);
         self.removed = false;
         self.deployed = Deployment { revision: Revision(self.deployed.revision.0 + 1), spec, at: now };
         // SPEC D09: a deployment drops all dynamic settings.
         self.overrides = Overrides::default();
         self.begin_revision(now, out);
-        self.starts = Starts::default();
-        self.sizing.bid.again();
-        self.retire_all(out);
-        self.expel_unserved(out);
         out.records.push(Record::Deployed(self.deployed.clone()));
+        match before {
+            Some(before) => self.begin_rollout(before, out),
+            None => self.take_over(out),
+        }
         out.urgent = true;
         Ok(())
     }
@@ -282,7 +289,7 @@ impl Function {
     fn retire_all(&mut self, out: &mut Output) {
         let all: Vec<_> = self.pool.iter().map(|(id, _)| id).collect();
         for id in all {
-            self.retire(id, "a newer revision is live", out);
+            self.retire(id, "the function was removed", out);
         }
     }
 
@@ -303,6 +310,7 @@ impl Function {
             self.keys.remove(&key);
             out.records.push(Record::KeyFreed(key));
         }
+        self.rollout = Rollout::default();
         out.records.push(Record::Removed(self.deployed.revision));
         out.urgent = true;
     }
@@ -374,6 +382,7 @@ impl Function {
     pub fn next_alarm(&self) -> Option<Time> {
         let key = self.key_ages.front().map(|(at, _)| at.plus_ms(self.limits.idempotency_s * 1000));
         let pool = [self.batch_due(), self.idle_due(), self.start_due(), self.unused_due(), self.timer_due()];
+        let pool = pool.into_iter().chain([self.trial_due()]);
         let (sizing, seen) = (&self.sizing, self.seen());
         let model = [sizing.model.retention_due(&seen), sizing.model.ask_due(&seen)];
         let sizes =
@@ -386,7 +395,7 @@ impl Function {
         &self.key
     }
 
-    /// The live revision.
+    /// The revision that was deployed last.
     pub fn deployment(&self) -> &Deployment {
         &self.deployed
     }
@@ -426,6 +435,6 @@ impl Function {
 
     /// Whether the container still takes new work.
     fn takes_work(life: &Life) -> bool {
-        matches!(life, Life::Ready | Life::Starting)
+        matches!(life, Life::Ready | Life::Starting | Life::Trial)
     }
 }

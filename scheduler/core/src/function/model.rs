@@ -171,7 +171,7 @@ impl Model {
 impl Function {
     /// What the model's rule is held against.
     pub(super) fn seen(&self) -> Seen<'_> {
-        Seen { now: self.now, spec: &self.deployed.spec, removed: self.removed, pool: &self.pool }
+        Seen { now: self.now, spec: &self.serving().spec, removed: self.removed, pool: &self.pool }
     }
 
     /// Inputs and web requests that wait or run.
@@ -194,7 +194,8 @@ impl Function {
 
     /// Asks a Prometheus server once more, where its word is what is waited for.
     pub(super) fn ask_requests(&mut self, out: &mut Output) {
-        let seen = Seen { now: self.now, spec: &self.deployed.spec, removed: self.removed, pool: &self.pool };
+        let spec = self.serving().spec.clone();
+        let seen = Seen { now: self.now, spec: &spec, removed: self.removed, pool: &self.pool };
         let within = self.sizing.model.ask(&seen);
         out.effects.extend(within.map(|within_ms| Effect::AskRequests { within_ms }));
     }

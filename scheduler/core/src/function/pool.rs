@@ -47,6 +47,8 @@ impl Lease {
 pub enum Life {
     /// Ordered, not ready.
     Starting,
+    /// The same, of a revision that takes over when it is ready.
+    Trial,
     /// Takes inputs; idle since then if it has none.
     Ready,
     /// Takes nothing new; stops when it has nothing left.
@@ -140,7 +142,7 @@ impl Container {
     /// Its state as users see it.
     pub fn state(&self) -> ContainerState {
         match self.life {
-            Life::Starting => ContainerState::Starting,
+            Life::Starting | Life::Trial => ContainerState::Starting,
             Life::Ready if self.is_idle() => ContainerState::Idle,
             Life::Ready => ContainerState::Busy,
             Life::Draining | Life::Stopping => ContainerState::Draining,
@@ -215,6 +217,7 @@ pub struct Pool {
     idle: BTreeSet<(Time, ContainerId)>,
     starting: u32,
     live: u32,
+    trials: u32,
 }
 
 impl Pool {
@@ -246,6 +249,11 @@ impl Pool {
     /// Ready or starting: what counts as capacity.
     pub fn live(&self) -> u32 {
         self.live
+    }
+
+    /// Containers of a revision that has not taken over: they are not capacity yet.
+    pub fn trials(&self) -> u32 {
+        self.trials
     }
 
     /// Ready containers without work.
@@ -282,7 +290,7 @@ impl Pool {
 
     /// Containers of any revision that take nothing new and will leave.
     pub fn leaving(&self) -> u32 {
-        self.len() - self.live
+        self.len() - self.live - self.trials
     }
 
     /// The container that should get the next group, with its room. One that is fed ahead is left alone until half of what
@@ -349,6 +357,7 @@ impl Pool {
         };
         step(&mut self.starting, container.life == Life::Starting);
         step(&mut self.live, ready || container.life == Life::Starting);
+        step(&mut self.trials, container.life == Life::Trial);
     }
 
     /// Checks what must always hold.
@@ -364,7 +373,8 @@ impl Pool {
         let same = rebuilt.free == self.free
             && rebuilt.idle == self.idle
             && rebuilt.starting == self.starting
-            && rebuilt.live == self.live;
+            && rebuilt.live == self.live
+            && rebuilt.trials == self.trials;
         same.then_some(()).ok_or_else(|| "the pool's indexes are not true".into())
     }
 }

@@ -4,6 +4,7 @@ use super::{
     Function, Place,
     call::{Bulk, Call, Runs},
     queue::Queued,
+    rollout::Rollout,
 };
 use crate::{
     decision::Decision,
@@ -25,8 +26,10 @@ use std::{collections::BTreeMap, sync::Arc};
 pub struct Recovery {
     /// Its name.
     pub key: FunctionKey,
-    /// Its live revision.
+    /// The revision that was deployed last.
     pub deployed: Deployment,
+    /// The one that serves, where that is still another.
+    pub serving: Option<Deployment>,
     /// Its dynamic settings.
     pub overrides: Overrides,
     /// Calls that had not ended.
@@ -67,6 +70,7 @@ impl Function {
         let mut function = Self::new(recovery.key, epoch, limits, recovery.deployed, recovery.overrides);
         function.now = now;
         function.holding = true;
+        function.rollout = Rollout::recovered(recovery.serving);
         function.sizing.recover(recovery.decisions);
         let mut keys = recovery.keys;
         keys.sort_by(|a, b| (a.1.at, &a.0).cmp(&(b.1.at, &b.0)));

@@ -19,7 +19,7 @@ impl Function {
         Facts {
             pending,
             running,
-            slots: self.deployed.spec.slots(),
+            slots: self.serving().spec.slots(),
             min: if without { 0 } else { self.effective.min_containers.max(floor) },
             max: if without { 0 } else { self.effective.max_containers.unwrap_or(self.limits.system_max_containers) },
             buffer: if active { self.effective.buffer_containers } else { 0 },
@@ -37,6 +37,8 @@ impl Function {
         self.retire_surplus(facts.max, out);
         self.watch_size(now);
         self.stop_idle(now, out);
+        self.take_over_asleep(out);
+        self.make_room_for_trial(now, out);
         self.tell_demand(now, out);
         out.records.extend(self.sizing.record(now));
     }
@@ -64,17 +66,21 @@ impl Function {
 
     fn tell_demand(&mut self, now: Time, out: &mut Output) {
         let min = self.facts().min;
+        // One demand asks for one kind of container: for the one that is tried first.
+        let trial = self.wants_trial(now);
         let numbers = Numbers {
-            missing: self.missing(now),
+            missing: if trial { 1 } else { self.missing(now) },
             grants_seen: self.sizing.bid.grants_seen(),
             spare: self.pool.live().saturating_sub(self.sizing.wanted().max(min)).min(self.pool.idle()),
             leaving: self.pool.leaving(),
             min,
         };
-        if !self.sizing.bid.tells(now, self.deployed.revision, numbers) {
+        let of = if trial { &self.deployed } else { self.serving() };
+        let (revision, spec) = (of.revision, of.spec.clone());
+        if !self.sizing.bid.tells(now, revision, numbers) {
             return;
         }
-        let (spec, Numbers { missing, grants_seen, spare, leaving, min }) = (&self.deployed.spec, numbers);
+        let Numbers { missing, grants_seen, spare, leaving, min } = numbers;
         out.effects.push(Effect::Demand(Demand {
             function: self.key.clone(),
             missing,

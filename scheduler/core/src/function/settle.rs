@@ -41,7 +41,7 @@ impl Attempt {
 
 impl Function {
     pub(super) fn finished(&mut self, now: Time, id: ContainerId, done: Vec<Done>, out: &mut Output) {
-        let spec = self.deployed.spec.clone();
+        let spec = self.serving().spec.clone();
         let accepts_late = mutated!(self.limits.mutant, LATE_OUTCOME_ACCEPTED);
         let settled = self.pool.change(id, |container| {
             let mut settled = Vec::with_capacity(done.len());
@@ -102,7 +102,7 @@ impl Function {
 
     /// A container that was only to finish its work stops once it has none; a single-use one after its first.
     pub(super) fn after_work(&mut self, id: ContainerId, out: &mut Output) {
-        let single = self.deployed.spec.single_use_containers;
+        let single = self.serving().spec.single_use_containers;
         let Some(container) = self.pool.get(id) else { return };
         if !container.is_idle() {
             return;
@@ -123,7 +123,7 @@ impl Function {
         attempt: Attempt,
         out: &mut Output,
     ) {
-        let retries = self.deployed.spec.retries.clone();
+        let retries = self.serving().spec.retries.clone();
         let cancelled = self.is_unwanted(&input);
         let allowed = retries.max_retries + u32::from(mutated!(self.limits.mutant, ONE_RETRY_TOO_MANY));
         if input.failures() >= allowed || cancelled {
@@ -250,6 +250,7 @@ impl Function {
     }
 
     pub(super) fn returned(&mut self, now: Time, id: ContainerId, leases: &[LeaseId], closed: bool, out: &mut Output) {
+        let unfed = room(&self.serving().spec, None);
         let back = self.pool.change(id, |container| {
             let mut back = Vec::new();
             for lease in leases {
@@ -264,7 +265,7 @@ impl Function {
             }
             // What came back unbegun shows that the guess of short runs was wrong.
             container.run_us = None;
-            container.room = room(&self.deployed.spec, None);
+            container.room = unfed;
             back
         });
         for held in back.unwrap_or_default().into_iter().rev() {

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     decision::{Choice, Waiting},
     effect::{Effect, Notice, Output},
+    record::Deployment,
 };
 use capstan_common::{
     container::{Ending, Phase},
@@ -37,11 +38,12 @@ impl Function {
         out: &mut Output,
     ) {
         self.sizing.bid.granted();
-        let spec = self.deployed.spec.clone();
+        let trial = self.wants_trial(now);
+        let Deployment { revision, spec, .. } = if trial { &self.deployed } else { self.serving() }.clone();
         let (wishes, gpus) = (spec.gpus(), gpu.as_ref().map_or(0, |gpu| gpu.count));
         let serves = gpu.as_ref().map_or(wishes.is_empty(), |gpu| wishes.contains(gpu))
             && amount == spec.amount().with_gpus(gpus);
-        if self.missing(now) == 0 || !serves {
+        if !trial && self.missing(now) == 0 || !serves {
             out.effects.push(Effect::Release(id));
             if !serves {
                 // It was asked for before another revision came, which wants something else.
@@ -52,7 +54,7 @@ impl Function {
         let start = Order::Start(Start {
             container: id,
             function: self.key.clone(),
-            revision: self.deployed.revision,
+            revision,
             spec: Arc::new(ContainerSpec::of(&spec)),
             gpus,
             env: Default::default(),
@@ -62,8 +64,8 @@ impl Function {
             id,
             Container {
                 worker,
-                revision: self.deployed.revision,
-                life: Life::Starting,
+                revision,
+                life: if trial { Life::Trial } else { Life::Starting },
                 adopted: false,
                 trusted: spec.trusted,
                 chosen: Some(chosen),
@@ -84,30 +86,34 @@ impl Function {
 
     /// The worker had no room after all: a proposal that failed, not a container that failed. It is asked for again after a moment.
     pub(super) fn refused(&mut self, now: Time, id: ContainerId, reason: Arc<str>, out: &mut Output) {
-        if self.pool.remove(id).is_none() {
-            return;
-        }
+        let Some(container) = self.pool.remove(id) else { return };
+        let was_trial = container.life == Life::Trial;
         out.effects.push(Effect::Release(id));
         self.sizing.bid.refused(Waiting::new("no_capacity", &*reason));
-        self.starts.not_before = self.starts.not_before.max(now.plus_ms(REFUSED_PAUSE_MS));
+        let starts = if was_trial { &mut self.rollout.starts } else { &mut self.starts };
+        starts.not_before = starts.not_before.max(now.plus_ms(REFUSED_PAUSE_MS));
     }
 
     pub(super) fn ready(&mut self, now: Time, id: ContainerId, (phases, port): (Vec<Phase>, u16), out: &mut Output) {
         let times = self.pool.change(id, |container| {
-            if container.life == Life::Starting {
+            let is_trial = container.life == Life::Trial;
+            if container.life == Life::Starting || is_trial {
                 container.life = Life::Ready;
             }
             container.since = now;
             container.port = port;
-            (container.decided, container.placed, container.adopted)
+            (container.decided, container.placed, container.adopted, is_trial)
         });
-        let Some((decided, placed, adopted)) = times else { return };
+        let Some((decided, placed, adopted, is_trial)) = times else { return };
+        if is_trial {
+            self.take_over(out);
+        }
         let place = Phase { name: "place".into(), us: placed.since_us(decided) };
         // What of the start is not the worker's: the order's way down and the report's way up.
         let there: u64 = phases.iter().map(|p| p.us).sum();
         let order = Phase { name: "order".into(), us: now.since_us(placed).saturating_sub(there) };
         let phases = [place, order].into_iter().chain(phases).collect();
-        if self.pool.get(id).is_some_and(|c| c.revision == self.deployed.revision) {
+        if self.pool.get(id).is_some_and(|c| c.revision == self.serving().revision) {
             // How long the start of one took that was there before its owner, nobody knows.
             self.starts.succeeded(now, Some(placed).filter(|_| !adopted));
         }
@@ -117,8 +123,10 @@ impl Function {
 
     /// A server that is not ready was looked at: what was found says why its inputs wait.
     pub(super) fn looked(&mut self, id: ContainerId, detail: Arc<str>) {
-        if self.pool.get(id).is_some_and(|container| container.life == Life::Starting) {
-            self.starts.looked = Some(detail);
+        match self.pool.get(id).map(|container| &container.life) {
+            Some(Life::Starting) => self.starts.looked = Some(detail),
+            Some(Life::Trial) => self.rollout.starts.looked = Some(detail),
+            _ => {}
         }
     }
 
@@ -175,12 +183,22 @@ impl Function {
         let Some(container) = self.pool.remove(id) else { return };
         self.sizing.model.forget_counter(id);
         out.effects.push(Effect::Release(id));
+        if self.is_rolling() {
+            self.sizing.bid.look_again();
+        }
         let detail = ending.sentence();
         out.effects.push(Effect::Notice(Notice::ContainerEnded { container: id, detail: detail.clone() }));
         self.expel_from(id, &detail, out);
         let ordered = container.life == Life::Stopping || ending.ordered;
         let useless = container.served == 0 && begun.is_empty() && container.requests.is_empty();
-        if !ordered && (container.life == Life::Starting || useless) && container.revision == self.deployed.revision {
+        if !ordered && container.life == Life::Trial {
+            // What waits does not wait for it: the revision before goes on.
+            self.rollout.starts.failed(now, container.placed, detail.clone(), &self.limits);
+            out.effects.push(Effect::Notice(Notice::StartFailed { container: id, detail: detail.clone() }));
+        } else if !ordered
+            && (container.life == Life::Starting || useless)
+            && container.revision == self.serving().revision
+        {
             self.start_failed(now, id, &container, detail.clone(), out);
         }
         for (lease, Lease { input, given, .. }) in container.leases.into_iter().rev() {

@@ -72,7 +72,7 @@ impl Function {
     }
 
     fn must_serve(&self) -> Result<(), Refusal> {
-        let spec = &self.deployed.spec;
+        let spec = &self.serving().spec;
         let refuse = |why: &str| Err(Refusal::new(Code::Unsupported, format!("function `{}` {why}", self.key)));
         if spec.protocol != Protocol::Http {
             return refuse("has the protocol exec and no server to reach; deploy it with protocol http, or invoke it");

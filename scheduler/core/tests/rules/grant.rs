@@ -49,7 +49,7 @@ fn redeployed(before: Value, after: Value) -> (Function, Demand, Demand) {
     let mut core =
         Function::deploy(key, Epoch(1), limits, Time(1_000_000), (spec(before), Revision(0)), &mut out).unwrap();
     let first = demand(&step(&mut core, Event::Enter { request: RequestId(1) }));
-    let second = demand(&step(&mut core, Event::Deploy(spec(after))));
+    let second = demand(&step(&mut core, Event::Deploy { spec: spec(after), at_once: false }));
     (core, first, second)
 }
 

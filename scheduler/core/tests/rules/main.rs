@@ -5,6 +5,7 @@ mod grant;
 mod instance;
 mod limits;
 mod model;
+mod rollout;
 mod schedule;
 mod stage;
 mod store;

@@ -60,6 +60,7 @@ fn recovered(spec: FunctionSpec, due: &[Time], state: ScheduleState, now: Time) 
     let recovery = Recovery {
         key: key.clone(),
         deployed: Deployment { revision: Revision(1), spec: Arc::new(spec), at: Time(0) },
+        serving: None,
         overrides: Overrides::default(),
         calls: due.iter().map(call).collect(),
         parked: Vec::new(),
@@ -120,11 +121,11 @@ fn a_deployment_keeps_the_pause_and_what_waits() {
     let mut stage = Stage::new(spec(json!({"overlap": "queue"})));
     stage.pass_s(185);
     stage.step(Event::Pause(true)).unwrap();
-    stage.step(Event::Deploy(Arc::new(spec(json!({"overlap": "queue"}))))).unwrap();
+    stage.step(Event::Deploy { spec: Arc::new(spec(json!({"overlap": "queue"}))), at_once: false }).unwrap();
     assert_eq!((view(&stage).paused, view(&stage).waiting), (true, 2));
     // Without a schedule there is nothing to be paused, and a later one begins anew.
-    stage.step(Event::Deploy(Arc::new(http(json!({}))))).unwrap();
-    stage.step(Event::Deploy(Arc::new(spec(json!({}))))).unwrap();
+    stage.step(Event::Deploy { spec: Arc::new(http(json!({}))), at_once: false }).unwrap();
+    stage.step(Event::Deploy { spec: Arc::new(spec(json!({}))), at_once: false }).unwrap();
     assert_eq!((view(&stage).paused, view(&stage).waiting), (false, 0));
 }
 

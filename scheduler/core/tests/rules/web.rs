@@ -84,7 +84,7 @@ fn what_cannot_be_reached_or_would_be_too_much_is_refused() {
     enter(&mut stage, 0..3);
     let refused = stage.step(Event::Enter { request: RequestId(9) }).unwrap_err();
     assert_eq!(refused.code, Code::ResourceExhausted);
-    stage.step(Event::Deploy(Arc::new(http(json!({"protocol": "exec"}))))).unwrap();
+    stage.step(Event::Deploy { spec: Arc::new(http(json!({"protocol": "exec"}))), at_once: false }).unwrap();
     assert_eq!(stage.expelled.len(), 3, "a revision without a server serves none that wait");
 }
 

@@ -65,6 +65,8 @@ pub struct Pass(pub Event);
 pub struct Deployed {
     /// The revision.
     pub deployment: Deployment,
+    /// The revision that serves.
+    pub live: Revision,
     /// Whether the function is new.
     pub new: bool,
     /// Numbers of that moment.
@@ -77,8 +79,10 @@ pub struct Deployed {
 pub struct Deploy {
     /// The revision's spec.
     pub spec: Arc<FunctionSpec>,
-    /// Only if this revision is live.
+    /// Only if this revision was deployed last.
     pub if_match: Option<u32>,
+    /// Whether it takes over at once, and not when its first container is ready.
+    pub at_once: bool,
 }
 
 /// Opens a call. Answers its id (or that of the call that the same key made before), for spawns once it is durable.
@@ -241,13 +245,13 @@ impl Handler<Deploy> for FunctionActor {
     type Result = ResponseFuture<Result<Deployed, Refusal>>;
     fn handle(&mut self, deploy: Deploy, ctx: &mut Context<Self>) -> Self::Result {
         let answer = self.deploy(deploy, ctx);
-        let made = self.core.as_ref().map(|core| (core.deployment().clone(), core.stats()));
+        let made = self.core.as_ref().map(|core| (core.deployment().clone(), core.serving().revision, core.stats()));
         let durable = self.when_durable(ctx);
         Box::pin(async move {
             let new = answer?;
             durable.await.map_err(|_| stopping())?;
-            let (deployment, stats) = made.ok_or_else(stopping)?;
-            Ok(Deployed { deployment, new, stats })
+            let (deployment, live, stats) = made.ok_or_else(stopping)?;
+            Ok(Deployed { deployment, live, new, stats })
         })
     }
 }
@@ -262,7 +266,7 @@ impl FunctionActor {
         }
         let new = revision == 0;
         if self.core.is_some() {
-            self.step(Event::Deploy(deploy.spec), ctx)?;
+            self.step(Event::Deploy { spec: deploy.spec, at_once: deploy.at_once }, ctx)?;
             self.tell_rule(ctx);
             return Ok(new);
         }

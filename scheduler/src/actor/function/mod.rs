@@ -187,7 +187,7 @@ impl FunctionActor {
             Notice::StartFailed { container, detail } => telemetry.start_failed(&self.key, container, &detail),
             Notice::ContainerEnded { container, detail } => telemetry.ended(&self.key, container, &detail),
             Notice::Scaled { from, to, reason } => {
-                let is_model = |core: &Function| core.deployment().spec.model_id.is_some() && !core.is_removed();
+                let is_model = |core: &Function| core.serving().spec.model_id.is_some() && !core.is_removed();
                 let model = self.core.as_ref().is_some_and(is_model);
                 if model && to == 0 {
                     tracing::info!(function = %self.key, from, "scale to zero: the model's retention has passed without a request");
@@ -203,8 +203,8 @@ impl FunctionActor {
         match order {
             Order::Start(start) => {
                 let Some(core) = &self.core else { return Order::Start(start) };
-                // A start is of the live revision.
-                let spec = &core.deployment().spec;
+                // Of its own revision: another one has other secrets and other rights.
+                let spec = core.spec_of(start.revision);
                 let mut env = self.env.function_tokens.environment(&start, spec.token.role);
                 env.extend(self.env.secrets.environment(&start.function, &spec.secrets));
                 Order::Start(Start { env, ..start })
@@ -278,7 +278,7 @@ impl FunctionActor {
     }
 
     fn ask_requests(&self, within_ms: u64, ctx: &mut Context<Self>) {
-        let spec = self.core.as_ref().map(|core| core.deployment().spec.clone());
+        let spec = self.core.as_ref().map(|core| core.serving().spec.clone());
         let asked = spec.and_then(|spec| Some((spec.model_id.clone()?, spec.activity.clone()?)));
         let (Some(prometheus), Some((model, activity))) = (self.env.prometheus.clone(), asked) else { return };
         let key = self.key.clone();
@@ -364,7 +364,7 @@ impl FunctionActor {
                 }
             }
             Promise::Settled { call, entries } => {
-                let spec = self.core.as_ref().map(|core| core.deployment().spec.clone());
+                let spec = self.core.as_ref().map(|core| core.serving().spec.clone());
                 let model = spec.as_ref().and_then(|spec| spec.model_id.as_deref());
                 self.env.telemetry.settled(&self.key, model, call, &entries);
                 self.watchers.tell(call, &Update::Ended(entries));

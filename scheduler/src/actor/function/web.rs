@@ -77,7 +77,7 @@ impl FunctionActor {
             drop(place.send(Err(Refusal::new(Code::Unavailable, detail))));
             return;
         };
-        let spec = self.core.as_ref().map(|core| core.deployment().spec.clone());
+        let spec = self.core.as_ref().map(|core| core.serving().spec.clone());
         let (tell, expelled) = oneshot::channel();
         let given = Place {
             container,

@@ -28,6 +28,10 @@ fn spec() -> Value {
     })
 }
 
+fn wait() -> Value {
+    json!({"type": "number", "minimum": 0, "maximum": 3600, "default": 0})
+}
+
 /// A precondition on the live revision.
 fn conditional(operation: Operation) -> Operation {
     let schema = json!({"type": "string", "pattern": "^(\\*|\"?[0-9]{1,9}\"?)$"});
@@ -87,7 +91,17 @@ fn deployment() -> [Operation; 4] {
             "the function; its ETag is the revision",
         ),
         conditional(Operation::of::<function::Deploy>("PUT", ONE, "deployFunction", "Deploys a new revision", ""))
-            .about("Dynamic autoscaler overrides are dropped. Running inputs finish on the old revision.")
+            .about(
+                "Dynamic autoscaler overrides are dropped. Running inputs finish on the old revision. Where a server of the old revision is ready, the new one takes over when its first container is ready (`live_revision`), and if its starts fail the old one goes on.",
+            )
+            .refuses(&[409])
+            .query("force", json!({"type": "boolean", "default": false}), "take over at once, whether a container is ready or not")
+            .query("wait_s", wait(), "answer when the new revision has taken over, or with 409 deploy_failed and its container's output")
+            .query(
+                "require_capacity",
+                json!({"type": "boolean", "default": false}),
+                "refuse what no worker could ever hold; otherwise that is a warning",
+            )
             .takes(Shape::of::<FunctionSpec>(), spec(), SPEC_BYTES)
             .query(
                 "dry_run",
@@ -111,6 +125,9 @@ fn revisions() -> [Operation; 2] {
         "",
     ))
     .about("Without a body it is the one before. Dynamic autoscaler overrides are dropped.")
+    .refuses(&[409])
+    .query("force", json!({"type": "boolean", "default": false}), "take over at once")
+    .query("wait_s", wait(), "answer when it has taken over, or with 409 deploy_failed")
     .takes(Shape::of::<super::shapes::WantedRevision>(), json!({"revision": 3}), SPEC_BYTES)
     .answers(200, "the function with its new revision", JSON, Shape::of::<function::FunctionView>());
     if let Some(body) = &mut back.body {

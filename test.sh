@@ -18,8 +18,7 @@ package() {
         exit 1
     fi
 }
-install cc gcc
-install python3 python3
+tools/setup
 install curl curl
 install git git
 install mount mount

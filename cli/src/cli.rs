@@ -233,13 +233,26 @@ Examples:
         /// The input's index, for a call.
         index: Option<u64>,
     },
-    /// Print what a function's containers write.
+    /// Print what a function's containers wrote, also those that have ended; or one container.
+    #[command(
+        after_help = "Examples:\n  capstan logs my-app.f -f\n  capstan logs my-app.f --since 600 --timestamps\n  capstan logs ct-0000010000000001 --tail 50"
+    )]
     Logs {
+        /// A function, or a container's id.
         #[arg(value_parser = named)]
-        function: String,
+        what: String,
         /// Go on as more comes.
         #[arg(long, short)]
         follow: bool,
+        /// The last lines only.
+        #[arg(long, short = 'n')]
+        tail: Option<usize>,
+        /// What came since then: a time (RFC 3339), or seconds back.
+        #[arg(long)]
+        since: Option<String>,
+        /// Begin each line with when it came.
+        #[arg(long, short)]
+        timestamps: bool,
     },
     /// Watch what happens: deployments, scale decisions, containers, workers.
     #[command(after_help = "Examples:\n  capstan events --function my-app.f\n  capstan --json events | jq .kind")]

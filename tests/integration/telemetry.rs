@@ -174,6 +174,52 @@ async fn events_have_a_kind_and_an_id_and_go_on_from_there_without_a_gap() {
 }
 
 #[tokio::test]
+async fn a_functions_logs_are_those_of_all_its_containers_also_after_their_end() {
+    let (_folder, up) = fresh(&[]);
+    let script = "read n; echo out $n >&2; echo more $n >&2; echo $n";
+    let soon = json!({"autoscaler": {"scaledown_window": 1, "max_containers": 1}});
+    up.deploy("f", spec(&["sh", "-c", script], "exec", soon)).await.unwrap();
+    for n in 0..3 {
+        up.invoke("f", json!(n)).await.unwrap();
+    }
+    let gone = |stats: &serde_json::Value| stats["containers"].as_object().unwrap().values().all(|n| n == 0);
+    up.until("f", Duration::from_secs(20), gone).await.unwrap();
+    let logs = async |query: &str| {
+        let path = up.at(&format!("/v1/namespaces/default/functions/f/logs?{query}"));
+        let answer = up.http.get(path).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (status, text) = logs("").await;
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!((status, lines), (200, vec!["out 0", "more 0", "out 1", "more 1", "out 2", "more 2"]));
+    let container = text.split(' ').next().unwrap();
+    assert!(container.starts_with("ct-"), "{text}");
+    assert_eq!(logs("tail=2").await.1, format!("{container} out 2\n{container} more 2\n"));
+    assert_eq!(logs("since=2030-01-01T00:00:00Z").await.1, "");
+    assert_eq!(logs("since=600&tail=1").await.1, format!("{container} more 2\n"));
+    let (_, stamped) = logs("timestamps=true&tail=1").await;
+    let at = stamped.split(' ').next().unwrap();
+    assert!(at.len() == 27 && at.ends_with('Z'), "{stamped}");
+    for wrong in ["since=yesterday", "tail=-1", "lines=3"] {
+        assert_eq!(logs(wrong).await.0, 422, "{wrong}");
+    }
+    let of_one = up.http.get(up.at(&format!("/v1/containers/{container}/logs?tail=1"))).send().await.unwrap();
+    assert_eq!(of_one.text().await.unwrap(), "more 2\n");
+    // What comes later is followed, of whichever container.
+    let path = up.at("/v1/namespaces/default/functions/f/logs?follow=true&tail=0");
+    let mut followed = up.http.get(path).send().await.unwrap().bytes_stream();
+    up.invoke("f", json!(7)).await.unwrap();
+    let mut text = String::new();
+    while !text.contains("more 7") {
+        let piece = tokio::time::timeout(Duration::from_secs(20), followed.next()).await.expect("output in time");
+        text.push_str(std::str::from_utf8(&piece.unwrap().unwrap()).unwrap());
+    }
+    assert!(text.lines().all(|line| line.ends_with('7')), "{text}");
+    let absent = up.http.get(up.at("/v1/namespaces/default/functions/none/logs")).send().await.unwrap();
+    assert_eq!(absent.status(), 404);
+}
+
+#[tokio::test]
 async fn a_version_is_told_by_its_parts() {
     let (_folder, up) = fresh(&[]);
     let version = up.get("/v1/version").await.unwrap();

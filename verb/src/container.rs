@@ -1,5 +1,6 @@
 //! Containers: what runs where, and why there.
 
+use crate::log::Part;
 use capstan_common::{
     container::ContainerState,
     id::{ContainerId, Revision, WorkerId},
@@ -20,6 +21,16 @@ pub struct List {
     /// On this worker.
     #[serde(default)]
     pub worker: Option<String>,
+}
+
+/// What a container wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logs {
+    /// Which.
+    pub container: ContainerId,
+    /// Which part of it.
+    #[serde(default)]
+    pub part: Part,
 }
 
 /// Stops a container; what it holds runs elsewhere.

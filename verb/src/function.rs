@@ -1,5 +1,6 @@
 //! Functions: looked at, listed, explained.
 
+use crate::log::Part;
 use capstan_common::{
     function::{AutoscalerSettings, FunctionSpec, Overrides, OverridesPatch},
     id::{CallId, FunctionKey},
@@ -54,6 +55,17 @@ of_a_function! {
     Schedule;
     /// Its revisions.
     Revisions;
+}
+
+/// What a function's containers wrote, also those that have ended lately.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logs {
+    /// Which function or instance.
+    #[serde(deserialize_with = "instance")]
+    pub key: FunctionKey,
+    /// Which part of it.
+    #[serde(default)]
+    pub part: Part,
 }
 
 /// What was recorded of a function's inputs, page by page.

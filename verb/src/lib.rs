@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod container;
 pub mod cursor;
 pub mod function;
+pub mod log;
 pub mod model;
 pub mod namespace;
 pub mod payload;

@@ -31,6 +31,8 @@ macro_rules! all_verbs {
             call::Get           => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::CallView;
             call::ExplainInput  => Read, OfRecord,               Owner(v.call.place()),  Safe -> call::InputLife;
             call::Cancel        => Invoke, OfRecord,             Owner(v.call.place()),  Safe -> call::CallView;
+            function::Logs      => Read, In(&v.key.namespace),   Owner(v.key.place()),   Safe -> log::LogsView;
+            container::Logs     => Read, OfRecord,               Whoever,                Safe -> log::LogsView;
             container::Stop     => Deploy, OfRecord,             Whoever,                Safe -> container::StoppingView;
             cluster::RequiredNodes => Read, Cluster,             Here,                   Safe -> cluster::NodesView;
             model::Serving      => Read, In(&v.namespace),       Whoever,                Safe -> model::ServingView;
@@ -140,7 +142,7 @@ macro_rules! implement {
     };
 }
 
-use crate::{call, cluster, container, function, model, namespace, secret, token};
+use crate::{call, cluster, container, function, log, model, namespace, secret, token};
 all_verbs!(implement);
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::{
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, io::Write, time::Duration};
+use std::io::Write;
 
 /// The effective configuration.
 pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
@@ -117,50 +117,35 @@ fn print_life(life: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Output of a function's containers, each line with its container.
-pub async fn logs(client: &Client, function: &str, follow: bool) -> anyhow::Result<()> {
-    client.get(&client.function(function, "")).await?;
-    let mut known = BTreeSet::new();
-    let (lines, mut printed) = tokio::sync::mpsc::channel::<Vec<u8>>(64);
-    let (there, name) = (client.clone(), function.to_owned());
-    actix_rt::spawn(async move {
-        loop {
-            for id in container_ids(&there, &name).await {
-                if known.insert(id.clone()) {
-                    let (there, lines) = (there.clone(), lines.clone());
-                    actix_rt::spawn(async move { follow_one(&there, &id, follow, lines).await });
-                }
-            }
-            if !follow {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+/// Which part of the output is printed.
+pub struct Output<'a> {
+    /// As more comes.
+    pub follow: bool,
+    /// With the times.
+    pub timestamps: bool,
+    /// The last lines.
+    pub tail: Option<usize>,
+    /// Since then.
+    pub since: Option<&'a str>,
+}
+
+/// Prints what a function's containers wrote, or one container.
+pub async fn logs(client: &Client, what: &str, asked: &Output<'_>) -> anyhow::Result<()> {
+    let base = match what.starts_with("ct-") {
+        true => format!("/v1/containers/{}/logs", segment(what)),
+        false => client.function(what, "logs"),
+    };
+    let mut path = format!("{base}?follow={}&timestamps={}", asked.follow, asked.timestamps);
+    for (name, value) in [("tail", asked.tail.map(|n| n.to_string())), ("since", asked.since.map(str::to_owned))] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{name}={}", segment(&value)));
         }
-    });
-    while let Some(line) = printed.recv().await {
-        std::io::stdout().lock().write_all(&output::for_stdout(&line))?;
+    }
+    let mut lines = lines(client.follow(&path).await?);
+    while let Some(line) = lines.next().await {
+        std::io::stdout().lock().write_all(&output::for_stdout(&line?))?;
     }
     Ok(())
-}
-
-async fn container_ids(client: &Client, function: &str) -> Vec<String> {
-    let path = format!("/v1/containers?namespace={}&function={}", segment(&client.namespace), segment(function));
-    let listed = client.get(&path).await.unwrap_or_default();
-    let containers = listed["containers"].as_array().cloned().unwrap_or_default();
-    containers.iter().filter_map(|c| c["id"].as_str().map(str::to_owned)).collect()
-}
-
-async fn follow_one(client: &Client, id: &str, follow: bool, out: tokio::sync::mpsc::Sender<Vec<u8>>) {
-    let path = format!("/v1/containers/{id}/logs?follow={follow}");
-    let Ok(response) = client.follow(&path).await else { return };
-    let mut lines = crate::client::lines(response);
-    while let Some(Ok(line)) = lines.next().await {
-        let mut text = format!("{id} ").into_bytes();
-        text.extend_from_slice(&line);
-        if out.send(text).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Lists schedulers.

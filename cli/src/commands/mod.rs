@@ -129,7 +129,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Version => look::version(&client()?, json).await?,
         Command::Cancel { id } => calls::cancel(&client()?, &id, json).await?,
         Command::Explain { what, index } => look::explain(&client()?, &what, index, json).await?,
-        Command::Logs { function, follow } => look::logs(&client()?, &function, follow).await?,
+        Command::Logs { what, follow, tail, since, timestamps } => {
+            let asked = look::Output { follow, timestamps, tail, since: since.as_deref() };
+            look::logs(&client()?, &what, &asked).await?;
+        }
         Command::Schedule { function, action } => govern::schedule(&client()?, &function, action, json).await?,
         Command::Simulate(args) => whatif::simulate(&client()?, args, json).await?,
         Command::Advise(args) => whatif::advise(&client()?, args, json).await?,

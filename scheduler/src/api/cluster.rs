@@ -238,7 +238,7 @@ impl Api {
     pub fn must_see_output(&self, who: &Subject, container: ContainerId) -> Result<(), Refusal> {
         if let Some((key, _)) = self.env.registry.owner(container) {
             // One that has not written yet can be followed.
-            self.env.telemetry.logs.open(container, &key.namespace);
+            self.env.telemetry.logs.open(container, &key);
         }
         let namespace = self.env.telemetry.logs.namespace(container);
         if namespace.is_some_and(|namespace| who.sees(&namespace)) {

@@ -7,6 +7,7 @@ pub mod govern;
 mod inputs;
 pub mod instances;
 pub mod keys;
+mod logs;
 pub mod models;
 pub mod owner;
 pub mod promql;

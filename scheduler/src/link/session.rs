@@ -315,7 +315,7 @@ impl Session {
     fn log(&self, container: ContainerId, chunk: Bytes, dropped: u64) {
         let owner = self.shared.registry.owner(container);
         match owner.filter(|_| !self.shared.registry.is_elsewhere(container, &self.worker)) {
-            Some((key, _)) => self.shared.telemetry.logs.add(container, &key.namespace, chunk, dropped),
+            Some((key, _)) => self.shared.telemetry.logs.add(container, &key, chunk, dropped),
             None => tracing::debug!(worker = %self.worker, %container, "output of a container that is not known here"),
         }
     }

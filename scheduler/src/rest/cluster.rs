@@ -2,8 +2,6 @@
 
 use super::{
     ask::{ask, shown},
-    gather::elsewhere,
-    guard::subject,
     problem::{Answer, Problem, query},
 };
 use crate::{api::Api, route::Route};
@@ -80,44 +78,12 @@ pub async fn containers(route: web::Data<Route>, request: HttpRequest) -> Answer
     shown(&route, &request, container::List { namespace, function, worker }).await
 }
 
-fn container_of(text: &str) -> Result<ContainerId, Problem> {
+/// The container that a path names; a text that is no id names none.
+pub fn container_of(text: &str) -> Result<ContainerId, Problem> {
     text.parse().map_err(|e: capstan_common::id::BadId| Problem::new(Code::NotFound, e.to_string()))
 }
 
 pub async fn stop(route: web::Data<Route>, request: HttpRequest, path: web::Path<String>) -> Answer {
     let told = ask(&route, &request, container::Stop { container: container_of(&path)? }).await?;
     Ok(HttpResponse::Accepted().json(told))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LogsQuery {
-    follow: Option<bool>,
-}
-
-pub async fn logs(api: web::Data<Api>, request: HttpRequest, path: web::Path<String>) -> Answer {
-    let container = container_of(&path)?;
-    let asked: LogsQuery = query(&request)?;
-    let follow = asked.follow.unwrap_or(false);
-    if let Err(refusal) = api.must_see_output(&subject(&request), container) {
-        return elsewhere(&api, &request).await.ok_or_else(|| refusal.into());
-    }
-    let stream = async_stream::stream! {
-        let mut from = 0;
-        while let Some(page) = api.telemetry().logs.read(container, from) {
-            from = page.next;
-            for chunk in page.chunks {
-                yield Ok::<_, Problem>(chunk);
-            }
-            let mut more = page.more;
-            if !follow || page.ended {
-                break;
-            }
-            tokio::select! {
-                changed = more.changed() => if changed.is_err() { break },
-                () = api.stopping().cancelled() => break,
-            }
-        }
-    };
-    Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").streaming(Box::pin(stream)))
 }

@@ -67,7 +67,7 @@ impl Telemetry {
 
     /// A container ended.
     pub fn ended(&self, function: &FunctionKey, container: ContainerId, detail: &str) {
-        self.logs.end(container, &function.namespace);
+        self.logs.end(container, function);
         if let Some(tracer) = &self.tracer {
             tracer.ended(container);
         }

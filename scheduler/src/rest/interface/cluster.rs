@@ -1,7 +1,7 @@
 //! Containers, workers, schedulers, namespaces, tokens, and the server itself.
 
 use super::{
-    functions::SPEC_BYTES,
+    functions::{SPEC_BYTES, part_of_output},
     operation::{JSON, Operation, Scope},
     shape::Shape,
     shapes::{Health, Policy},
@@ -12,7 +12,6 @@ use serde_json::json;
 
 /// Bytes of a request for a token.
 pub const TOKEN_BYTES: usize = 64 << 10;
-const TEXT: &str = "text/plain";
 
 fn containers() -> [Operation; 3] {
     let text = || json!({"type": "string"});
@@ -27,15 +26,13 @@ fn containers() -> [Operation; 3] {
         .query("namespace", text(), "of functions of this namespace")
         .query("function", text(), "of functions of this name")
         .query("worker", text(), "on this worker"),
-        Operation::plain(
+        part_of_output(Operation::of::<container::Logs>(
             "GET",
             "/v1/containers/{id}/logs",
             "getContainerLogs",
             "What a container wrote",
-            (Role::Read, Scope::Record),
-        )
-        .query("follow", json!({"type": "boolean", "default": false}), "go on as more comes")
-        .answers(200, "its output", TEXT, Shape::text()),
+            "",
+        )),
         Operation::of::<container::Stop>(
             "POST",
             "/v1/containers/{id}/stop",

@@ -151,8 +151,29 @@ fn deployed() -> Shape {
     function
 }
 
-fn looks() -> [Operation; 4] {
+/// Which part of the output is wanted, and how.
+pub fn part_of_output(operation: Operation) -> Operation {
+    let flag = || json!({"type": "boolean", "default": false});
+    operation
+        .query("follow", flag(), "go on as more comes")
+        .query("timestamps", flag(), "each line begins with when it came")
+        .query("tail", json!({"type": "integer", "minimum": 0}), "the last lines of what there is, and what follows")
+        .query("since", json!({"type": "string"}), "what came since then: an RFC 3339 time, or seconds back")
+        .answers(200, "lines of text", "text/plain", Shape::text())
+}
+
+fn looks() -> [Operation; 5] {
     [
+        part_of_output(Operation::of::<function::Logs>(
+            "GET",
+            "/v1/namespaces/{ns}/functions/{fn}/logs",
+            "getFunctionLogs",
+            "What a function's containers wrote, each line with its container",
+            "",
+        ))
+        .about(
+            "Also of containers that have ended: at least ten minutes and 256 KiB of each, as long as there is room.",
+        ),
         Operation::of::<function::GetStats>(
             "GET",
             "/v1/namespaces/{ns}/functions/{fn}/stats",

@@ -10,6 +10,23 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::io::Write;
 
+/// A text whose addresses name no user and password: `https://user:password@host`.
+fn without_passwords(text: &str) -> String {
+    let mut parts = text.split("://");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let host = part.find(['/', '"', ',', ' ']).unwrap_or(part.len());
+        let (authority, rest) = part.split_at(host);
+        shown.push_str("://");
+        match authority.rsplit_once('@') {
+            Some((_, host)) => shown.push_str(&format!("hidden@{host}")),
+            None => shown.push_str(authority),
+        }
+        shown.push_str(rest);
+    }
+    shown
+}
+
 /// The effective configuration.
 pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
     let loaded = super::usage(config::load(args))?;
@@ -20,7 +37,7 @@ pub fn config(args: &UpArgs, as_json: bool) -> anyhow::Result<()> {
         } else if secret && value.as_str() != Some("") {
             "hidden".to_owned()
         } else {
-            value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+            without_passwords(&value.as_str().map_or_else(|| value.to_string(), str::to_owned))
         }
     };
     if as_json {
@@ -254,5 +271,21 @@ pub async fn version(client: &Client, as_json: bool) -> anyhow::Result<()> {
             output::text(&told["link"]["max"]),
         )),
         Err(error) => output::print(format!("scheduler  does not answer: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_passwords;
+
+    #[test]
+    fn addresses_are_shown_without_passwords() {
+        for (text, shown) in [
+            ("http://u:p@ss@h:9/x", "http://hidden@h:9/x"),
+            ("[\"https://u:p@a\", \"https://b/@c\"]", "[\"https://hidden@a\", \"https://b/@c\"]"),
+            ("127.0.0.1:7070", "127.0.0.1:7070"),
+        ] {
+            assert_eq!(without_passwords(text), shown);
+        }
     }
 }

@@ -245,7 +245,7 @@ Examples:
         #[arg(long, short)]
         follow: bool,
         /// The last lines only.
-        #[arg(long, short = 'n')]
+        #[arg(long)]
         tail: Option<usize>,
         /// What came since then: a time (RFC 3339), or seconds back.
         #[arg(long)]

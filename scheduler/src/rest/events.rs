@@ -169,8 +169,11 @@ pub async fn events(api: web::Data<Api>, request: HttpRequest) -> Answer {
     let is_merged = api.is_clustered() && hops(&request) == 0;
     if is_merged {
         // Each scheduler counts for itself: one that has said nothing yet is gone on with from here.
-        let (now, peers) = (place.all.unwrap_or(clock::now().0), api.named_peers());
-        for name in peers.into_iter().map(|(name, _)| name).chain([me.clone()]) {
+        let now = place.all.unwrap_or(clock::now().0);
+        let names: Vec<String> = api.named_peers().into_iter().map(|(name, _)| name).chain([me.clone()]).collect();
+        // Of others nothing is said again: a name from outside is written into the stream.
+        place.of.retain(|name, _| names.contains(name));
+        for name in names {
             place.of.entry(name).or_insert(now);
         }
         place.all = None;

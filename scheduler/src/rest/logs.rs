@@ -125,10 +125,14 @@ impl Lines {
     }
 }
 
+/// Bytes of last lines, at most.
+const TAIL_BYTES: usize = 8 << 20;
+
 /// The last lines of chunks that are not cut at lines.
 fn last_lines(pieces: VecDeque<Bytes>, count: usize) -> VecDeque<Bytes> {
     let all: Vec<u8> = pieces.into_iter().flatten().collect();
-    let ended = all.strip_suffix(b"\n").unwrap_or(&all);
+    let all = &all[all.len().saturating_sub(TAIL_BYTES)..];
+    let ended = all.strip_suffix(b"\n").unwrap_or(all);
     let from =
         if count == 0 { all.len() } else { memchr::memrchr_iter(b'\n', ended).nth(count - 1).map_or(0, |at| at + 1) };
     [Bytes::copy_from_slice(&all[from..])].into()
@@ -145,16 +149,13 @@ async fn text(route: web::Data<Route>, request: &HttpRequest, of: Of) -> Answer 
     loop {
         part.after = page.next;
         page.chunks.drain(..).for_each(|chunk| lines.take(chunk, &mut out));
-        if !page.has_more {
-            break;
-        }
-        if let Some(tail) = tail {
-            out = last_lines(out, tail);
-        }
+        // All of it is given page by page; of its last lines nothing is known before the last page.
+        let Some(tail) = tail.filter(|_| page.has_more) else { break };
+        out = last_lines(out, tail);
         page = of.ask(&route, &who, part).await?;
     }
-    let mut ended = page.ended;
-    if !follow || ended {
+    let (mut has_more, mut ended) = (page.has_more, page.ended);
+    if !has_more && (!follow || ended) {
         lines.end(&mut out);
     }
     if let Some(tail) = tail {
@@ -165,15 +166,15 @@ async fn text(route: web::Data<Route>, request: &HttpRequest, of: Of) -> Answer 
             while let Some(piece) = out.pop_front() {
                 yield Ok::<_, Problem>(piece);
             }
-            if !follow || ended {
+            if !has_more && (!follow || ended) {
                 return;
             }
-            part.wait_ms = WAIT_MS;
+            part.wait_ms = if has_more { 0 } else { WAIT_MS };
             match of.ask(&route, &who, part).await {
                 Ok(page) => {
-                    (part.after, ended) = (page.next, page.ended && !page.has_more);
+                    (part.after, ended, has_more) = (page.next, page.ended, page.has_more);
                     page.chunks.into_iter().for_each(|chunk| lines.take(chunk, &mut out));
-                    if ended {
+                    if !has_more && (!follow || ended) {
                         lines.end(&mut out);
                     }
                 }

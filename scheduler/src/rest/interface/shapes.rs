@@ -102,7 +102,7 @@ pub struct Health {
     status: String,
 }
 
-/// A worker's drained or resumed state is its own answer; a secret's values are taken and never told.
+/// A secret's variables: taken, and never told.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only its shape counts")]
 #[serde(deny_unknown_fields)]

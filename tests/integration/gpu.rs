@@ -89,8 +89,10 @@ async fn a_namespace_takes_no_more_gpus_than_its_quota() {
     let wait = json!(go.to_str().unwrap()).to_string();
     let (_, map) = up.post(&up.function("gpu", "/spawn_map"), format!("{wait}\n").repeat(3)).await.unwrap();
     let explained = "/v1/namespaces/default/functions/gpu/explain";
-    let why = up.until_at(explained, SOON, |a| !a["waiting"].is_null()).await.unwrap()["waiting"].clone();
-    assert!(why["code"] == "tenant_limit" && why["detail"].as_str().unwrap().contains("at most 1 GPU;"), "{why}");
+    // Before that they wait for the store, which has them.
+    let is_bounded = |a: &Value| a["waiting"]["code"] == "tenant_limit";
+    let why = up.until_at(explained, SOON, is_bounded).await.unwrap()["waiting"].clone();
+    assert!(why["detail"].as_str().unwrap().contains("at most 1 GPU;"), "{why}");
     let space = up.get("/v1/namespaces/default").await.unwrap();
     assert_eq!((&space["used"]["gpus"], &space["quota"]["gpus"]), (&json!(1), &json!(1)));
     assert!(capstan(&["namespaces"]).contains("GPUs"));

@@ -5,7 +5,7 @@ use crate::route::{Granted, Run};
 use bytes::Bytes;
 use capstan_common::{
     id::FunctionKey,
-    input::{Format, Payload},
+    input::Format,
     refusal::{Code, Refusal},
 };
 use capstan_verb::{
@@ -45,14 +45,6 @@ impl Api {
             return Err(Refusal::new(Code::PayloadTooLarge, detail));
         }
         Ok(bytes)
-    }
-
-    /// The bytes of a payload.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub async fn bytes_of(&self, payload: &Payload) -> Result<Bytes, Refusal> {
-        self.fetch(payload).await
     }
 }
 

@@ -155,7 +155,10 @@ impl Api {
     }
 
     /// The bytes of a payload.
-    pub async fn fetch(&self, payload: &Payload) -> Result<Bytes, Refusal> {
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub async fn bytes_of(&self, payload: &Payload) -> Result<Bytes, Refusal> {
         match &payload.body {
             Body::Inline(bytes) => Ok(bytes.clone()),
             Body::Blob(_) => self.blobs.fetch(payload).await.map_err(super::blob_refusal),
